@@ -1,0 +1,132 @@
+"""The compression plan: what each linear site becomes, and why.
+
+A plan is data. It is made by :mod:`graph_passes.planning`, written as JSON, may be edited by
+hand, and is applied by :class:`graph_passes.lowrank.LowRankPass`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from graph_passes.errors import RequestError
+from graph_passes.validation_text import first_problem
+
+PLAN_SCHEMA_VERSION: Literal[1] = 1
+
+OptionValue = bool | int | float | str
+
+
+class MethodSpec(BaseModel):
+    """A factorization method by its registered name, with its hyper-parameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "asvd"
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+
+
+class SiteError(BaseModel):
+    """How far a factorization is from its weight, relative to the weight (0 = exact, 1 = all lost).
+
+    Attributes:
+        weight: ``‖W − AB‖_F / ‖W‖_F``.
+        activation: the same in the metric of the site's inputs, ``‖X(W − AB)‖_F / ‖XW‖_F`` with X
+            centred; ``None`` without calibration.
+        bound: the least error that any factorization of this rank can have, in the activation
+            metric where there is one, else in the weight metric (Eckart-Young).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float
+    activation: float | None = None
+    bound: float
+
+    @property
+    def reached(self) -> float:
+        """The error in the metric in which ``bound`` is given."""
+        return self.weight if self.activation is None else self.activation
+
+
+class SitePlan(BaseModel):
+    """One linear site ``y = x·W + b`` with W of shape [in_features, out_features].
+
+    ``decision`` is ``factor`` (rewritten at ``rank`` by ``method``), ``dense`` (selected, but
+    better or only possible left as it is) or ``skip`` (not selected); ``reason`` says why.
+    Parameters count the weight and, where a bias correction had to add one, the new bias.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    site: str
+    node: str
+    weight: str
+    group: str
+    in_features: int
+    out_features: int
+    decision: Literal["factor", "dense", "skip"]
+    reason: str
+    method: MethodSpec | None = None
+    rank: int | None = None
+    parameters_before: int
+    parameters_after: int
+    error: SiteError | None = None
+
+
+class SkippedNode(BaseModel):
+    """A MatMul or Gemm that is no linear site, and the reason."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    node: str
+    op_type: str
+    reason: str
+
+
+class CompressionPlan(BaseModel):
+    """What every MatMul and Gemm of one model becomes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = PLAN_SCHEMA_VERSION
+    allocation: str
+    budget: str
+    sites: tuple[SitePlan, ...]
+    skipped: tuple[SkippedNode, ...] = ()
+
+    @property
+    def factored(self) -> tuple[SitePlan, ...]:
+        """The sites that get rewritten."""
+        return tuple(site for site in self.sites if site.decision == "factor")
+
+    @property
+    def selected(self) -> tuple[SitePlan, ...]:
+        """The sites that the user asked to compress, whether or not that was possible."""
+        return tuple(site for site in self.sites if site.decision != "skip")
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of the selected weights; a weight that several sites share counts once."""
+        return sum({site.weight: site.parameters_before for site in self.selected}.values())
+
+    @property
+    def parameters_after(self) -> int:
+        """Parameters that replace them."""
+        return sum({site.weight: site.parameters_after for site in self.selected}.values())
+
+
+def read_plan(path: Path) -> CompressionPlan:
+    """Read a plan from JSON.
+
+    Raises:
+        RequestError: the file is missing, not JSON, or not a plan; the message names the key.
+    """
+    try:
+        return CompressionPlan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"cannot read the plan {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise RequestError(f"{path} is not a compression plan: {first_problem(error)}") from error

@@ -1,0 +1,115 @@
+"""A set of samples: one array for each model input, samples along the first axis.
+
+The padding mask, where there is one, is itself a model input (``attention_mask``): 1 for real
+positions, 0 for padding. Batches are cut back to their longest sample along the mask's sequence
+axis, so that padding costs no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graph_passes.errors import DataError
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of a set.
+
+    Attributes:
+        feeds: one array ``[B, ...]`` for each model input.
+        index: ``[B]`` the samples' positions in the whole set.
+        mask: ``[B, T]`` boolean, True for real positions; None where nothing is padded.
+        labels: ``[B, ...]``, None without labels.
+    """
+
+    feeds: dict[str, Array]
+    index: NDArray[np.intp]
+    mask: NDArray[np.bool_] | None
+    labels: Array | None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs, optionally with labels.
+
+    Attributes:
+        inputs: one array ``[samples, ...]`` for each model input, by input name.
+        mask_name: the input that is the padding mask, ``[samples, T]``; None without padding.
+        labels: ``[samples, ...]``, or None.
+        origin: where the samples come from, for reports.
+
+    Raises:
+        DataError: no input, no sample, or arrays of different lengths.
+    """
+
+    inputs: Mapping[str, Array]
+    mask_name: str | None = None
+    labels: Array | None = None
+    origin: str = field(default="arrays", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise DataError(f"{self.origin}: there is no input array at all")
+        lengths = {name: (len(a) if a.ndim else 0) for name, a in self.inputs.items()}
+        if self.labels is not None:
+            lengths["labels"] = len(self.labels)
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"{self.origin}: arrays differ in their number of samples: {lengths}")
+        if not len(self):
+            raise DataError(f"{self.origin}: there are no samples")
+        if self.mask_name is not None and self.mask_name not in self.inputs:
+            raise DataError(
+                f"{self.origin}: the padding mask {self.mask_name!r} is not among the inputs "
+                f"({', '.join(self.inputs)})"
+            )
+        for name, array in self.inputs.items():
+            if array.dtype.kind not in "fiub":
+                raise DataError(
+                    f"{self.origin}: input {name!r} has dtype {array.dtype}, not numbers"
+                )
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise DataError(f"{self.origin}: input {name!r} contains NaN or infinite values")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def take(self, count: int) -> Samples:
+        """The first ``count`` samples."""
+        labels = None if self.labels is None else self.labels[:count]
+        inputs = {name: array[:count] for name, array in self.inputs.items()}
+        return Samples(inputs, self.mask_name, labels, self.origin)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Cut into batches of at most ``size``; with a mask, samples of like length together."""
+        if self.mask_name is None:
+            order = np.arange(len(self))
+        else:
+            mask = self.inputs[self.mask_name]
+            order = np.argsort(-mask.astype(bool).sum(axis=1), kind="stable")
+        for start in range(0, len(self), size):
+            yield self._batch(order[start : start + size])
+
+    def _batch(self, index: NDArray[np.intp]) -> Batch:
+        feeds = {name: np.ascontiguousarray(array[index]) for name, array in self.inputs.items()}
+        labels = None if self.labels is None else self.labels[index]
+        if self.mask_name is None:
+            return Batch(feeds, index, None, labels)
+        mask = feeds[self.mask_name].astype(bool)
+        used = np.flatnonzero(mask.any(axis=0))
+        start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+        width = mask.shape[1]
+        # Inputs of the mask's own shape are per-position: they shrink with it.
+        trimmed = {
+            name: np.ascontiguousarray(a[:, start:stop])
+            if a.ndim == 2 and a.shape[1] == width
+            else a
+            for name, a in feeds.items()
+        }
+        return Batch(trimmed, index, mask[:, start:stop], labels)

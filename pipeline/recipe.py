@@ -1,0 +1,211 @@
+"""Recipes: one YAML file that says everything about a run.
+
+A recipe is data, validated on reading: an unknown key is an error that names the key. Paths in a
+recipe are relative to the recipe's own folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from graph_passes.errors import RequestError
+from graph_passes.plan import MethodSpec
+from graph_passes.validation_text import first_problem
+
+
+class RecipeModel(BaseModel):
+    """Base of all recipe parts: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSpec(RecipeModel):
+    """The model.
+
+    ``model`` is a Hugging Face id, a folder in the hub's layout, ``package:NAME/FOLDER`` (a folder
+    inside an installed Python package), ``MODULE:FACTORY`` (a callable that returns a torch module
+    and its example inputs), or an ``.onnx`` file.
+    """
+
+    model: str
+    kind: Literal["auto", "huggingface", "module", "onnx"] = "auto"
+    task: str | None = None
+    exporter: Literal["dynamo", "optimum"] = "dynamo"
+    opset: int = Field(default=23, ge=13)
+    parity_tolerance: float = Field(default=1e-3, gt=0)
+
+
+class PydocData(RecipeModel):
+    """Sentences of Python's own language reference (``pydoc_data.topics``), split by sentence."""
+
+    kind: Literal["pydoc-sentences"]
+    split: Literal["calibration", "validation"]
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=128, ge=2)
+
+
+class DigitsData(RecipeModel):
+    """scikit-learn's handwritten digits, 8x8 grey images with labels."""
+
+    kind: Literal["digits"]
+    split: Literal["train", "validation"]
+    limit: int | None = Field(default=None, ge=1)
+
+
+class NpzData(RecipeModel):
+    """An ``.npz`` file with one array for each model input (and optionally ``labels``)."""
+
+    kind: Literal["npz"]
+    path: Path
+    labels: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+
+
+class TextData(RecipeModel):
+    """A UTF-8 text file, one sample a line."""
+
+    kind: Literal["text"]
+    path: Path
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=128, ge=2)
+
+
+class HubData(RecipeModel):
+    """A data set of the Hugging Face hub, or a local folder, read by the ``datasets`` library."""
+
+    kind: Literal["datasets"]
+    path: str
+    name: str | None = None
+    split: str = "validation"
+    text: str | None = None
+    text_pair: str | None = None
+    image: str | None = None
+    label: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=128, ge=2)
+
+    @model_validator(mode="after")
+    def _text_or_image(self) -> HubData:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("name exactly one column: text or image")
+        return self
+
+
+DataSpec = Annotated[
+    PydocData | DigitsData | NpzData | TextData | HubData, Field(discriminator="kind")
+]
+
+
+class EmbeddingMetric(RecipeModel):
+    """Fidelity of sentence embeddings: cosine to the original, neighbours, pair similarities."""
+
+    kind: Literal["embedding"]
+    output: str | None = None
+    pooling: Literal["mean", "cls", "none"] = "mean"
+    neighbours: int = Field(default=10, ge=1)
+
+
+class AccuracyMetric(RecipeModel):
+    """Labelled top-k accuracy of a classifier."""
+
+    kind: Literal["accuracy"]
+    output: str | None = None
+    top_k: int = Field(default=1, ge=1)
+
+
+MetricSpec = Annotated[EmbeddingMetric | AccuracyMetric, Field(discriminator="kind")]
+
+
+class Selection(RecipeModel):
+    """Which linear sites to compress: glob patterns on module paths, and a group."""
+
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    group: Literal["all", "attention", "mlp"] = "all"
+
+
+class CompressionSpec(RecipeModel):
+    """How to compress: ``params`` (share of the selected linear parameters) or ``rank``."""
+
+    method: MethodSpec = MethodSpec()
+    params: float | None = Field(default=None, gt=0)
+    rank: int | None = Field(default=None, ge=1)
+    allocation: str = "uniform"
+    rank_multiple: int = Field(default=8, ge=1)
+    allow_larger: bool = False
+    select: Selection = Selection()
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> CompressionSpec:
+        if self.params is not None and self.rank is not None:
+            raise ValueError("params and rank exclude each other")
+        if self.params is not None and self.params > 1 and not self.allow_larger:
+            raise ValueError("params is a share between 0 and 1")
+        return self
+
+
+class Gate(RecipeModel):
+    """A limit on a measured quantity: ``cosine``, ``accuracy_drop``, ``speedup.cpu``, ``size_ratio``."""
+
+    quantity: str
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> Gate:
+        if (self.min is None) == (self.max is None):
+            raise ValueError("give exactly one of min and max")
+        return self
+
+
+class BenchmarkSpec(RecipeModel):
+    """How latency is measured.
+
+    ``batch`` and ``length`` give the size of the inputs (``length`` for sequence axes).
+    """
+
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=1, ge=1)
+    length: int = Field(default=128, ge=1)
+    warmup: int = Field(default=10, ge=0)
+    iterations: int = Field(default=100, ge=5)
+
+
+class Recipe(RecipeModel):
+    """A whole run of the pipeline."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    source: SourceSpec
+    calibration: DataSpec | None = None
+    validation: DataSpec | None = None
+    mask: str | None = None
+    metric: MetricSpec | None = None
+    compression: CompressionSpec = CompressionSpec()
+    gates: tuple[Gate, ...] = ()
+    benchmark: BenchmarkSpec | None = BenchmarkSpec()
+    batch_size: int = Field(default=32, ge=1)
+    seed: int = 0
+    output: Path | None = None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and validate a recipe.
+
+    Raises:
+        RequestError: missing file, invalid YAML, or an invalid recipe; the message names the key.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RequestError(f"{path}: {first_problem(error)}") from error

@@ -1,0 +1,167 @@
+"""What the steps hand to one another and ``report.json`` is made of: data only, no behaviour.
+
+The JSON schema is versioned: a field may be added within a version, never renamed or removed.
+Units are in the names (``_ms``, ``_bytes``); ratios are candidate over reference unless the name
+says otherwise (``speedup`` is reference time over candidate time).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from graph_passes.plan import CompressionPlan
+
+REPORT_SCHEMA_VERSION: Literal[1] = 1
+
+
+class Result(BaseModel):
+    """Base of all results: immutable, no unknown fields, NaN written as null never as text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OutputComparison(Result):
+    """One model output, reference against candidate, over all validation samples.
+
+    ``relative_l2`` is ``‖c − r‖ / ‖r‖``; ``cosine`` that of the flattened outputs; ``snr_db`` is
+    ``−20·log10(relative_l2)`` (None where they are equal).
+    """
+
+    output: str
+    elements: int
+    max_abs: float
+    relative_l2: float
+    cosine: float
+    snr_db: float | None
+
+
+class ValidationReport(Result):
+    """Reference against candidate on the same samples."""
+
+    samples: int
+    origin: str
+    outputs: tuple[OutputComparison, ...]
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class LatencyStats(Result):
+    """Latency of one model under one session, over ``iterations`` timed runs."""
+
+    iterations: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    std_ms: float
+    min_ms: float
+
+
+class Benchmark(Result):
+    """Reference against candidate, interleaved, on one provider.
+
+    Attributes:
+        providers: what the sessions really had, in order.
+        input_shapes: the shape of each input that was fed.
+        speedup: reference p50 over candidate p50.
+        speedup_low, speedup_high: a 95 % bootstrap interval of ``speedup``.
+        linear_share: the part of the reference's time that its factored sites take (profiled);
+            None where the profile could not attribute it.
+        ideal_speedup: what ``speedup`` would be if the sites' time scaled with their FLOPs.
+        settings: provider settings that change what is measured (threads, TF32, …).
+    """
+
+    provider: str
+    providers: tuple[str, ...]
+    threads: int
+    optimization: str
+    input_shapes: dict[str, tuple[int, ...]]
+    reference: LatencyStats
+    candidate: LatencyStats
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    linear_share: float | None = None
+    ideal_speedup: float | None = None
+    settings: dict[str, str] = Field(default_factory=dict)
+
+
+class SizeReport(Result):
+    """Bytes on disk (external data included) and parameters (elements of all weights)."""
+
+    reference_bytes: int
+    candidate_bytes: int
+    reference_parameters: int
+    candidate_parameters: int
+
+
+class GateResult(Result):
+    """One limit and whether it held; ``value`` is None where the quantity was not measured."""
+
+    quantity: str
+    limit: Literal["min", "max"]
+    threshold: float
+    value: float | None
+    passed: bool
+
+
+class ExportParity(Result):
+    """The exported graph against the PyTorch module, at one input size."""
+
+    input_shapes: dict[str, tuple[int, ...]]
+    outputs: tuple[OutputComparison, ...]
+
+
+class ExportReport(Result):
+    """Where the ONNX model came from; ``parity`` is empty for a model that came as ONNX."""
+
+    source: str
+    exporter: str
+    opset: int
+    parity: tuple[ExportParity, ...] = ()
+
+
+class Environment(Result):
+    """What the figures were measured with."""
+
+    python: str
+    platform: str
+    processor: str
+    cores: int
+    packages: dict[str, str]
+
+
+class RunReport(Result):
+    """Everything about one run of the pipeline.
+
+    Attributes:
+        op_counts: nodes by operator type that ONNX Runtime really executes on the CPU after its
+            own optimization, for ``reference`` and ``candidate`` (fusions kept or lost).
+        unmeasured: providers that were asked for with ``auto`` and are absent, with the reason.
+        notes: what a reader must know: damped matrices, inputs without a mask, skipped pictures.
+    """
+
+    schema_version: Literal[1] = REPORT_SCHEMA_VERSION
+    tool_version: str
+    created: str
+    name: str
+    command: str
+    seed: int
+    environment: Environment
+    export: ExportReport | None = None
+    calibration: str | None = None
+    plan: CompressionPlan
+    size: SizeReport
+    op_counts: dict[str, dict[str, int]] = Field(default_factory=dict)
+    validation: ValidationReport | None = None
+    benchmarks: tuple[Benchmark, ...] = ()
+    unmeasured: dict[str, str] = Field(default_factory=dict)
+    gates: tuple[GateResult, ...] = ()
+    timings_s: dict[str, float] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """True when every gate held; a run without gates passes."""
+        return all(gate.passed for gate in self.gates)
