@@ -149,7 +149,7 @@ class CompressionSpec(RecipeModel):
 
 
 class Gate(RecipeModel):
-    """A limit on a measured quantity: ``cosine``, ``accuracy_drop``, ``speedup.cpu``, ``size_ratio``."""
+    """A limit on a measured quantity such as ``cosine``, ``accuracy_drop`` or ``speedup.cpu``."""
 
     quantity: str
     min: float | None = None
