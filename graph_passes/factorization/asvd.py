@@ -1,0 +1,38 @@
+"""Activation-aware SVD, exact: ``argmin ‖X(W − B)‖_F`` over B of rank r.
+
+The metric is the covariance C of the site's inputs (centred, because the bias can absorb what the
+mean contributes): ``down = W·Q``, ``up = Qᵀ`` with Q the leading eigenvectors of ``WᵀCW``, and
+``b' = b + μ(W − down·up)``. Published as DRONE (Chen et al., 2021) and as the whitening of SVD-LLM
+(Wang et al., 2024); the form used here inverts nothing.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as options
+
+from graph_passes.factorization.activations import ActivationStats
+from graph_passes.factorization.base import Array, Metric
+from graph_passes.factorization.projection import project
+from graph_passes.factorization.svd import ProjectedWeight
+
+
+@options(frozen=True, config=ConfigDict(extra="forbid"))
+class ASVD:
+    """asvd: the least error in the site's outputs over the calibration data, bias corrected."""
+
+    metric: ClassVar[Metric] = "activation"
+    needs_activations: ClassVar[bool] = True
+    corrects_bias: ClassVar[bool] = True
+
+    def decompose(self, weight: Array, stats: ActivationStats | None) -> ProjectedWeight:
+        """Decompose ``weight`` [K, N] in the metric of ``stats``.
+
+        Raises:
+            ValueError: ``stats`` is None, or is not about K inputs.
+        """
+        if stats is None:
+            raise ValueError("asvd needs activation statistics")
+        return ProjectedWeight(weight, project(weight, stats.root), stats.mean)

@@ -1,0 +1,53 @@
+"""Plain truncated SVD: the least error in the weights themselves (Eckart-Young)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as options
+
+from graph_passes.factorization.activations import ActivationStats
+from graph_passes.factorization.base import Array, Factorization, Float64, Metric, Term
+from graph_passes.factorization.projection import Projection, project
+
+
+@dataclass(frozen=True)
+class ProjectedWeight:
+    """A weight with its nested optimal subspaces; ``mean`` [K] asks for a bias correction.
+
+    With the site's mean input μ, ``b' = b + μ·(W − down·up)`` keeps the mean output exact.
+    """
+
+    weight: Array
+    projection: Projection
+    mean: Float64 | None = None
+
+    @property
+    def tail(self) -> Float64:
+        """``[q + 1]`` squared error at each rank, relative to rank 0."""
+        return self.projection.tail
+
+    def factorize(self, rank: int) -> Factorization:
+        """``down = W·Q``, ``up = Qᵀ`` at ``rank``."""
+        exact = self.weight.astype(np.float64)
+        basis = self.projection.basis(rank)
+        dtype = self.weight.dtype
+        term = Term((exact @ basis).astype(dtype), np.ascontiguousarray(basis.T).astype(dtype))
+        bias = None if self.mean is None else self.mean @ (exact - term.product())
+        return Factorization((term,), bias)
+
+
+@options(frozen=True, config=ConfigDict(extra="forbid"))
+class SVD:
+    """svd: truncated SVD of the weight; needs no data."""
+
+    metric: ClassVar[Metric] = "weight"
+    needs_activations: ClassVar[bool] = False
+    corrects_bias: ClassVar[bool] = False
+
+    def decompose(self, weight: Array, stats: ActivationStats | None) -> ProjectedWeight:  # noqa: ARG002
+        """Decompose ``weight`` [K, N]; ``stats`` are not used."""
+        return ProjectedWeight(weight, project(weight))
