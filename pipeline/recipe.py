@@ -125,7 +125,7 @@ class Selection(RecipeModel):
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    group: Literal["all", "attention", "mlp"] = "all"
+    group: Literal["all", "attention", "mlp", "other"] = "all"
 
 
 class CompressionSpec(RecipeModel):
