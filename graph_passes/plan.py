@@ -56,7 +56,8 @@ class SitePlan(BaseModel):
 
     ``decision`` is ``factor`` (rewritten at ``rank`` by ``method``), ``dense`` (selected, but
     better or only possible left as it is) or ``skip`` (not selected); ``reason`` says why.
-    Parameters count the weight and, where a bias correction had to add one, the new bias.
+    Parameters are those of the weight, the same for every site that shares it. ``bias_parameters``
+    are what the bias correction adds to (or, where merged biases go, takes from) the file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +74,7 @@ class SitePlan(BaseModel):
     rank: int | None = None
     parameters_before: int
     parameters_after: int
+    bias_parameters: int = 0
     error: SiteError | None = None
 
 
@@ -114,8 +116,14 @@ class CompressionPlan(BaseModel):
 
     @property
     def parameters_after(self) -> int:
-        """Parameters that replace them."""
+        """Parameters that replace them; a weight that several sites share counts once."""
         return sum({site.weight: site.parameters_after for site in self.selected}.values())
+
+    @property
+    def parameters_saved(self) -> int:
+        """By how much the whole file's number of parameters falls, biases included."""
+        added = sum(site.bias_parameters for site in self.factored)
+        return self.parameters_before - self.parameters_after - added
 
 
 def read_plan(path: Path) -> CompressionPlan:

@@ -14,7 +14,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -22,6 +22,9 @@ import onnx_ir as ir
 from graph_passes.naming import UniqueNames, group_of, module_path
 from graph_passes.plan import SkippedNode
 from graph_passes.weights import STANDARD_DOMAINS, Weight, readers, resolve
+
+SITE_PROPERTY = "compress_onnx.site"
+"""Metadata that marks a node as a low-rank factor, so that it is not factored again."""
 
 MATRIX_PRODUCTS = frozenset(
     {
@@ -116,7 +119,7 @@ def find_sites(model: ir.Model) -> SiteTable:
             for node in ir.traversal.RecursiveGraphIterator(function)
             if _is_product(node)
         )
-    nodes = {site.node for site in found}
+    nodes = {site.node: site.weight.transposed for site in found}
     sites: list[LinearSite] = []
     for site in found:
         reason = _other_reader(site, nodes)
@@ -129,6 +132,8 @@ def find_sites(model: ir.Model) -> SiteTable:
 
 def match(node: ir.Node) -> LinearSite | str:
     """Read ``node`` as a linear site, or say why it is none."""
+    if SITE_PROPERTY in node.metadata_props:
+        return "already a low-rank factor"
     if node.domain not in STANDARD_DOMAINS:
         return f"{node.domain}.{node.op_type}: a fused or quantized operator is left whole"
     if node.op_type == "MatMul":
@@ -200,7 +205,7 @@ def _is_bias(value: ir.Value, features: int) -> bool:
     )
 
 
-def _other_reader(site: LinearSite, sites: set[ir.Node]) -> str | None:
+def _other_reader(site: LinearSite, sites: Mapping[ir.Node, bool]) -> str | None:
     for reader in readers(site.weight.initializer):
         if reader is None:
             return f"weight {site.weight.initializer.name!r} is a graph output"
@@ -209,6 +214,8 @@ def _other_reader(site: LinearSite, sites: set[ir.Node]) -> str | None:
                 f"weight {site.weight.initializer.name!r} is also read by {reader.op_type} "
                 f"{reader.name!r}: factoring it would remove nothing"
             )
+        if sites[reader] != site.weight.transposed:
+            return f"weight {site.weight.initializer.name!r} is read both straight and transposed"
     return None
 
 

@@ -17,16 +17,21 @@ REPORT_SCHEMA_VERSION: Literal[1] = 1
 
 
 class Result(BaseModel):
-    """Base of all results: immutable, no unknown fields, NaN written as null never as text."""
+    """Base of all results: immutable, no unknown fields.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    JSON has no infinity: what a damaged model measures is written as ``"Infinity"`` and read back
+    as the number, so that it can never be mistaken for "not measured" (null).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class OutputComparison(Result):
     """One model output, reference against candidate, over all validation samples.
 
     ``relative_l2`` is ``‖c − r‖ / ‖r‖``; ``cosine`` that of the flattened outputs; ``snr_db`` is
-    ``−20·log10(relative_l2)`` (None where they are equal).
+    ``−20·log10(relative_l2)`` (None where they are equal). ``problem`` says why two outputs cannot
+    be compared (shape, type, NaN); the figures are then the worst there are.
     """
 
     output: str
@@ -35,6 +40,7 @@ class OutputComparison(Result):
     relative_l2: float
     cosine: float
     snr_db: float | None
+    problem: str | None = None
 
 
 class ValidationReport(Result):

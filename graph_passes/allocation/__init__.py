@@ -1,0 +1,24 @@
+"""Rank allocators by name; an allocator is added by naming it in :data:`ALLOCATORS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graph_passes.allocation.base import Allocator, Candidate, round_rank
+from graph_passes.allocation.uniform import uniform
+from graph_passes.errors import RequestError
+
+__all__ = ["ALLOCATORS", "Allocator", "Candidate", "get_allocator", "round_rank"]
+
+ALLOCATORS: Mapping[str, Allocator] = {"uniform": uniform}
+
+
+def get_allocator(name: str) -> Allocator:
+    """Look an allocator up.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    if name not in ALLOCATORS:
+        raise RequestError(f"unknown allocation {name!r}: choose one of {', '.join(ALLOCATORS)}")
+    return ALLOCATORS[name]

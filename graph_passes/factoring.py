@@ -1,0 +1,122 @@
+"""Carry a plan out numerically: factor one weight at a time and measure the error of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graph_passes.errors import RequestError
+from graph_passes.factorization import ActivationStats, Decomposition, Factorization, make_method
+from graph_passes.factorization.base import Array, Method
+from graph_passes.factorization.error import activation_error, bound, weight_error
+from graph_passes.plan import CompressionPlan, SiteError, SitePlan
+from graph_passes.planning import group_by_weight
+from graph_passes.sites import LinearSite, SiteTable
+
+
+@dataclass(frozen=True)
+class FactoredWeight:
+    """One weight taken apart for all the sites that share it."""
+
+    sites: Sequence[LinearSite]
+    plan: SitePlan
+    factorization: Factorization
+    error: SiteError
+
+
+def factor_weights(
+    table: SiteTable, plan: CompressionPlan, stats: Mapping[str, ActivationStats]
+) -> Iterator[FactoredWeight]:
+    """Factor the weights that ``plan`` says, one at a time, so that only one is in memory.
+
+    Raises:
+        RequestError: the plan does not fit the model.
+    """
+    groups = group_by_weight(table.sites)
+    check_fits(table, plan)
+    planned = {site.weight: site for site in plan.factored}
+    for key, site_plan in planned.items():
+        sites = groups[key]
+        known = [stats[site.name] for site in sites if site.name in stats]
+        merged = ActivationStats.merge(known) if len(known) == len(sites) else None
+        weight = sites[0].weight.array()
+        method = _method(site_plan, merged)
+        rank = _rank(site_plan)
+        decomposition = method.decompose(weight, merged)
+        factorization = decomposition.factorize(rank)
+        error = SiteError(
+            weight=weight_error(weight, factorization),
+            activation=None if merged is None else activation_error(weight, factorization, merged),
+            bound=_bound(method, decomposition, rank, weight, merged),
+        )
+        yield FactoredWeight(sites, site_plan, factorization, error)
+
+
+def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
+    """Make sure that a plan, perhaps edited or made for another model, can be applied here.
+
+    Raises:
+        RequestError: a factored site is missing, has another shape, or an impossible rank, or
+            sites that share a weight are planned differently.
+    """
+    sites = {site.name: site for site in table.sites}
+    decided: dict[str, tuple[str, int | None]] = {}
+    for planned in plan.sites:
+        if planned.decision == "factor":
+            site = sites.get(planned.site)
+            if site is None:
+                raise RequestError(f"the plan factors {planned.site!r}, which the model lacks")
+            shape = (planned.in_features, planned.out_features)
+            if shape != site.weight.shape or planned.weight != site.weight.key:
+                raise RequestError(
+                    f"the plan was made for another model: {planned.site} is {planned.weight} "
+                    f"{shape} in the plan, {site.weight.key} {site.weight.shape} in the model"
+                )
+            if not 1 <= _rank(planned) <= min(shape):
+                raise RequestError(
+                    f"rank {planned.rank} of {planned.site} is not between 1 and {min(shape)}"
+                )
+        choice = (planned.decision, planned.rank)
+        if decided.setdefault(planned.weight, choice) != choice:
+            raise RequestError(f"sites that share the weight {planned.weight} are planned apart")
+
+
+def with_errors(plan: CompressionPlan, errors: Mapping[str, SiteError]) -> CompressionPlan:
+    """The plan with the measured error of each factored weight (by weight key)."""
+    sites = tuple(
+        site.model_copy(update={"error": errors[site.weight]}) if site.weight in errors else site
+        for site in plan.sites
+    )
+    return plan.model_copy(update={"sites": sites})
+
+
+def _rank(plan: SitePlan) -> int:
+    if plan.rank is None:
+        raise RequestError(f"the plan factors {plan.site!r} without a rank")
+    return plan.rank
+
+
+def _method(plan: SitePlan, stats: ActivationStats | None) -> Method:
+    if plan.method is None:
+        raise RequestError(f"the plan factors {plan.site!r} without a method")
+    method = make_method(plan.method.name, plan.method.options)
+    if method.needs_activations and stats is None:
+        raise RequestError(
+            f"{plan.site} is planned with {plan.method.name}, which needs calibration data"
+        )
+    return method
+
+
+def _bound(
+    method: Method,
+    decomposition: Decomposition,
+    rank: int,
+    weight: Array,
+    stats: ActivationStats | None,
+) -> float:
+    metric = "weight" if stats is None else "activation"
+    if method.metric == metric:  # its own spectrum is the bound: nothing to decompose again
+        return float(np.sqrt(decomposition.tail[rank]))
+    return float(bound(weight, stats)[rank])

@@ -1,0 +1,174 @@
+"""Decide what each linear site becomes: factored at a rank, dense, or skipped, each with a reason.
+
+Weights, not sites, are what is decided on: sites that share a weight share its factors. A weight
+stays dense where factors would not be smaller, r·(K + N) ≥ K·N, unless that is explicitly allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from graph_passes.allocation import Candidate, get_allocator
+from graph_passes.errors import NothingToCompressError, RequestError
+from graph_passes.factorization import Method, make_method
+from graph_passes.plan import CompressionPlan, SitePlan
+from graph_passes.request import CompressionSpec, Selection
+from graph_passes.sites import LinearSite, SiteTable
+
+WeightGroups = Mapping[str, Sequence[LinearSite]]
+
+
+def group_by_weight(sites: Sequence[LinearSite]) -> WeightGroups:
+    """Sites by weight key, in graph order."""
+    groups: dict[str, list[LinearSite]] = {}
+    for site in sites:
+        groups.setdefault(site.weight.key, []).append(site)
+    return groups
+
+
+def make_plan(
+    table: SiteTable, request: CompressionSpec, calibrated: Container[str] = frozenset()
+) -> CompressionPlan:
+    """Plan the compression of the model whose sites are ``table``.
+
+    Args:
+        table: all sites of the model.
+        request: what the user asks for.
+        calibrated: names of the sites that have activation statistics.
+
+    Raises:
+        RequestError: unknown method, option or allocation, or a pattern that matches nothing.
+    """
+    method = make_method(request.method.name, request.method.options)
+    allocate = get_allocator(request.allocation)
+    _check_patterns(request.select, table.sites)
+    unselected = {site.name: _unselected(site, request.select) for site in table.sites}
+    groups = group_by_weight(table.sites)
+    dense = {
+        key: _must_stay_dense(sites, unselected, method, calibrated)
+        for key, sites in groups.items()
+    }
+    candidates = [
+        Candidate(key, sites[0].in_features, sites[0].out_features)
+        for key, sites in groups.items()
+        if dense[key] is None
+    ]
+    if request.rank is not None:
+        ranks: Mapping[str, int] = {c.key: min(request.rank, c.max_rank) for c in candidates}
+    else:
+        ranks = allocate(candidates, request.share, request.rank_multiple)
+    for candidate in candidates:
+        rank = ranks[candidate.key]
+        if rank * candidate.cost >= candidate.dense and not request.allow_larger:
+            dense[candidate.key] = f"rank {rank} would not be smaller than the dense weight"
+    factored = [key for key, reason in dense.items() if reason is None]
+    bias = _bias_parameters([s for key in factored for s in groups[key]], method)
+
+    def plan_site(site: LinearSite) -> SitePlan:
+        key = site.weight.key
+        reason = unselected[site.name] or dense[key]
+        rank = None if reason else ranks[key]
+        parameters = site.in_features * site.out_features
+        cost = site.in_features + site.out_features
+        return SitePlan(
+            site=site.name,
+            node=site.node.name or "",
+            weight=key,
+            group=site.group,
+            in_features=site.in_features,
+            out_features=site.out_features,
+            decision="skip" if unselected[site.name] else "dense" if reason else "factor",
+            reason=reason or _why(request),
+            method=None if rank is None else request.method,
+            rank=rank,
+            parameters_before=parameters,
+            parameters_after=parameters if rank is None else rank * cost,
+            bias_parameters=bias.get(site.name, 0),
+        )
+
+    return CompressionPlan(
+        allocation="fixed rank" if request.rank is not None else request.allocation,
+        budget=_why(request),
+        sites=tuple(plan_site(site) for site in table.sites),
+        skipped=table.skipped,
+    )
+
+
+def require_gain(plan: CompressionPlan) -> None:
+    """Refuse a plan that factors nothing.
+
+    Raises:
+        NothingToCompressError: with the reasons, most frequent first.
+    """
+    if plan.factored:
+        return
+    reasons = [site.reason for site in plan.sites] + [node.reason for node in plan.skipped]
+    if not reasons:
+        raise NothingToCompressError("the model has no MatMul or Gemm: nothing to compress")
+    common = max(set(reasons), key=reasons.count)
+    raise NothingToCompressError(
+        f"nothing can be compressed: none of {len(reasons)} matrix products is factored, "
+        f"{reasons.count(common)} of them because: {common}"
+    )
+
+
+def _why(request: CompressionSpec) -> str:
+    if request.rank is not None:
+        return f"rank {request.rank}"
+    return f"{request.share:.0%} of the parameters, {request.allocation}"
+
+
+def _check_patterns(select: Selection, sites: Sequence[LinearSite]) -> None:
+    for pattern in (*select.include, *select.exclude):
+        if sites and not any(fnmatchcase(site.name, pattern) for site in sites):
+            raise RequestError(
+                f"the pattern {pattern!r} matches no linear site; the first is "
+                f"{sites[0].name!r} (compress-onnx analyze lists them all)"
+            )
+
+
+def _unselected(site: LinearSite, select: Selection) -> str | None:
+    if select.group not in {"all", site.group}:
+        return f"not in the group {select.group}"
+    if not any(fnmatchcase(site.name, pattern) for pattern in select.include):
+        return "not included by any pattern"
+    for pattern in select.exclude:
+        if fnmatchcase(site.name, pattern):
+            return f"excluded by {pattern!r}"
+    return None
+
+
+def _must_stay_dense(
+    sites: Sequence[LinearSite],
+    unselected: Mapping[str, str | None],
+    method: Method,
+    calibrated: Container[str],
+) -> str | None:
+    for site in sites:
+        if unselected[site.name]:
+            return f"shares its weight with {site.name}, which is not selected"
+        if method.needs_activations and site.name not in calibrated:
+            where = " (it is inside a nested graph)" if site.nested else ""
+            return f"no activation statistics for {site.name}{where}"
+    if not np.isfinite(sites[0].weight.array().astype(np.float32)).all():
+        return "the weight has NaN or infinite values"
+    return None
+
+
+def _bias_parameters(factored: Sequence[LinearSite], method: Method) -> dict[str, int]:
+    """What the bias correction of each factored site adds to the file: new bias less old bias.
+
+    An old bias goes only when all its readers get a new one; the last of them takes it away.
+    """
+    if not method.corrects_bias:
+        return {}
+    added = {site.name: site.out_features for site in factored}
+    last = {site.bias.value: site for site in factored if site.bias is not None}
+    corrected = {site.bias.node for site in factored if site.bias is not None}
+    for value, site in last.items():
+        if all(node in corrected for node, _ in value.uses()) and value.const_value is not None:
+            added[site.name] -= value.const_value.size
+    return added
