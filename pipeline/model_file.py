@@ -1,0 +1,199 @@
+"""Read strangers' model files safely, and write models that appear complete or not at all.
+
+Large models keep their weights in a data file beside the model. Two files cannot replace two files
+in one step, so the data file gets a name of its own (with a hash of its content) and the model file
+that refers to it is replaced last: at any moment the model in place and its data belong together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+import onnx_ir as ir
+
+from graph_passes.errors import ModelFileError, OutputError
+from pipeline.atomic import atomic_file
+from pipeline.session import one_line
+
+INLINE_LIMIT_BYTES = 1_800_000_000
+"""Above this the weights go into a data file: protobuf itself cannot hold 2 GiB."""
+
+_SMALL_TENSOR_BYTES = 1024
+_CHUNK_BYTES = 1 << 24
+
+
+def load_model(path: Path) -> ir.Model:
+    """Load the ONNX model at ``path``; weights in external data are read only when used.
+
+    Raises:
+        ModelFileError: the file is missing, is not an ONNX model, or its external data is missing,
+            truncated or outside its folder.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file {path}")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise unrelated classes on a damaged file
+        raise ModelFileError(
+            f"{path} is not an ONNX model, or it is damaged: {one_line(error)}"
+        ) from error
+    if model.opset_imports.get("") is None or not len(model.graph):
+        raise ModelFileError(f"{path} is not an ONNX model, or an empty one: export it again")
+    for tensor in external_tensors(model):
+        _check_location(tensor, path)
+    return model
+
+
+def data_files(model: ir.Model) -> list[Path]:
+    """The external data files of ``model``, each once, sorted."""
+    return sorted({Path(tensor.path) for tensor in external_tensors(model)})
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor of ``model`` whose numbers are in another file."""
+    for graph in (*model.graphs(), *model.functions.values()):
+        if isinstance(graph, ir.Graph):
+            for value in graph.initializers.values():
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                yield from _external_in(attribute)
+
+
+def _external_in(attribute: ir.Attr) -> Iterator[ir.ExternalTensor]:
+    tensors: list[ir.TensorProtocol] = []
+    if attribute.is_ref():
+        return
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensors = [attribute.as_tensor()]
+    elif attribute.type == ir.AttributeType.TENSORS:
+        tensors = list(attribute.as_tensors())
+    yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+
+
+def _check_location(tensor: ir.ExternalTensor, path: Path) -> None:
+    location = os.fspath(tensor.location)
+    if (
+        PurePosixPath(location).is_absolute()
+        or PureWindowsPath(location).is_absolute()
+        or not Path(os.path.realpath(path.parent / location)).is_relative_to(
+            os.path.realpath(path.parent)
+        )
+    ):
+        raise ModelFileError(
+            f"{path} keeps {tensor.name!r} in {location!r}, outside its own folder: move the data "
+            "beside the model and save the model with relative locations"
+        )
+    data = path.parent / location
+    if not data.is_file():
+        raise ModelFileError(f"{path} keeps weights in {location!r}, and there is no file {data}")
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if data.stat().st_size < end:
+        raise ModelFileError(f"{data} is truncated: {tensor.name!r} ends at byte {end}")
+
+
+def save_model(model: ir.Model, path: Path, *, external_data: bool | None = None) -> None:
+    """Write ``model`` to ``path`` atomically.
+
+    Args:
+        model: stays as it is.
+        path: replaced in one step once everything is on the disk.
+        external_data: whether weights go into a data file; None decides by size.
+
+    Raises:
+        OutputError: ``path`` cannot be written, or is where the model's own weights are read from.
+    """
+    _refuse_own_data(model, path)
+    if external_data is None:
+        external_data = weight_bytes(model) > INLINE_LIMIT_BYTES
+    with atomic_file(path) as temporary:
+        if external_data:
+            _save_with_data(model, path, temporary)
+        else:
+            _inline(model)
+            onnx.save(ir.to_proto(model), temporary)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def file_bytes(path: Path) -> int:
+    """Size on disk of the model at ``path``, with its external data."""
+    return path.stat().st_size + sum(file.stat().st_size for file in data_files(load_model(path)))
+
+
+def parameter_count(path: Path) -> int:
+    """Elements of all floating-point initializers of the model at ``path``."""
+    return sum(
+        value.const_value.size
+        for graph in load_model(path).graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+    )
+
+
+def content_digest(path: Path, model: ir.Model) -> str:
+    """SHA-256 over the model file and its external data."""
+    digest = hashlib.sha256()
+    for file in (path, *data_files(model)):
+        digest.update(file_digest(file).encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of one file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _refuse_own_data(model: ir.Model, path: Path) -> None:
+    target = Path(os.path.realpath(path))
+    if any(Path(os.path.realpath(file)) == target for file in data_files(model)):
+        raise OutputError(f"{path} holds the weights of the input model: choose another output")
+
+
+def _inline(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                tensor = value.const_value
+                value.const_value = ir.Tensor(
+                    tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name
+                )
+
+
+def _save_with_data(model: ir.Model, path: Path, temporary: Path) -> None:
+    staged = temporary.with_name(temporary.name + ".data")
+    try:
+        ir.save(
+            model, temporary, external_data=staged.name, size_threshold_bytes=_SMALL_TENSOR_BYTES
+        )
+        final = path.with_name(f"{path.name}.{file_digest(staged)[:16]}.data")
+        _rename_data(temporary, staged.name, final.name)
+        staged.replace(final)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _rename_data(model: Path, old: str, new: str) -> None:
+    proto = onnx.load(model, load_external_data=False)
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value == old:
+                entry.value = new
+    onnx.save(proto, model)
