@@ -57,17 +57,23 @@ class Samples:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise DataError(f"{self.origin}: there is no input array at all")
-        lengths = {name: (len(a) if a.ndim else 0) for name, a in self.inputs.items()}
-        if self.labels is not None:
-            lengths["labels"] = len(self.labels)
+        arrays = (
+            dict(self.inputs) if self.labels is None else {**self.inputs, "labels": self.labels}
+        )
+        lengths = {name: (len(a) if a.ndim else 0) for name, a in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"{self.origin}: arrays differ in their number of samples: {lengths}")
-        if not len(self):
+        if 0 in lengths.values():
             raise DataError(f"{self.origin}: there are no samples")
         if self.mask_name is not None and self.mask_name not in self.inputs:
             raise DataError(
                 f"{self.origin}: the padding mask {self.mask_name!r} is not among the inputs "
                 f"({', '.join(self.inputs)})"
+            )
+        if self.mask_name is not None and self.inputs[self.mask_name].ndim != 2:
+            raise DataError(
+                f"{self.origin}: the padding mask {self.mask_name!r} has shape "
+                f"{self.inputs[self.mask_name].shape}, not [samples, T]"
             )
         for name, array in self.inputs.items():
             if array.dtype.kind not in "fiub":
@@ -82,8 +88,12 @@ class Samples:
 
     def take(self, count: int) -> Samples:
         """The first ``count`` samples."""
-        labels = None if self.labels is None else self.labels[:count]
-        inputs = {name: array[:count] for name, array in self.inputs.items()}
+        return self.select(np.arange(min(count, len(self))))
+
+    def select(self, index: NDArray[np.intp]) -> Samples:
+        """The samples at the positions ``index``."""
+        labels = None if self.labels is None else self.labels[index]
+        inputs = {name: array[index] for name, array in self.inputs.items()}
         return Samples(inputs, self.mask_name, labels, self.origin)
 
     def batches(self, size: int) -> Iterator[Batch]:

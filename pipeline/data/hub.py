@@ -1,0 +1,89 @@
+"""Data sets of the Hugging Face hub, or local folders of csv, json or parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graph_passes.errors import DataError, MissingDependencyError
+from pipeline.data.samples import Array
+from pipeline.session import one_line
+
+if TYPE_CHECKING:
+    from datasets import Column, Dataset
+    from PIL.Image import Image
+
+
+def load_table(path: str, name: str | None, split: str, *, base_dir: Path) -> Dataset:
+    """Load one split of a data set.
+
+    Args:
+        path: a folder (relative to ``base_dir``) where there is one, else a name on the hub.
+        name: the configuration, for data sets that have several.
+        split: which split; a folder's files are ``train`` unless their names say otherwise.
+        base_dir: the recipe's folder.
+
+    Raises:
+        DataError: the data set, configuration or split does not exist or cannot be reached.
+        MissingDependencyError: the library is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            'hub data sets need the datasets library: pip install "compress-onnx[export]"'
+        ) from error
+    folder = base_dir / path
+    try:
+        return datasets.load_dataset(str(folder) if folder.is_dir() else path, name, split=split)
+    except Exception as error:  # hub, HTTP, Arrow and parser errors share no base class
+        raise DataError(
+            f"cannot load split {split!r} of data set {path!r} "
+            f"(no such folder, or the hub cannot be reached): {one_line(error)}"
+        ) from error
+
+
+def text_column(table: Dataset, column: str) -> list[str]:
+    """A column of texts.
+
+    Raises:
+        DataError: no such column, or something in it is not text.
+    """
+    texts = list(_column(table, column))
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"column {column!r} is not all text: name a column of strings")
+    return texts
+
+
+def image_column(table: Dataset, column: str) -> list[Image]:
+    """A column of PIL images.
+
+    Raises:
+        DataError: no such column, or something in it is not an image.
+    """
+    images = list(_column(table, column))
+    if not all(hasattr(image, "convert") for image in images):
+        raise DataError(f"column {column!r} is not all images: name a column of images")
+    return images
+
+
+def label_column(table: Dataset, column: str) -> Array:
+    """A column of class numbers, int64 ``[samples]``.
+
+    Raises:
+        DataError: no such column, or something in it is not a whole number.
+    """
+    labels = np.asarray(list(_column(table, column)))
+    if labels.ndim != 1 or labels.dtype.kind not in "iub":
+        raise DataError(f"column {column!r} holds no class numbers: labels must be whole numbers")
+    return labels.astype(np.int64)
+
+
+def _column(table: Dataset, column: str) -> Column:
+    if column not in table.column_names:
+        raise DataError(
+            f"the data set has no column {column!r}, only {', '.join(table.column_names)}"
+        )
+    return table[column]

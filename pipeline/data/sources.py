@@ -1,0 +1,154 @@
+"""From a recipe's data to samples.
+
+``limit`` keeps a random subset in its original order, the same for the same seed, so that sorted
+data does not turn into one-sided samples. A kind of data is added as a class in
+:mod:`pipeline.recipe` and a loader in ``_LOADERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graph_passes.errors import DataError
+from pipeline.data import hub
+from pipeline.data.digits import digit_images
+from pipeline.data.npz import load_npz
+from pipeline.data.preprocessing import process_images, tokenize
+from pipeline.data.pydoc import pydoc_sentences
+from pipeline.data.samples import Array, Samples
+from pipeline.data.text import read_lines
+from pipeline.recipe import DataSpec, DigitsData, HubData, NpzData, PydocData, TextData
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["load_npz", "load_samples"]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the loaders need to know besides the specification."""
+
+    base_dir: Path
+    tokenizer_dir: Path | None
+    mask: str | None
+    input_names: tuple[str, ...]
+    seed: int
+
+    def rows(self, count: int, limit: int | None) -> list[int]:
+        """Which of ``count`` samples to keep, ascending."""
+        if limit is None or limit >= count:
+            return list(range(count))
+        chosen = np.random.default_rng(self.seed).choice(count, size=limit, replace=False)
+        return [int(row) for row in np.sort(chosen)]
+
+    def limited(self, samples: Samples, limit: int | None) -> Samples:
+        """At most ``limit`` of the samples."""
+        return samples.select(np.asarray(self.rows(len(samples), limit)))
+
+    def tokenized(self, texts: list[str], spec: PydocData | TextData, origin: str) -> Samples:
+        """At most ``spec.limit`` of the texts as samples."""
+        chosen = [texts[row] for row in self.rows(len(texts), spec.limit)]
+        inputs = self.tokens(chosen, None, spec.max_tokens)
+        return Samples(inputs, self.mask, origin=origin)
+
+    def tokens(
+        self, texts: list[str], pairs: list[str] | None, max_tokens: int
+    ) -> dict[str, Array]:
+        """The texts (or pairs of texts) as model inputs."""
+        return tokenize(
+            texts,
+            pairs,
+            tokenizer_dir=self.tokenizer_dir,
+            input_names=self.input_names,
+            max_tokens=max_tokens,
+        )
+
+
+def load_samples(
+    spec: DataSpec,
+    *,
+    base_dir: Path,
+    tokenizer_dir: Path | None,
+    mask: str | None,
+    input_names: Sequence[str],
+    seed: int = 0,
+) -> Samples:
+    """Load the samples that ``spec`` describes, ready to be fed to a model.
+
+    Args:
+        spec: the recipe's ``calibration`` or ``validation``.
+        base_dir: the recipe's folder, which relative paths start from.
+        tokenizer_dir: where the model's tokenizer or image processor is (a folder, or a name on
+            the hub); only needed for texts and images.
+        mask: the model input that is the padding mask.
+        input_names: the model's inputs; the samples have exactly these.
+        seed: chooses the samples where ``spec.limit`` is less than there are.
+
+    Raises:
+        DataError: the data is missing, damaged, or lacks one of the inputs or has others.
+        MissingDependencyError: an optional library is needed and not installed.
+    """
+    request = _Request(base_dir, tokenizer_dir, mask, tuple(input_names), seed)
+    samples = _LOADERS[type(spec)](spec, request)
+    if set(samples.inputs) != set(input_names):
+        raise DataError(
+            f"{samples.origin}: the data has inputs {', '.join(sorted(samples.inputs))}, "
+            f"the model wants {', '.join(sorted(input_names))}"
+        )
+    return samples
+
+
+def _from_npz(spec: NpzData, request: _Request) -> Samples:
+    samples = load_npz(request.base_dir / spec.path, spec.labels, request.mask)
+    return request.limited(samples, spec.limit)
+
+
+def _from_pydoc(spec: PydocData, request: _Request) -> Samples:
+    return request.tokenized(
+        pydoc_sentences(spec.split), spec, f"pydoc sentences, {spec.split} split"
+    )
+
+
+def _from_text(spec: TextData, request: _Request) -> Samples:
+    return request.tokenized(
+        read_lines(request.base_dir / spec.path), spec, f"text file {spec.path.name}"
+    )
+
+
+def _from_digits(spec: DigitsData, request: _Request) -> Samples:
+    pixels, labels = digit_images(spec.split)
+    samples = Samples(
+        {"pixel_values": pixels}, request.mask, labels, f"scikit-learn digits, {spec.split} split"
+    )
+    return request.limited(samples, spec.limit)
+
+
+def _from_hub(spec: HubData, request: _Request) -> Samples:
+    table = hub.load_table(spec.path, spec.name, spec.split, base_dir=request.base_dir)
+    table = table.select(request.rows(len(table), spec.limit))
+    labels = None if spec.label is None else hub.label_column(table, spec.label)
+    origin = f"data set {spec.path}, {spec.split} split"
+    return Samples(_hub_inputs(spec, table, request), request.mask, labels, origin)
+
+
+def _hub_inputs(spec: HubData, table: Dataset, request: _Request) -> dict[str, Array]:
+    if spec.text is not None:
+        pairs = None if spec.text_pair is None else hub.text_column(table, spec.text_pair)
+        return request.tokens(hub.text_column(table, spec.text), pairs, spec.max_tokens)
+    images = hub.image_column(table, str(spec.image))
+    return process_images(images, processor_dir=request.tokenizer_dir)
+
+
+_LOADERS: dict[type, Callable[[Any, _Request], Samples]] = {
+    NpzData: _from_npz,
+    PydocData: _from_pydoc,
+    TextData: _from_text,
+    DigitsData: _from_digits,
+    HubData: _from_hub,
+}

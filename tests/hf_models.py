@@ -1,0 +1,116 @@
+"""Tiny random Hugging Face models in the hub's folder layout.
+
+Every parameter is jittered: fresh models have zero biases and unit scales, which exporters merge
+and which hide errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+VOCABULARY = 100
+IMAGE_SIZE = 16
+
+_TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+
+
+def bert(architecture: str = "BertModel", **config: object) -> PreTrainedModel:
+    """A BERT with the head that ``architecture`` names."""
+    import transformers
+
+    settings = transformers.BertConfig(**(_TEXT | config))
+    return jittered(lambda: getattr(transformers, architecture)(settings))
+
+
+def distilbert() -> PreTrainedModel:
+    """A DistilBERT that classifies sequences; it takes no token types."""
+    import transformers
+
+    settings = transformers.DistilBertConfig(
+        vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=64
+    )
+    return jittered(lambda: transformers.DistilBertForSequenceClassification(settings))
+
+
+def gpt2() -> PreTrainedModel:
+    """A GPT-2; its linear layers are Conv1D, hence Gemm without transB."""
+    import transformers
+
+    settings = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64
+    )
+    return jittered(lambda: transformers.GPT2LMHeadModel(settings))
+
+
+def llama() -> PreTrainedModel:
+    """A Llama: rotary positions, grouped keys and values, no biases."""
+    import transformers
+
+    settings = transformers.LlamaConfig(**_TEXT, num_key_value_heads=2)
+    return jittered(lambda: transformers.LlamaForCausalLM(settings))
+
+
+def t5() -> PreTrainedModel:
+    """A T5: an encoder with a decoder."""
+    import transformers
+
+    settings = transformers.T5Config(
+        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4
+    )
+    return jittered(lambda: transformers.T5ForConditionalGeneration(settings))
+
+
+def vit() -> PreTrainedModel:
+    """A ViT that classifies one-channel images of ``IMAGE_SIZE``."""
+    import transformers
+
+    settings = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=IMAGE_SIZE,
+        patch_size=4,
+        num_channels=1,
+        num_labels=5,
+    )
+    return jittered(lambda: transformers.ViTForImageClassification(settings))
+
+
+def resnet() -> PreTrainedModel:
+    """A ResNet; its configuration does not say how large an image is."""
+    import transformers
+
+    settings = transformers.ResNetConfig(
+        num_channels=3, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    )
+    return jittered(lambda: transformers.ResNetForImageClassification(settings))
+
+
+def jittered(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Build a model with weights that are always the same and nowhere trivial."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = build().eval()
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    """Save configuration and safetensors weights into ``folder``."""
+    model.save_pretrained(folder, safe_serialization=True)
+    return folder
