@@ -1,0 +1,45 @@
+"""Bring a model of the Hugging Face hub onto this machine: configuration, tokenizer, weights.
+
+Only safetensors weights are asked for, so that no pickle is ever downloaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from graph_passes.errors import ModelFileError
+from pipeline.export.quiet import quiet
+from pipeline.session import one_line
+
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+# Sub-folders hold the same weights for other runtimes.
+_UNWANTED = ["*/*", "*.fp16.safetensors"]
+
+
+def download(repo_id: str) -> Path:
+    """The folder of the newest snapshot of ``repo_id``; the cached one when there is no network.
+
+    Raises:
+        ModelFileError: the hub has no such model, refuses it, or cannot be reached.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        with quiet():
+            return Path(
+                snapshot_download(repo_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+            )
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelFileError(
+            f"{repo_id} is neither a local folder nor in the cache, and the Hugging Face hub "
+            "cannot be reached: check the path or the connection"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelFileError(
+            f"{repo_id} is neither a local folder nor a public model of the Hugging Face hub: "
+            "check the name, or log in with `hf auth login`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelFileError(
+            f"cannot download {repo_id} from the Hugging Face hub: {one_line(error)}"
+        ) from error

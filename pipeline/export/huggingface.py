@@ -1,0 +1,76 @@
+"""Export a Hugging Face model from the hub or from a folder in its layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from graph_passes.errors import RequestError
+from pipeline.export.checkpoint import load_checkpoint, read_config, torch_model
+from pipeline.export.dependencies import require_export_extra
+from pipeline.export.dynamo import export_dynamo
+from pipeline.export.exported import ExportedModel
+from pipeline.export.hub import download
+from pipeline.export.optimum_export import export_optimum
+from pipeline.export.source import FolderSource, HubSource
+from pipeline.export.tasks import require_task
+from pipeline.recipe import SourceSpec
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template.*",
+)
+_CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def export_huggingface(
+    source: FolderSource | HubSource, spec: SourceSpec, folder: Path, *, seed: int
+) -> ExportedModel:
+    """Export the model that ``source`` names into ``folder``.
+
+    Raises:
+        RequestError: the task does not fit the model, or the model has several parts.
+        ModelFileError: the checkpoint cannot be had, read or exported, or its export differs from
+            PyTorch.
+        MissingDependencyError: a package of the ``export`` extra is not installed.
+    """
+    require_export_extra("torch", "transformers", "onnxscript", "safetensors")
+    checkpoint = source.folder if isinstance(source, FolderSource) else download(source.repo_id)
+    if spec.exporter == "optimum":
+        require_export_extra("optimum")
+        exported = export_optimum(checkpoint, spec, folder, seed=seed)
+    else:
+        exported = _export_dynamo(checkpoint, spec, folder, seed)
+    tokenizer = _files(checkpoint, _TOKENIZER_FILES)
+    return dataclasses.replace(
+        exported,
+        assets=(*_files(checkpoint, _CONFIG_FILES), *tokenizer),
+        tokenizer_dir=checkpoint if tokenizer else None,
+    )
+
+
+def _export_dynamo(checkpoint: Path, spec: SourceSpec, folder: Path, seed: int) -> ExportedModel:
+    config = read_config(checkpoint)
+    if config.is_encoder_decoder:
+        raise RequestError(
+            f"{spec.model} is an encoder with a decoder, which the exporter dynamo cannot split: "
+            "use the exporter optimum, then compress each of the files that it writes"
+        )
+    task = require_task(spec.task, config.architectures)
+    model = torch_model(load_checkpoint(checkpoint, task), task, checkpoint, seed=seed)
+    return export_dynamo(model, spec, folder)
+
+
+def _files(folder: Path, patterns: tuple[str, ...]) -> tuple[Path, ...]:
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return tuple(sorted(found))
