@@ -1,0 +1,7 @@
+"""The report of a run: ``report.json`` for machines, a Markdown summary and pictures for people."""
+
+from pipeline.report.markdown import render_summary
+from pipeline.report.pictures import SiteSpectrum, draw_pictures
+from pipeline.report.writer import read_report, write_report
+
+__all__ = ["SiteSpectrum", "draw_pictures", "read_report", "render_summary", "write_report"]

@@ -1,0 +1,153 @@
+"""The Markdown summary: a template over a report, in which nothing from a model file is markup.
+
+Names, reasons and paths may come from strangers' files. Everything that the template prints is
+escaped, unless a function here made it and marked it as :class:`Markdown`: forgetting to escape
+something is therefore safe. Names print as code where they are harmless, else as escaped text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from itertools import groupby
+
+import jinja2
+
+from graph_passes.plan import SkippedNode
+from pipeline.report import formats
+from pipeline.results import GateResult, RunReport
+
+_MARKUP = re.compile(
+    r"[\\`*\[|~$]"  # markup wherever it stands
+    r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis, unless inside a word
+    r"|<(?=[A-Za-z/!?])|&(?=#?\w+;)"  # HTML
+    r"|^[#>+=-]"  # headings, quotes, lists
+)
+_HARMLESS_NAME = re.compile(r"[\w.:/(),=+@\[\]-]+")
+_LONGEST_NAME = 120
+
+
+class Markdown(str):
+    """Text that is Markdown already and must not be escaped."""
+
+    __slots__ = ()
+
+
+def render_summary(report: RunReport, pictures: Sequence[str] = ()) -> str:
+    """Render the summary of a run as GitHub-flavoured Markdown.
+
+    Args:
+        report: the run.
+        pictures: paths of pictures to show, relative to where the summary will be.
+    """
+    return _template().render(
+        report=report,
+        metrics=metric_rows(report),
+        skipped=skipped_by_reason(report.plan.skipped),
+        operators=changed_operators(report),
+        decisions=Counter(site.decision for site in report.plan.sites),
+        pictures=pictures,
+    )
+
+
+def printable(text: object) -> str:
+    """``text`` on one line, with whatever cannot be shown replaced."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "\ufffd" for c in line)
+
+
+def escape(text: object) -> Markdown:
+    """``text`` as it is, in a table cell or a paragraph, whatever it contains."""
+    return Markdown(_MARKUP.sub(r"\\\g<0>", printable(text)))
+
+
+def name(text: object) -> Markdown:
+    """A name as code; as escaped text where it holds what code cannot, shortened if very long."""
+    line = printable(text).strip() or "(no name)"
+    if len(line) > _LONGEST_NAME:
+        line = f"{line[: _LONGEST_NAME // 2]}…{line[-_LONGEST_NAME // 2 :]}"
+    return Markdown(f"`{line}`") if _HARMLESS_NAME.fullmatch(line) else escape(line)
+
+
+def verdict(report: RunReport) -> Markdown:
+    """``PASSED``, or ``FAILED`` with each gate that did."""
+    failed = [gate for gate in report.gates if not gate.passed]
+    if failed:
+        return Markdown(f"FAILED: {'; '.join(_failure(gate) for gate in failed)}")
+    return Markdown(f"PASSED: {_plural(len(report.gates), 'gate')}" if report.gates else "PASSED")
+
+
+def _failure(gate: GateResult) -> str:
+    if gate.value is None:
+        return f"{escape(gate.quantity)} was not measured"
+    bound = "at least" if gate.limit == "min" else "at most"
+    value, threshold = formats.distinct(gate.value, gate.threshold)
+    return f"{escape(gate.quantity)} is {value}, must be {bound} {threshold}"
+
+
+def _gate_figures(gate: GateResult) -> tuple[str, str]:
+    """The limit and the value of a gate."""
+    sign = "≥" if gate.limit == "min" else "≤"
+    value, threshold = formats.distinct(gate.value, gate.threshold)
+    return f"{sign} {threshold}", value
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def metric_rows(report: RunReport) -> list[tuple[str, float | None, float]]:
+    """``(metric, before, after)``, where ``before`` is ``NAME_reference`` if that was measured."""
+    metrics = report.validation.metrics if report.validation is not None else {}
+    before = {f"{metric}_reference" for metric in metrics} & metrics.keys()
+    return [
+        (metric, metrics.get(f"{metric}_reference"), value)
+        for metric, value in metrics.items()
+        if metric not in before
+    ]
+
+
+def skipped_by_reason(skipped: Iterable[SkippedNode]) -> list[tuple[str, int, str]]:
+    """``(reason, nodes, an example)``, most frequent first."""
+    by_reason = sorted(skipped, key=lambda node: node.reason)
+    groups = [(reason, list(nodes)) for reason, nodes in groupby(by_reason, lambda n: n.reason)]
+    rows = [(reason, len(nodes), nodes[0].node) for reason, nodes in groups]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def changed_operators(report: RunReport) -> list[tuple[str, int, int]]:
+    """``(operator, executed before, executed after)`` where the two differ."""
+    before = report.op_counts.get("reference", {})
+    after = report.op_counts.get("candidate", {})
+    rows = [
+        (op, before.get(op, 0), after.get(op, 0)) for op in sorted(before.keys() | after.keys())
+    ]
+    return [row for row in rows if row[1] != row[2]]
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=False,  # noqa: S701 - that is for HTML; `finalize` escapes for Markdown
+        finalize=lambda value: value if isinstance(value, Markdown) else escape(value),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "name": name,
+        "verdict": verdict,
+        "gate_figures": _gate_figures,
+        "count": formats.count,
+        "milliseconds": formats.milliseconds,
+        "ratio": formats.ratio,
+        "significant": formats.significant,
+        "size": formats.size,
+        "times": formats.times,
+    }
+    source = files("pipeline.report").joinpath("summary.md.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source)

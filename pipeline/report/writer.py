@@ -1,0 +1,70 @@
+"""Writing and reading the report of a run.
+
+JSON has no NaN and no infinity; the figures of a damaged model have. They are written as the
+strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which read back as what they were; ``null``
+means that there was nothing to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from graph_passes.errors import RequestError
+from graph_passes.validation_text import first_problem
+from pipeline.atomic import atomic_file
+from pipeline.report.markdown import render_summary
+from pipeline.report.pictures import SiteSpectrum, draw_pictures
+from pipeline.results import RunReport
+
+REPORT_NAME = "report.json"
+SUMMARY_NAME = "summary.md"
+
+
+def write_report(report: RunReport, folder: Path, spectra: Sequence[SiteSpectrum] = ()) -> None:
+    """Write ``report.json``, ``summary.md`` and ``pictures/*.png`` into ``folder``.
+
+    Args:
+        report: the run.
+        folder: created where it is missing.
+        spectra: one for each site that the pictures of spectra can show; without any, those
+            pictures are left out.
+
+    Raises:
+        OutputError: ``folder`` cannot be written.
+    """
+    _write(folder / REPORT_NAME, report_json(report))
+    pictures = draw_pictures(report, spectra, folder)
+    names = [picture.relative_to(folder).as_posix() for picture in pictures]
+    _write(folder / SUMMARY_NAME, render_summary(report, names))
+
+
+def report_json(report: RunReport) -> str:
+    """The text of ``report.json``."""
+    # Through plain data: pydantic's models would write what is not finite as null.
+    return to_json(report.model_dump(), indent=2, inf_nan_mode="strings").decode() + "\n"
+
+
+def read_report(folder: Path) -> RunReport:
+    """Read the report that a run left in ``folder``.
+
+    Raises:
+        RequestError: there is none, or it is damaged; the message names the key.
+    """
+    path = folder / REPORT_NAME
+    try:
+        return RunReport.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RequestError(
+            f"cannot read {path}: {error.strerror}; name the folder that a run wrote"
+        ) from error
+    except ValidationError as error:
+        raise RequestError(f"{path} is not a report: {first_problem(error)}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
