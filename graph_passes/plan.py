@@ -20,11 +20,14 @@ OptionValue = bool | int | float | str
 
 
 class MethodSpec(BaseModel):
-    """A factorization method by its registered name, with its hyper-parameters."""
+    """A factorization method by its registered name, with its hyper-parameters.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    ``auto`` is the best method that the data at hand allows.
+    """
 
-    name: str = "asvd"
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    name: str = "auto"
     options: dict[str, OptionValue] = Field(default_factory=dict)
 
 
@@ -39,7 +42,7 @@ class SiteError(BaseModel):
             metric where there is one, else in the weight metric (Eckart-Young).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     weight: float
     activation: float | None = None
@@ -60,7 +63,7 @@ class SitePlan(BaseModel):
     are what the bias correction adds to (or, where merged biases go, takes from) the file.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     site: str
     node: str
@@ -81,7 +84,7 @@ class SitePlan(BaseModel):
 class SkippedNode(BaseModel):
     """A MatMul or Gemm that is no linear site, and the reason."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     node: str
     op_type: str
@@ -91,7 +94,7 @@ class SkippedNode(BaseModel):
 class CompressionPlan(BaseModel):
     """What every MatMul and Gemm of one model becomes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     schema_version: Literal[1] = PLAN_SCHEMA_VERSION
     allocation: str

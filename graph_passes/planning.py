@@ -6,7 +6,7 @@ stays dense where factors would not be smaller, r·(K + N) ≥ K·N, unless that
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from graph_passes.allocation import Candidate, get_allocator
 from graph_passes.errors import NothingToCompressError, RequestError
 from graph_passes.factorization import Method, make_method
-from graph_passes.plan import CompressionPlan, SitePlan
+from graph_passes.plan import CompressionPlan, MethodSpec, SitePlan
 from graph_passes.request import CompressionSpec, Selection
 from graph_passes.sites import LinearSite, SiteTable
 
@@ -30,7 +30,7 @@ def group_by_weight(sites: Sequence[LinearSite]) -> WeightGroups:
 
 
 def make_plan(
-    table: SiteTable, request: CompressionSpec, calibrated: Container[str] = frozenset()
+    table: SiteTable, request: CompressionSpec, calibrated: Collection[str] = frozenset()
 ) -> CompressionPlan:
     """Plan the compression of the model whose sites are ``table``.
 
@@ -40,9 +40,15 @@ def make_plan(
         calibrated: names of the sites that have activation statistics.
 
     Raises:
-        RequestError: unknown method, option or allocation, or a pattern that matches nothing.
+        RequestError: unknown method, option or allocation, a pattern that matches nothing, or a
+            method that needs statistics where there are none.
     """
-    method = make_method(request.method.name, request.method.options)
+    spec = resolve_method(request.method, bool(calibrated))
+    method = make_method(spec.name, spec.options)
+    if method.needs_activations and not calibrated:
+        raise RequestError(
+            f"method {spec.name} looks at activations: give calibration data, or use svd"
+        )
     allocate = get_allocator(request.allocation)
     _check_patterns(request.select, table.sites)
     unselected = {site.name: _unselected(site, request.select) for site in table.sites}
@@ -82,7 +88,7 @@ def make_plan(
             out_features=site.out_features,
             decision="skip" if unselected[site.name] else "dense" if reason else "factor",
             reason=reason or _why(request),
-            method=None if rank is None else request.method,
+            method=None if rank is None else spec,
             rank=rank,
             parameters_before=parameters,
             parameters_after=parameters if rank is None else rank * cost,
@@ -95,6 +101,13 @@ def make_plan(
         sites=tuple(plan_site(site) for site in table.sites),
         skipped=table.skipped,
     )
+
+
+def resolve_method(spec: MethodSpec, calibrated: bool) -> MethodSpec:
+    """What ``auto`` stands for: the best method that the data at hand allows."""
+    if spec.name != "auto":
+        return spec
+    return MethodSpec(name="asvd" if calibrated else "svd", options=spec.options)
 
 
 def require_gain(plan: CompressionPlan) -> None:

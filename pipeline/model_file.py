@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from graph_passes.errors import ModelFileError, OutputError
 from pipeline.atomic import atomic_file
+from pipeline.results import SizeReport
 from pipeline.session import one_line
 
 INLINE_LIMIT_BYTES = 1_800_000_000
@@ -129,16 +130,29 @@ def weight_bytes(model: ir.Model) -> int:
     )
 
 
-def file_bytes(path: Path) -> int:
-    """Size on disk of the model at ``path``, with its external data."""
-    return path.stat().st_size + sum(file.stat().st_size for file in data_files(load_model(path)))
+def model_size(reference: Path, candidate: Path) -> SizeReport:
+    """Bytes on disk, external data included, and floating-point parameters of two models.
+
+    Raises:
+        ModelFileError: a model cannot be read.
+    """
+    before, after = load_model(reference), load_model(candidate)
+    return SizeReport(
+        reference_bytes=_bytes_on_disk(reference, before),
+        candidate_bytes=_bytes_on_disk(candidate, after),
+        reference_parameters=_parameters(before),
+        candidate_parameters=_parameters(after),
+    )
 
 
-def parameter_count(path: Path) -> int:
-    """Elements of all floating-point initializers of the model at ``path``."""
+def _bytes_on_disk(path: Path, model: ir.Model) -> int:
+    return sum(file.stat().st_size for file in (path, *data_files(model)))
+
+
+def _parameters(model: ir.Model) -> int:
     return sum(
         value.const_value.size
-        for graph in load_model(path).graphs()
+        for graph in model.graphs()
         for value in graph.initializers.values()
         if value.const_value is not None and value.const_value.dtype.is_floating_point()
     )

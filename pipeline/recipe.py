@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from graph_passes.errors import RequestError
-from graph_passes.plan import MethodSpec
+from graph_passes.request import CompressionSpec
 from graph_passes.validation_text import first_problem
 
 
@@ -118,34 +118,6 @@ class AccuracyMetric(RecipeModel):
 
 
 MetricSpec = Annotated[EmbeddingMetric | AccuracyMetric, Field(discriminator="kind")]
-
-
-class Selection(RecipeModel):
-    """Which linear sites to compress: glob patterns on module paths, and a group."""
-
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-    group: Literal["all", "attention", "mlp", "other"] = "all"
-
-
-class CompressionSpec(RecipeModel):
-    """How to compress: ``params`` (share of the selected linear parameters) or ``rank``."""
-
-    method: MethodSpec = MethodSpec()
-    params: float | None = Field(default=None, gt=0)
-    rank: int | None = Field(default=None, ge=1)
-    allocation: str = "uniform"
-    rank_multiple: int = Field(default=8, ge=1)
-    allow_larger: bool = False
-    select: Selection = Selection()
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> CompressionSpec:
-        if self.params is not None and self.rank is not None:
-            raise ValueError("params and rank exclude each other")
-        if self.params is not None and self.params > 1 and not self.allow_larger:
-            raise ValueError("params is a share between 0 and 1")
-        return self
 
 
 class Gate(RecipeModel):

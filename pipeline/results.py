@@ -112,6 +112,16 @@ class GateResult(Result):
     passed: bool
 
 
+class BenchmarkReport(Result):
+    """What ``bench --json`` writes."""
+
+    schema_version: Literal[1] = REPORT_SCHEMA_VERSION
+    benchmarks: tuple[Benchmark, ...]
+    unmeasured: dict[str, str]
+    size: SizeReport
+    gates: tuple[GateResult, ...]
+
+
 class ExportParity(Result):
     """The exported graph against the PyTorch module, at one input size."""
 

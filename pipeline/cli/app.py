@@ -1,0 +1,46 @@
+"""The command line's root: name, version, help."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="compress-onnx",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"compress-onnx {version('compress-onnx')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Make ONNX models smaller and faster: low-rank factors for their linear layers, with proof.
+
+    Start with `compress-onnx analyze model.onnx` to see what could be compressed, then
+
+    `compress-onnx compress model.onnx -o small.onnx --params 0.5 --calibration data.npz`
+
+    and check the result with `validate` and `bench`. `run` does everything that a recipe says.
+
+    **Data files** are `.npz` with one array for each model input, samples along the first axis.
+
+    **Exit codes**: 0 all gates passed, 1 a gate failed, 2 the request was wrong, 3 nothing could
+    be compressed.
+    """

@@ -1,0 +1,151 @@
+"""``compress-onnx compress``: one ONNX file in, a smaller one out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graph_passes.plan import CompressionPlan, read_plan
+from graph_passes.planning import require_gain
+from graph_passes.request import CompressionSpec
+from pipeline.atomic import atomic_file
+from pipeline.calibrate import Calibration
+from pipeline.cli import options
+from pipeline.cli.console import ProgressBars, errors, out, print_plan
+from pipeline.compress import (
+    Subject,
+    apply_plan,
+    calibrate_subject,
+    evaluate_plan,
+    open_subject,
+    plan_subject,
+)
+from pipeline.model_file import save_model
+
+_NO_DATA = (
+    "note: no --calibration, so errors are those of the weights alone and nothing is known about "
+    "the outputs; a few hundred real samples make the same size far more accurate"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("compress")(compress)
+
+
+def compress(
+    model: options.Model,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The .onnx file to write.")
+    ] = None,
+    method: options.Method = "auto",
+    settings: options.MethodOptions = None,
+    params: options.Params = None,
+    rank: options.Rank = None,
+    calibration: options.CalibrationFile = None,
+    mask: options.Mask = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Compress only sites that match (glob).")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Leave sites that match as they are (glob).")
+    ] = None,
+    group: Annotated[str, typer.Option(help="all, attention, mlp or other.")] = "all",
+    allocation: Annotated[str, typer.Option(help="How ranks are shared out.")] = "uniform",
+    rank_multiple: Annotated[int, typer.Option(min=1, help="Ranks are multiples of this.")] = 8,
+    allow_larger: Annotated[
+        bool, typer.Option("--allow-larger", help="Also rewrite where factors are not smaller.")
+    ] = False,
+    plan_path: Annotated[
+        Path | None, typer.Option("--plan", help="Apply this plan instead of making one.")
+    ] = None,
+    save_plan: Annotated[
+        Path | None, typer.Option("--save-plan", help="Write the plan as JSON.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan with its errors; write no model.")
+    ] = False,
+    keep_metadata: Annotated[
+        bool, typer.Option("--keep-metadata", help="Keep what the exporter wrote about sources.")
+    ] = False,
+    external_data: Annotated[
+        bool | None,
+        typer.Option(
+            "--external-data/--inline", help="Weights in a file of their own [default: by size]."
+        ),
+    ] = None,
+    batch_size: options.BatchSize = 32,
+    no_cache: options.NoCache = False,
+) -> None:
+    """Replace the linear layers of MODEL by low-rank factors.
+
+    Without `--params` and `--rank`, half of the parameters are kept. With `--calibration`, the
+    method `auto` is the exact activation-aware SVD; without, plain SVD, which loses far more
+    accuracy at the same size. `--dry-run` shows the plan first:
+
+    `compress-onnx compress model.onnx --method svd --params 0.5 --dry-run`
+    """
+    if output is None and not dry_run:
+        raise typer.BadParameter("say where to write it, or use --dry-run", param_hint="--output")
+    request = options.validated(
+        CompressionSpec,
+        {
+            "method": options.method_spec(method, settings),
+            "params": params,
+            "rank": rank,
+            "allocation": allocation,
+            "rank_multiple": rank_multiple,
+            "allow_larger": allow_larger,
+            "select": {"include": include or ["*"], "exclude": exclude or [], "group": group},
+        },
+    )
+    subject = open_subject(model)
+    statistics = _calibration(subject, calibration, mask, batch_size, no_cache)
+    plan = _plan(subject, plan_path, request, statistics)
+    if dry_run:
+        plan = evaluate_plan(subject, plan, statistics, ProgressBars())
+    else:
+        assert output is not None
+        plan = apply_plan(
+            subject, plan, statistics, keep_metadata=keep_metadata, progress=ProgressBars()
+        )
+        save_model(subject.model, output, external_data=external_data)
+    print_plan(plan)
+    if statistics is None:
+        errors.print(_NO_DATA, markup=False, highlight=False)
+    for note in statistics.notes if statistics else ():
+        errors.print(f"note: {note}", markup=False, highlight=False)
+    if save_plan is not None:
+        with atomic_file(save_plan) as temporary:
+            temporary.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
+    if output is not None and not dry_run:
+        out.print(f"written: {output}", markup=False, highlight=False)
+
+
+def _calibration(
+    subject: Subject, data: Path | None, mask: str | None, batch_size: int, no_cache: bool
+) -> Calibration | None:
+    if data is None:
+        return None
+    return calibrate_subject(
+        subject,
+        options.samples_for(subject.path, data, mask),
+        batch_size=batch_size,
+        cache=options.cache_unless(no_cache),
+        progress=ProgressBars(),
+    )
+
+
+def _plan(
+    subject: Subject,
+    plan_path: Path | None,
+    request: CompressionSpec,
+    calibration: Calibration | None,
+) -> CompressionPlan:
+    if plan_path is None:
+        return plan_subject(subject, request, calibration)
+    plan = read_plan(plan_path)
+    require_gain(plan)
+    return plan

@@ -1,0 +1,136 @@
+"""What the commands print: progress, tables, verdicts. Results go to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from graph_passes.plan import CompressionPlan, SitePlan
+from pipeline.progress import Update
+from pipeline.report.formats import significant
+from pipeline.results import Benchmark, GateResult, ValidationReport
+
+out = Console()
+errors = Console(stderr=True)
+
+
+class ProgressBars:
+    """Shows each step as a bar on stderr while it runs, and its time when it is done."""
+
+    @contextmanager
+    def step(self, description: str, total: int | None = None) -> Iterator[Update]:
+        """Show one step."""
+        columns = [SpinnerColumn(), TextColumn("{task.description:<18}"), BarColumn()]
+        counts = [MofNCompleteColumn()] if total is not None else []
+        with Bars(*columns, *counts, TimeElapsedColumn(), console=errors) as bars:
+            task = bars.add_task(description, total=total)
+            yield lambda done: bars.update(task, completed=done)
+            bars.update(task, completed=total or 1, total=total or 1)
+
+
+def print_plan(plan: CompressionPlan) -> None:
+    """The plan as a table, one row a site, then the skipped nodes and the sums."""
+    shown = table("site", "shape", "rank", "parameters", "error", "bound", "decision", "reason")
+    for site in plan.sites:
+        shown.add_row(*_plan_row(site))
+    out.print(shown)
+    for node in plan.skipped:
+        out.print(f"skipped {node.op_type} {node.node}: {node.reason}", style="dim", markup=False)
+    before, after = plan.parameters_before, plan.parameters_after
+    share = f" ({after / before:.1%})" if before else ""
+    out.print(
+        f"{len(plan.factored)} of {len(plan.sites)} sites factored; parameters of the selected "
+        f"sites {before:,} -> {after:,}{share}; the whole file loses {plan.parameters_saved:,}",
+        highlight=False,
+    )
+
+
+def _plan_row(site: SitePlan) -> Sequence[str]:
+    error = site.error
+    return (
+        escape(site.site),
+        f"{site.in_features}x{site.out_features}",
+        str(site.rank or ""),
+        f"{site.parameters_before:,} -> {site.parameters_after:,}",
+        significant(error.reached) if error else "",
+        significant(error.bound) if error else "",
+        site.decision,
+        escape(site.reason),
+    )
+
+
+def print_validation(report: ValidationReport) -> None:
+    """Outputs and metrics as tables."""
+    shown = table("output", "max abs", "relative L2", "cosine", "SNR [dB]")
+    for row in report.outputs:
+        snr = "equal" if row.snr_db is None else significant(row.snr_db)
+        numbers = (row.max_abs, row.relative_l2, row.cosine)
+        shown.add_row(escape(row.output), *(significant(number) for number in numbers), snr)
+    out.print(shown)
+    for row in report.outputs:
+        if row.problem is not None:
+            out.print(f"output {row.output}: {row.problem}", style="red", markup=False)
+    if report.metrics:
+        shown = table("metric", "value")
+        for name, value in report.metrics.items():
+            shown.add_row(escape(name), significant(value))
+        out.print(shown)
+    out.print(f"{report.samples} samples of {report.origin}", markup=False, highlight=False)
+
+
+def print_benchmarks(benchmarks: Sequence[Benchmark], unmeasured: dict[str, str]) -> None:
+    """Latencies before and after, one row a provider."""
+    shown = table("provider", "threads", "reference p50", "candidate p50", "speed-up", "ideal")
+    for row in benchmarks:
+        ideal = "" if row.ideal_speedup is None else f"{row.ideal_speedup:.2f}x"
+        shown.add_row(
+            row.provider,
+            str(row.threads),
+            f"{row.reference.p50_ms:.3f} ms",
+            f"{row.candidate.p50_ms:.3f} ms",
+            f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
+            ideal,
+        )
+    out.print(shown)
+    for row in benchmarks:
+        if "doubts" in row.settings:
+            out.print(f"{row.provider}: {row.settings['doubts']}", style="yellow", markup=False)
+    for provider, reason in unmeasured.items():
+        out.print(f"{provider} not measured: {reason}", style="yellow", markup=False)
+
+
+def print_gates(gates: Sequence[GateResult]) -> bool:
+    """The verdict on each gate; True when all passed."""
+    for gate in gates:
+        sign = ">=" if gate.limit == "min" else "<="
+        value = "not measured" if gate.value is None else f"{gate.value:.6g}"
+        verdict = "passed" if gate.passed else "FAILED"
+        out.print(
+            f"gate {gate.quantity} {sign} {gate.threshold:g}: {value}: {verdict}",
+            style="green" if gate.passed else "bold red",
+            markup=False,
+            highlight=False,
+        )
+    return all(gate.passed for gate in gates)
+
+
+def table(*headers: str) -> Table:
+    """An empty table that fits a terminal and a CI log."""
+    empty = Table(box=None, header_style="bold", pad_edge=False)
+    for header in headers:
+        # Names and reasons wrap; numbers never do.
+        wraps = header in {"site", "reason", "output"}
+        empty.add_column(header, no_wrap=not wraps, overflow="fold")
+    return empty

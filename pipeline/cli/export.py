@@ -1,0 +1,57 @@
+"""``compress-onnx export``: an ONNX model from a Hugging Face model or a PyTorch module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
+
+import typer
+
+from graph_passes.errors import RequestError
+from pipeline.cli import options
+from pipeline.cli.console import ProgressBars, errors, out
+from pipeline.export import export as export_source
+from pipeline.model_file import load_model, save_model
+from pipeline.recipe import SourceSpec
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("export")(export)
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Hub id, local folder, package:NAME/FOLDER, or MODULE:FACTORY of a torch module."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file to write.")],
+    task: Annotated[str | None, typer.Option(help="For example feature-extraction.")] = None,
+    exporter: Annotated[Literal["dynamo", "optimum"], typer.Option(help="Who exports.")] = "dynamo",
+    opset: Annotated[int, typer.Option(min=13, help="ONNX opset.")] = 23,
+) -> None:
+    """Export SOURCE to ONNX and compare the graph with PyTorch at two input sizes."""
+    spec = options.validated(
+        SourceSpec, {"model": source, "task": task, "exporter": exporter, "opset": opset}
+    )
+    with TemporaryDirectory(prefix="compress-onnx-") as work:
+        with ProgressBars().step("export"):
+            exported = export_source(spec, Path(work), base_dir=Path.cwd())
+        if not exported.path.is_relative_to(work):
+            raise RequestError(f"{source} is an ONNX model already: nothing to export")
+        save_model(load_model(exported.path), output)
+    report = exported.report
+    out.print(f"{output}: {report.exporter}, opset {report.opset}", markup=False, highlight=False)
+    for parity in report.parity:
+        for row in parity.outputs:
+            out.print(
+                f"  {row.output}: relative L2 to PyTorch {row.relative_l2:.2e} "
+                f"at {parity.input_shapes}",
+                markup=False,
+                highlight=False,
+            )
+    for note in exported.notes:
+        errors.print(f"note: {note}", markup=False, highlight=False)

@@ -1,0 +1,114 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from graph_passes.errors import RequestError
+from graph_passes.factorization import METHODS
+from graph_passes.plan import MethodSpec, OptionValue
+from graph_passes.validation_text import first_problem
+from pipeline.cache import ArrayCache, default_folder
+from pipeline.data.npz import load_npz
+from pipeline.data.samples import Samples
+from pipeline.inputs import load_structure, model_inputs
+
+T = TypeVar("T")
+
+METHOD_HELP = "auto (the best that the data allows), or: " + "; ".join(
+    " ".join((method.__doc__ or name).splitlines()[0].split()) for name, method in METHODS.items()
+)
+
+Provider = Literal["auto", "cpu", "cuda"]
+Device = Literal["cpu", "cuda"]
+
+Model = Annotated[Path, typer.Argument(help="An ONNX model; it is never changed.")]
+Method = Annotated[str, typer.Option("--method", "-m", help=METHOD_HELP)]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A hyper-parameter of the method, e.g. stages=3, layout=branches or alpha=0.5.",
+    ),
+]
+Params = Annotated[
+    float | None,
+    typer.Option("--params", "-p", help="Share of the selected linear parameters to keep."),
+]
+Rank = Annotated[
+    int | None, typer.Option(help="The same rank for every site, clipped to min(K, N).")
+]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option("--calibration", "-c", help=".npz with one array for each model input."),
+]
+Mask = Annotated[
+    str | None,
+    typer.Option(help="Input that is the padding mask; attention_mask is found by itself."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples at a time.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads (default: all cores).")]
+Gates = Annotated[
+    list[str] | None,
+    typer.Option("--gate", metavar="LIMIT", help="Fail (exit 1) unless it holds: cosine>=0.9"),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
+
+
+def method_spec(name: str, settings: Sequence[str] | None) -> MethodSpec:
+    """A method from ``--method`` and ``--set``.
+
+    Raises:
+        RequestError: a setting is not KEY=VALUE.
+    """
+    options: dict[str, OptionValue] = {}
+    for setting in settings or ():
+        key, sign, text = setting.partition("=")
+        if not sign or not key:
+            raise RequestError(f"cannot read --set {setting!r}: write KEY=VALUE, e.g. stages=3")
+        options[key] = _value(text)
+    return MethodSpec(name=name, options=options)
+
+
+def _value(text: str) -> OptionValue:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def validated(kind: type[T], values: dict[str, object]) -> T:
+    """Build the pydantic model ``kind`` from command-line values.
+
+    Raises:
+        RequestError: a value is out of range; the message names it.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise RequestError(first_problem(error)) from error
+
+
+def samples_for(model: Path, data: Path, mask: str | None) -> Samples:
+    """The samples in ``data`` for ``model``, with the padding mask named or found.
+
+    Raises:
+        DataError: the file is missing, damaged, or no samples at all.
+    """
+    names = {model_input.name for model_input in model_inputs(load_structure(model))}
+    if mask is None and "attention_mask" in names:
+        mask = "attention_mask"
+    return load_npz(data, mask=mask)
+
+
+def cache_unless(no_cache: bool) -> ArrayCache | None:
+    """The user's cache, or none."""
+    return None if no_cache else ArrayCache(default_folder())

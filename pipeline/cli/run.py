@@ -1,0 +1,90 @@
+"""``compress-onnx run``: everything that a recipe says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import options
+from pipeline.cli.console import (
+    ProgressBars,
+    errors,
+    out,
+    print_benchmarks,
+    print_gates,
+    print_plan,
+    print_validation,
+)
+from pipeline.recipe import Recipe, read_recipe
+from pipeline.run import run_recipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("run")(run)
+
+
+def run(
+    recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the bundle [default: bundles/NAME]."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="Instead of the recipe's method.")
+    ] = None,
+    settings: options.MethodOptions = None,
+    params: options.Params = None,
+    no_cache: options.NoCache = False,
+) -> None:
+    """Export, calibrate, compress, validate, benchmark, report and bundle as RECIPE says.
+
+    Leaves a folder with the model, `plan.json`, `report.json`, `summary.md`, pictures, tokenizer
+    files and a sha256 manifest. The exit code is the verdict of the recipe's gates.
+    """
+    recipe = _overridden(read_recipe(recipe_path), method, settings, params)
+    folder = output or recipe.output or Path("bundles") / recipe.name
+    report = run_recipe(
+        recipe,
+        folder,
+        base_dir=recipe_path.parent,
+        command=" ".join(["compress-onnx", *sys.argv[1:]]),
+        cache=options.cache_unless(no_cache),
+        progress=ProgressBars(),
+    )
+    print_plan(report.plan)
+    if report.validation is not None:
+        print_validation(report.validation)
+    print_benchmarks(report.benchmarks, report.unmeasured)
+    size = report.size
+    out.print(
+        f"file {size.reference_bytes / 1e6:.1f} MB -> {size.candidate_bytes / 1e6:.1f} MB "
+        f"({size.candidate_bytes / size.reference_bytes:.1%})",
+        highlight=False,
+    )
+    for note in report.notes:
+        errors.print(f"note: {note}", markup=False, highlight=False)
+    passed = print_gates(report.gates)
+    out.print(f"bundle: {folder}", markup=False, highlight=False)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _overridden(
+    recipe: Recipe, method: str | None, settings: list[str] | None, params: float | None
+) -> Recipe:
+    """The recipe with what the command line says instead; options of another method go."""
+    changes: dict[str, object] = {}
+    if method is not None:
+        changes["method"] = options.method_spec(method, settings).model_dump()
+    elif settings:
+        own = recipe.compression.method
+        added = options.method_spec(own.name, settings)
+        changes["method"] = {"name": own.name, "options": {**own.options, **added.options}}
+    if params is not None:
+        changes |= {"params": params, "rank": None}
+    values = {**recipe.model_dump(), "compression": {**recipe.compression.model_dump(), **changes}}
+    return options.validated(Recipe, values) if changes else recipe

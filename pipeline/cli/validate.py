@@ -1,0 +1,71 @@
+"""``compress-onnx validate``: two versions of one model on the same data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import options
+from pipeline.cli.console import ProgressBars, errors, print_gates, print_validation
+from pipeline.data.samples import Samples
+from pipeline.gates import check_gates, measured_quantities, parse_gate
+from pipeline.inputs import load_structure, model_inputs, synthetic_feeds
+from pipeline.model_file import model_size
+from pipeline.session import SessionSpec
+from pipeline.validate import validate as validate_models
+
+_MADE_UP_SAMPLES = 16
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("validate")(validate)
+
+
+def validate(
+    reference: Annotated[Path, typer.Argument(help="The original model.")],
+    candidate: Annotated[Path, typer.Argument(help="The model to check.")],
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help=".npz to compare on [default: made-up inputs]."),
+    ] = None,
+    mask: options.Mask = None,
+    gate: options.Gates = None,
+    provider: Annotated[options.Device, typer.Option(help="Where both run.")] = "cpu",
+    length: Annotated[int, typer.Option(min=1, help="Made-up inputs: sequence length.")] = 32,
+    batch_size: options.BatchSize = 32,
+    threads: options.Threads = None,
+) -> None:
+    """Compare the outputs of CANDIDATE with those of REFERENCE, and hold gates against them.
+
+    Gates can name `relative_l2`, `max_abs`, `min_output_cosine` (the worst of all outputs),
+    `output.NAME.cosine` and the like, `size_ratio` and `parameter_ratio`:
+
+    `compress-onnx validate model.onnx small.onnx --inputs data.npz --gate 'relative_l2<=0.1'`
+
+    Real inputs matter: a model compressed for real data looks worse on made-up ones than it is.
+    """
+    gates = [parse_gate(text) for text in gate or ()]
+    if inputs is not None:
+        samples = options.samples_for(reference, inputs, mask)
+    else:
+        errors.print("note: no --inputs, comparing on made-up inputs", markup=False)
+        feeds = synthetic_feeds(
+            model_inputs(load_structure(reference)), batch=_MADE_UP_SAMPLES, length=length, seed=0
+        )
+        samples = Samples(feeds, origin="made-up inputs")
+    with ProgressBars().step("validate", len(samples)) as update:
+        report = validate_models(
+            reference,
+            candidate,
+            samples,
+            spec=SessionSpec(provider=provider, threads=threads),
+            batch_size=batch_size,
+            progress=update,
+        )
+    print_validation(report)
+    quantities = measured_quantities(report, size=model_size(reference, candidate))
+    if not print_gates(check_gates(gates, quantities)):
+        raise typer.Exit(1)
