@@ -44,8 +44,14 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-results: $(READY)  ## Measure the tables of the README again (docs/results.md).
-	$(BIN)/python -m pipeline.results_tables docs/results.md
+results: $(READY)  ## Measure the tables of the README again (docs/results).
+	$(BIN)/compress-onnx sweep models/minilm.yaml -p 0.5 -o docs/results/minilm \
+	    -m svd -m svdlora:stages=3 -m asvd-diagonal -m asvd
+	$(BIN)/compress-onnx sweep models/digits-vit.yaml -p 0.33 --rank-multiple 1 \
+	    -o docs/results/digits-vit-stages $(foreach n,1 2 3 4 5 6 7 8 9,-m svdlora:stages=$(n))
+	$(BIN)/compress-onnx sweep models/digits-vit.yaml -m svdlora:stages=3 --rank-multiple 1 \
+	    --allow-larger -o docs/results/digits-vit-shares \
+	    $(foreach p,0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0,-p $(p))
 
 lock: ## Resolve the dependencies anew into requirements/lock.txt.
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -131,7 +131,7 @@ def require_gain(plan: CompressionPlan) -> None:
 def _why(request: CompressionSpec) -> str:
     if request.rank is not None:
         return f"rank {request.rank}"
-    return f"{request.share:.0%} of the parameters, {request.allocation}"
+    return f"{request.share:.0%} of parameters, {request.allocation}"
 
 
 def _check_patterns(select: Selection, sites: Sequence[LinearSite]) -> None:

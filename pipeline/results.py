@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from graph_passes.plan import CompressionPlan
+from graph_passes.request import CompressionSpec
 
 REPORT_SCHEMA_VERSION: Literal[1] = 1
 
@@ -138,6 +139,19 @@ class ExportReport(Result):
     parity: tuple[ExportParity, ...] = ()
 
 
+class SweepRow(Result):
+    """One variant of a sweep and what it measured; ``problem`` says why there are no figures."""
+
+    variant: CompressionSpec
+    problem: str | None = None
+    parameters_before: int | None = None
+    parameters_after: int | None = None
+    size: SizeReport | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    outputs: tuple[OutputComparison, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = ()
+
+
 class Environment(Result):
     """What the figures were measured with."""
 
@@ -146,6 +160,17 @@ class Environment(Result):
     processor: str
     cores: int
     packages: dict[str, str]
+
+
+class SweepReport(Result):
+    """All variants of a sweep, in the order that they were asked for."""
+
+    schema_version: Literal[1] = REPORT_SCHEMA_VERSION
+    tool_version: str
+    created: str
+    name: str
+    environment: Environment
+    rows: tuple[SweepRow, ...]
 
 
 class RunReport(Result):

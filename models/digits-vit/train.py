@@ -4,9 +4,9 @@
 
 The hyper-parameters were chosen on a part of the training digits and the number of epochs is
 fixed. The held-out digits were read twice: a first configuration reached 0.972 on them and was
-tuned further (on training digits alone) for that reason; the second reading is the one reported. Weights are
-stored in float16 to keep the repository small; the accuracy is measured on what was stored,
-computed in float32.
+tuned further (on training digits alone) for that reason; the second reading is the one reported.
+Weights are stored in float16 to keep the repository small; the accuracy is measured on what was
+stored, computed in float32.
 """
 
 from __future__ import annotations

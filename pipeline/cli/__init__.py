@@ -11,13 +11,13 @@ import sys
 from rich.logging import RichHandler
 
 from graph_passes.errors import CompressOnnxError
-from pipeline.cli import analyze, bench, compress, export, report, run, validate
+from pipeline.cli import analyze, bench, compress, export, report, run, sweep, validate
 from pipeline.cli.app import app
 from pipeline.cli.console import errors
 
 __all__ = ["app", "main"]
 
-for command in (run, export, analyze, compress, validate, bench, report):
+for command in (run, export, analyze, compress, validate, bench, sweep, report):
     command.register(app)
 
 

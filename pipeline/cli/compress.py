@@ -41,7 +41,6 @@ def compress(
         Path | None, typer.Option("-o", "--output", help="The .onnx file to write.")
     ] = None,
     method: options.Method = "auto",
-    settings: options.MethodOptions = None,
     params: options.Params = None,
     rank: options.Rank = None,
     calibration: options.CalibrationFile = None,
@@ -92,7 +91,7 @@ def compress(
     request = options.validated(
         CompressionSpec,
         {
-            "method": options.method_spec(method, settings),
+            "method": options.method_spec(method),
             "params": params,
             "rank": rank,
             "allocation": allocation,

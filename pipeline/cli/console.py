@@ -22,8 +22,19 @@ from pipeline.progress import Update
 from pipeline.report.formats import significant
 from pipeline.results import Benchmark, GateResult, ValidationReport
 
-out = Console()
-errors = Console(stderr=True)
+_LOG_WIDTH = 160
+"""A log has no width of its own; 80 columns would break every table."""
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    return console
+
+
+out = _console(stderr=False)
+errors = _console(stderr=True)
 
 
 class ProgressBars:

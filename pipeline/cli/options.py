@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -20,8 +19,10 @@ from pipeline.inputs import load_structure, model_inputs
 
 T = TypeVar("T")
 
-METHOD_HELP = "auto (the best that the data allows), or: " + "; ".join(
-    " ".join((method.__doc__ or name).splitlines()[0].split()) for name, method in METHODS.items()
+METHOD_HELP = (
+    "auto (the best that the data allows), or one of these, its hyper-parameters behind a colon "
+    "(svdlora:stages=3,layout=branches). "
+    + " ".join((method.__doc__ or name).splitlines()[0] for name, method in METHODS.items())
 )
 
 Provider = Literal["auto", "cpu", "cuda"]
@@ -29,14 +30,6 @@ Device = Literal["cpu", "cuda"]
 
 Model = Annotated[Path, typer.Argument(help="An ONNX model; it is never changed.")]
 Method = Annotated[str, typer.Option("--method", "-m", help=METHOD_HELP)]
-MethodOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="A hyper-parameter of the method, e.g. stages=3, layout=branches or alpha=0.5.",
-    ),
-]
 Params = Annotated[
     float | None,
     typer.Option("--params", "-p", help="Share of the selected linear parameters to keep."),
@@ -61,18 +54,22 @@ Gates = Annotated[
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 
 
-def method_spec(name: str, settings: Sequence[str] | None) -> MethodSpec:
-    """A method from ``--method`` and ``--set``.
+def method_spec(text: str) -> MethodSpec:
+    """A method with its hyper-parameters from ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``.
 
     Raises:
-        RequestError: a setting is not KEY=VALUE.
+        RequestError: a hyper-parameter is not KEY=VALUE.
     """
+    name, _, settings = text.partition(":")
     options: dict[str, OptionValue] = {}
-    for setting in settings or ():
-        key, sign, text = setting.partition("=")
+    for setting in filter(None, settings.split(",")):
+        key, sign, value = setting.partition("=")
         if not sign or not key:
-            raise RequestError(f"cannot read --set {setting!r}: write KEY=VALUE, e.g. stages=3")
-        options[key] = _value(text)
+            raise RequestError(
+                f"cannot read {setting!r} in the method {text!r}: write NAME:KEY=VALUE, "
+                "for example svdlora:stages=3,layout=branches"
+            )
+        options[key] = _value(value)
     return MethodSpec(name=name, options=options)
 
 

@@ -34,9 +34,9 @@ def run(
         typer.Option("-o", "--output", help="Folder of the bundle [default: bundles/NAME]."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", "-m", help="Instead of the recipe's method.")
+        str | None,
+        typer.Option("--method", "-m", help="Instead of the recipe's method: NAME[:KEY=VALUE,…]."),
     ] = None,
-    settings: options.MethodOptions = None,
     params: options.Params = None,
     no_cache: options.NoCache = False,
 ) -> None:
@@ -45,7 +45,7 @@ def run(
     Leaves a folder with the model, `plan.json`, `report.json`, `summary.md`, pictures, tokenizer
     files and a sha256 manifest. The exit code is the verdict of the recipe's gates.
     """
-    recipe = _overridden(read_recipe(recipe_path), method, settings, params)
+    recipe = _overridden(read_recipe(recipe_path), method, params)
     folder = output or recipe.output or Path("bundles") / recipe.name
     report = run_recipe(
         recipe,
@@ -73,17 +73,11 @@ def run(
         raise typer.Exit(1)
 
 
-def _overridden(
-    recipe: Recipe, method: str | None, settings: list[str] | None, params: float | None
-) -> Recipe:
-    """The recipe with what the command line says instead; options of another method go."""
+def _overridden(recipe: Recipe, method: str | None, params: float | None) -> Recipe:
+    """The recipe with what the command line says instead."""
     changes: dict[str, object] = {}
     if method is not None:
-        changes["method"] = options.method_spec(method, settings).model_dump()
-    elif settings:
-        own = recipe.compression.method
-        added = options.method_spec(own.name, settings)
-        changes["method"] = {"name": own.name, "options": {**own.options, **added.options}}
+        changes["method"] = options.method_spec(method).model_dump()
     if params is not None:
         changes |= {"params": params, "rank": None}
     values = {**recipe.model_dump(), "compression": {**recipe.compression.model_dump(), **changes}}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.atomic import atomic_file
 from pipeline.report import formats
 from pipeline.report.markdown import printable
-from pipeline.results import RunReport
+from pipeline.results import RunReport, SweepReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -281,3 +281,36 @@ def _draw_pair(panel: Axes, pair: _Pair) -> None:
     panel.spines["left"].set_visible(False)
     panel.grid(visible=False)
     panel.margins(y=0.15)
+
+
+def draw_pareto(report: SweepReport, path: Path) -> None:
+    """Draw the first metric of a sweep against the parameters kept, one line a method.
+
+    Raises:
+        OutputError: ``path`` cannot be written.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        figure = _figure(5.2, 3.6)
+        panel = figure.subplots()
+        for index, (label, points) in enumerate(_pareto_lines(report).items()):
+            share, value = zip(*sorted(points), strict=True)
+            panel.plot(share, value, marker="o", markersize=3.5, label=label, color=f"C{index}")
+        panel.set_xlabel("linear parameters kept [%]")
+        panel.set_ylabel(next((name for row in report.rows for name in row.metrics), "cosine"))
+        panel.legend(fontsize=7)
+        _save(figure, path)
+
+
+def _pareto_lines(report: SweepReport) -> dict[str, list[tuple[float, float]]]:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in report.rows:
+        if row.parameters_after is None or not row.parameters_before:
+            continue
+        values = [*row.metrics.values(), *(output.cosine for output in row.outputs)]
+        method = " ".join([row.variant.method.name, *map(str, row.variant.method.options.values())])
+        label = printable(f"{method}, {row.variant.allocation}")
+        share = 100 * row.parameters_after / row.parameters_before
+        lines.setdefault(label, []).append((share, values[0]))
+    return lines

@@ -18,7 +18,7 @@ from graph_passes.validation_text import first_problem
 from pipeline.atomic import atomic_file
 from pipeline.report.markdown import render_summary
 from pipeline.report.pictures import SiteSpectrum, draw_pictures
-from pipeline.results import RunReport
+from pipeline.results import Result, RunReport
 
 REPORT_NAME = "report.json"
 SUMMARY_NAME = "summary.md"
@@ -42,7 +42,7 @@ def write_report(report: RunReport, folder: Path, spectra: Sequence[SiteSpectrum
     _write(folder / SUMMARY_NAME, render_summary(report, names))
 
 
-def report_json(report: RunReport) -> str:
+def report_json(report: Result) -> str:
     """The text of ``report.json``."""
     # Through plain data: pydantic's models would write what is not finite as null.
     return to_json(report.model_dump(), indent=2, inf_nan_mode="strings").decode() + "\n"

@@ -1,0 +1,78 @@
+"""``compress-onnx sweep``: method x allocation x share over a recipe, as one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import options
+from pipeline.cli.console import ProgressBars, out
+from pipeline.recipe import read_recipe
+from pipeline.report.sweep import markdown, write_sweep
+from pipeline.sweep import grid
+from pipeline.sweep import sweep as sweep_recipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("sweep")(sweep)
+
+
+def sweep(
+    recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for sweep.md, sweep.json and pareto.png."),
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="May be given several times.")
+    ] = None,
+    shares: Annotated[
+        list[float] | None, typer.Option("--params", "-p", help="May be given several times.")
+    ] = None,
+    allocations: Annotated[
+        list[str] | None, typer.Option("--allocation", help="May be given several times.")
+    ] = None,
+    rank_multiple: Annotated[
+        int | None, typer.Option(min=1, help="Ranks are multiples of it.")
+    ] = None,
+    allow_larger: Annotated[
+        bool, typer.Option("--allow-larger", help="Also rewrite where factors are not smaller.")
+    ] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency/--no-latency", help="Benchmark each variant.")
+    ] = True,
+    no_cache: options.NoCache = False,
+) -> None:
+    """Try every combination of methods, allocations and shares on the model of RECIPE.
+
+    `compress-onnx sweep models/minilm.yaml -m svd -m svdlora:stages=3 -m asvd -p 0.7 -p 0.5`
+    """
+    recipe = read_recipe(recipe_path)
+    changes: dict[str, object] = {}
+    if rank_multiple is not None:
+        changes["rank_multiple"] = rank_multiple
+    if allow_larger:
+        changes["allow_larger"] = True
+    base = recipe.compression.model_copy(update=changes)
+    variants = grid(
+        base,
+        [options.method_spec(text) for text in methods or ()],
+        shares or (),
+        allocations or (),
+    )
+    if not latency:
+        recipe = recipe.model_copy(update={"benchmark": None})
+    report = sweep_recipe(
+        recipe,
+        variants,
+        base_dir=recipe_path.parent,
+        cache=options.cache_unless(no_cache),
+        progress=ProgressBars(),
+    )
+    typer.echo(markdown(report))
+    if output is not None:
+        write_sweep(report, output)
+        out.print(f"written: {output}", markup=False, highlight=False)

@@ -1,0 +1,207 @@
+"""A recipe made ready: the exported model, its data and calibration, and the steps on top of them.
+
+What a single run does once and a sweep does for every variant (compress, validate, benchmark) are
+methods; what both do only once (export, load data, calibrate) happens in :func:`prepare`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from graph_passes.errors import RequestError
+from graph_passes.plan import CompressionPlan
+from graph_passes.request import CompressionSpec
+from pipeline.cache import ArrayCache
+from pipeline.calibrate import Calibration
+from pipeline.compress import (
+    apply_plan,
+    calibrate_subject,
+    open_subject,
+    plan_subject,
+    spectra_of,
+)
+from pipeline.data.samples import Samples
+from pipeline.data.sources import load_samples
+from pipeline.export import ExportedModel, export
+from pipeline.inputs import load_structure, model_inputs
+from pipeline.latency import measure_latency
+from pipeline.model_file import save_model
+from pipeline.progress import Progress, Silent
+from pipeline.recipe import DataSpec, Recipe
+from pipeline.report.pictures import SiteSpectrum
+from pipeline.results import Benchmark, ValidationReport
+from pipeline.session import SessionSpec
+from pipeline.validate import validate
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by step; a step that runs again adds up."""
+
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, step: str) -> Iterator[None]:
+        """Time the body as ``step``."""
+        start = time.perf_counter()
+        yield
+        elapsed_s = self.timings_s.get(step, 0.0) + time.perf_counter() - start
+        self.timings_s[step] = round(elapsed_s, 3)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe with everything in place to compress its model.
+
+    Attributes:
+        recipe: what to do.
+        exported: the reference model and what belongs to it.
+        held_out: validation data, which calibration never saw; None without.
+        calibration: activation statistics; None without calibration data.
+        progress: shows the steps.
+        watch: times them.
+    """
+
+    recipe: Recipe
+    exported: ExportedModel
+    held_out: Samples | None
+    calibration: Calibration | None
+    progress: Progress
+    watch: Stopwatch
+
+    @property
+    def reference(self) -> Path:
+        """The model as exported."""
+        return self.exported.path
+
+    @property
+    def session(self) -> SessionSpec:
+        """How models run for calibration and validation."""
+        return session_spec(self.recipe)
+
+    def spectra(self, request: CompressionSpec) -> list[SiteSpectrum]:
+        """The spectra of the sites that ``request`` selects, with the ranks that it gives them."""
+        with self.watch.measure("spectra"):
+            subject = open_subject(self.reference)
+            plan = plan_subject(subject, request, self.calibration)
+            return spectra_of(subject, plan, self.calibration, self.progress)
+
+    def compress(self, request: CompressionSpec, candidate: Path) -> CompressionPlan:
+        """Compress the reference as ``request`` says and write it to ``candidate``.
+
+        Raises:
+            RequestError: the request makes no sense for this model.
+            NothingToCompressError: no weight can be factored with a gain.
+        """
+        with self.watch.measure("compress"):
+            subject = open_subject(self.reference)
+            plan = plan_subject(subject, request, self.calibration)
+            plan = apply_plan(subject, plan, self.calibration, progress=self.progress)
+            save_model(subject.model, candidate)
+        return plan
+
+    def validate(self, candidate: Path) -> ValidationReport | None:
+        """Hold ``candidate`` against the reference; None without validation data."""
+        if self.held_out is None:
+            return None
+        with (
+            self.watch.measure("validate"),
+            self.progress.step("validate", len(self.held_out)) as update,
+        ):
+            return validate(
+                self.reference,
+                candidate,
+                self.held_out,
+                metric=self.recipe.metric,
+                spec=self.session,
+                batch_size=self.recipe.batch_size,
+                progress=update,
+            )
+
+    def benchmark(
+        self, candidate: Path, plan: CompressionPlan
+    ) -> tuple[tuple[Benchmark, ...], dict[str, str]]:
+        """Latencies, and a reason for each provider that was not measured."""
+        settings = self.recipe.benchmark
+        if settings is None:
+            return (), {}
+        with self.watch.measure("benchmark"):
+            return measure_latency(
+                self.reference,
+                candidate,
+                settings,
+                samples=self.held_out,
+                plan=plan,
+                seed=self.recipe.seed,
+                progress=self.progress,
+            )
+
+
+def prepare(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    base_dir: Path,
+    cache: ArrayCache | None = None,
+    progress: Progress | None = None,
+) -> Experiment:
+    """Export the model of ``recipe``, load its data, and calibrate.
+
+    Args:
+        recipe: what to prepare.
+        folder: an empty folder for the exported model.
+        base_dir: what relative paths in the recipe are relative to.
+        cache: where calibration is kept between runs; None computes afresh.
+        progress: shows the steps.
+
+    Raises:
+        RequestError: the recipe contradicts itself.
+        CompressOnnxError: the model or the data cannot be had.
+    """
+    if recipe.metric is not None and recipe.validation is None:
+        raise RequestError(
+            f"recipe {recipe.name}: a metric needs data to be measured on: add validation"
+        )
+    progress, watch = progress or Silent(), Stopwatch()
+    with watch.measure("export"), progress.step("export"):
+        exported = export(recipe.source, folder, base_dir=base_dir, seed=recipe.seed)
+    with watch.measure("load data"):
+        held_out = _samples(recipe, recipe.validation, exported, base_dir)
+        samples = _samples(recipe, recipe.calibration, exported, base_dir)
+    calibration = None
+    if samples is not None:
+        with watch.measure("calibrate"):
+            calibration = calibrate_subject(
+                open_subject(exported.path),
+                samples,
+                spec=session_spec(recipe),
+                batch_size=recipe.batch_size,
+                cache=cache,
+                progress=progress,
+            )
+    return Experiment(recipe, exported, held_out, calibration, progress, watch)
+
+
+def session_spec(recipe: Recipe) -> SessionSpec:
+    """Sessions on the CPU with the recipe's number of threads."""
+    return SessionSpec(threads=recipe.benchmark.threads if recipe.benchmark else None)
+
+
+def _samples(
+    recipe: Recipe, spec: DataSpec | None, exported: ExportedModel, base_dir: Path
+) -> Samples | None:
+    if spec is None:
+        return None
+    inputs = model_inputs(load_structure(exported.path))
+    return load_samples(
+        spec,
+        base_dir=base_dir,
+        tokenizer_dir=exported.tokenizer_dir,
+        mask=recipe.mask,
+        input_names=[model_input.name for model_input in inputs],
+        seed=recipe.seed,
+    )

@@ -1,0 +1,107 @@
+"""A sweep as a Markdown table and a Pareto picture: fidelity against size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from graph_passes.plan import MethodSpec
+from pipeline.atomic import atomic_file
+from pipeline.report import formats
+from pipeline.report.markdown import escape
+from pipeline.report.pictures import draw_pareto
+from pipeline.report.writer import report_json
+from pipeline.results import SweepReport, SweepRow
+
+TABLE_NAME = "sweep.md"
+JSON_NAME = "sweep.json"
+PICTURE_NAME = "pareto.png"
+
+
+def write_sweep(report: SweepReport, folder: Path) -> None:
+    """Write ``sweep.json``, ``sweep.md`` and ``pareto.png`` into ``folder``.
+
+    Raises:
+        OutputError: ``folder`` cannot be written.
+    """
+    texts = {JSON_NAME: report_json(report), TABLE_NAME: markdown(report)}
+    for name, text in texts.items():
+        with atomic_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    draw_pareto(report, folder / PICTURE_NAME)
+
+
+def markdown(report: SweepReport) -> str:
+    """The table, under a line that says what was measured and where."""
+    header, *rows = cells(report)
+    numbers = len(header) - _TEXT_COLUMNS
+    lines = [
+        f"# Sweep: {escape(report.name)}",
+        "",
+        f"{len(report.rows)} variants, compress-onnx {report.tool_version}, "
+        f"{escape(report.environment.processor)}, {report.environment.cores} cores.",
+        "",
+        _line(header),
+        "|" + ":---|" * _TEXT_COLUMNS + "---:|" * numbers,
+        *(_line([escape(cell) for cell in row]) for row in rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_TEXT_COLUMNS = 2
+
+
+def cells(report: SweepReport) -> list[list[str]]:
+    """Header and rows as text; columns that no row has are left out."""
+    metrics = metric_names(report)
+    providers = list(dict.fromkeys(b.provider for row in report.rows for b in row.benchmarks))
+    header = ["method", "allocation", "asked", "parameters kept", "file", *metrics]
+    header += [text for p in providers for text in (f"speed-up ({p})", f"ideal ({p})")]
+    return [header, *(_row(row, metrics, providers) for row in report.rows)]
+
+
+def metric_names(report: SweepReport) -> list[str]:
+    """The metrics of all rows, or the outputs' cosine where the recipe has no metric."""
+    names = dict.fromkeys(name for row in report.rows for name in row.metrics)
+    return list(names) or ["cosine"]
+
+
+def metric(row: SweepRow, name: str) -> float | None:
+    """One figure of a row; without a task metric, the worst output's cosine."""
+    if name in row.metrics:
+        return row.metrics[name]
+    return min((output.cosine for output in row.outputs), default=None)
+
+
+def method_text(method: MethodSpec) -> str:
+    """A method as the command line takes it: ``svdlora:stages=3``."""
+    options = ",".join(f"{key}={value}" for key, value in method.options.items())
+    return f"{method.name}:{options}" if options else method.name
+
+
+def _row(row: SweepRow, metrics: Sequence[str], providers: Sequence[str]) -> list[str]:
+    variant = row.variant
+    asked = f"{variant.share:.0%}" if variant.rank is None else f"rank {variant.rank}"
+    texts = [method_text(variant.method), variant.allocation, asked]
+    if row.problem is not None or row.size is None:
+        return [
+            *texts,
+            row.problem or "",
+            *[formats.MISSING] * (1 + len(metrics) + 2 * len(providers)),
+        ]
+    assert row.parameters_after is not None
+    assert row.parameters_before is not None
+    texts.append(f"{row.parameters_after / row.parameters_before:.1%}")
+    texts.append(formats.size(row.size.candidate_bytes))
+    texts += [formats.significant(metric(row, name)) for name in metrics]
+    measured = {benchmark.provider: benchmark for benchmark in row.benchmarks}
+    for provider in providers:
+        found = measured.get(provider)
+        texts.append(formats.times(found.speedup if found else None))
+        texts.append(formats.times(found.ideal_speedup if found else None))
+    return texts
+
+
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(texts) + " |"

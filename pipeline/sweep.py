@@ -1,0 +1,109 @@
+"""Compare many ways to compress one model: each variant is compressed, validated and measured.
+
+What the variants share (export, data, calibration) is computed once; every variant starts from the
+original model. The result is a table and a Pareto picture: fidelity against size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import ValidationError
+
+from graph_passes.errors import NothingToCompressError, RequestError
+from graph_passes.plan import MethodSpec
+from graph_passes.request import CompressionSpec
+from graph_passes.validation_text import first_problem
+from pipeline.cache import ArrayCache
+from pipeline.experiment import Experiment, prepare
+from pipeline.model_file import model_size
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+from pipeline.report.environment import environment
+from pipeline.results import SweepReport, SweepRow
+
+
+def grid(
+    base: CompressionSpec,
+    methods: Sequence[MethodSpec],
+    shares: Sequence[float],
+    allocations: Sequence[str],
+) -> list[CompressionSpec]:
+    """Every combination; an empty axis keeps what ``base`` says.
+
+    Raises:
+        RequestError: a share is out of range.
+    """
+    return [
+        _variant(base, {"method": method, "params": share, "rank": None, "allocation": allocation})
+        for method, allocation, share in product(
+            methods or [base.method],
+            allocations or [base.allocation],
+            shares or [base.share],
+        )
+    ]
+
+
+def _variant(base: CompressionSpec, changes: Mapping[str, object]) -> CompressionSpec:
+    try:
+        return CompressionSpec.model_validate({**dict(base), **changes})
+    except ValidationError as error:
+        raise RequestError(first_problem(error)) from error
+
+
+def sweep(
+    recipe: Recipe,
+    variants: Sequence[CompressionSpec],
+    *,
+    base_dir: Path,
+    cache: ArrayCache | None = None,
+    progress: Progress | None = None,
+) -> SweepReport:
+    """Try all ``variants`` on the model of ``recipe``.
+
+    Args:
+        recipe: model, data, metric and benchmark (None leaves latency out).
+        variants: what to try, in the order of the rows.
+        base_dir: what relative paths in the recipe are relative to.
+        cache: where calibration is kept between runs.
+        progress: shows the steps.
+
+    Raises:
+        CompressOnnxError: the sweep could not be carried out. A variant that can compress nothing
+            is a row that says so.
+    """
+    with TemporaryDirectory(prefix="compress-onnx-") as work:
+        folder = Path(work) / "reference"
+        folder.mkdir()
+        experiment = prepare(recipe, folder, base_dir=base_dir, cache=cache, progress=progress)
+        rows = tuple(_row(experiment, v, Path(work) / "candidate.onnx") for v in variants)
+    return SweepReport(
+        tool_version=version("compress-onnx"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        name=recipe.name,
+        environment=environment(),
+        rows=rows,
+    )
+
+
+def _row(experiment: Experiment, variant: CompressionSpec, candidate: Path) -> SweepRow:
+    try:
+        plan = experiment.compress(variant, candidate)
+    except NothingToCompressError as error:
+        return SweepRow(variant=variant, problem=str(error))
+    validation = experiment.validate(candidate)
+    benchmarks, _ = experiment.benchmark(candidate, plan)
+    return SweepRow(
+        variant=variant,
+        parameters_before=plan.parameters_before,
+        parameters_after=plan.parameters_after,
+        size=model_size(experiment.reference, candidate),
+        metrics=validation.metrics if validation else {},
+        outputs=validation.outputs if validation else (),
+        benchmarks=benchmarks,
+    )
