@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from graph_passes.canonicalize import canonicalize
 from graph_passes.cleanup import cleanup
-from graph_passes.factoring import factor_weights, with_errors
+from graph_passes.factoring import check_fits, factor_weights, with_errors
 from graph_passes.factorization import ActivationStats
 from graph_passes.lowrank import LowRankPass
 from graph_passes.plan import CompressionPlan
@@ -127,6 +127,7 @@ def apply_plan(
     Raises:
         RequestError: the plan does not fit the model.
     """
+    check_fits(subject.table, plan)
     with (progress or Silent()).step("factor", weights_in(plan)) as update:
         low_rank = LowRankPass(plan, statistics(calibration), update)
         low_rank(subject.model)

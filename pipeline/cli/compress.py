@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from graph_passes.errors import RequestError
 from graph_passes.plan import CompressionPlan, read_plan
 from graph_passes.planning import require_gain
 from graph_passes.request import CompressionSpec
@@ -87,7 +88,7 @@ def compress(
     `compress-onnx compress model.onnx --method svd --params 0.5 --dry-run`
     """
     if output is None and not dry_run:
-        raise typer.BadParameter("say where to write it, or use --dry-run", param_hint="--output")
+        raise RequestError("no --output: say where to write the model, or use --dry-run")
     request = options.validated(
         CompressionSpec,
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,12 +24,12 @@ from pipeline.report.formats import significant
 from pipeline.results import Benchmark, GateResult, ValidationReport
 
 _LOG_WIDTH = 160
-"""A log has no width of its own; 80 columns would break every table."""
 
 
 def _console(*, stderr: bool) -> Console:
+    """As wide as the terminal; in a log or a pipe so wide that names stay in one piece."""
     console = Console(stderr=stderr)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _LOG_WIDTH
     return console
 
