@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from graph_passes.errors import OutputError
 from pipeline.atomic import atomic_file
+from pipeline.data.npz import ARCHIVE_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class ArrayCache:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except ARCHIVE_ERRORS as error:
             logger.warning("the cache entry %s is damaged and is rebuilt (%s)", path, error)
             return None
 

@@ -7,7 +7,9 @@ than is declared).
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +19,21 @@ import numpy as np
 from graph_passes.errors import DataError
 from pipeline.data.samples import Array, Samples
 from pipeline.session import one_line
+
+ARCHIVE_ERRORS = (
+    OSError,
+    ValueError,  # numpy: pickled objects, a damaged header
+    EOFError,
+    MemoryError,
+    KeyError,  # zipfile: the directory names a member that is not there
+    RuntimeError,  # zipfile: encrypted, or (NotImplementedError) an unknown compression
+    SyntaxError,  # numpy: a header that is not a literal
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What ``zipfile`` and ``numpy.load`` raise on archives that are damaged or no archives."""
 
 
 def load_npz(path: Path, labels: str | None = None, mask: str | None = None) -> Samples:
@@ -57,7 +74,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         raise DataError(f"{path} is damaged or no .npz file: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, MemoryError, NotImplementedError, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         raise DataError(
             f"cannot read {path}: {one_line(error)}; save it with numpy.savez"
         ) from error
