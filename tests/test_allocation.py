@@ -57,5 +57,5 @@ def test_round_rank(rank, multiple, expected):
 
 
 def test_an_unknown_allocation_is_named():
-    with pytest.raises(RequestError, match="'best'.*uniform"):
+    with pytest.raises(RequestError, match=r"'best'.*uniform"):
         get_allocator("best")

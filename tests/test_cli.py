@@ -187,10 +187,9 @@ def test_only_selected_sites_are_factored(cli, files, selection, factored):
 
 
 def test_method_settings_reach_the_method(cli, files):
-    arguments = ("compress", "model.onnx", "--rank", "9", "--method", "svdlora")
-    branches = ("--set", "stages=3", "--set", "layout=branches")
-    cli(*arguments, "-o", "branches.onnx", *branches)
-    cli(*arguments, "-o", "merged.onnx", "--set", "stages=3")
+    arguments = ("compress", "model.onnx", "--rank", "9", "--method")
+    cli(*arguments, "svdlora:stages=3,layout=branches", "-o", "branches.onnx")
+    cli(*arguments, "svdlora:stages=3", "-o", "merged.onnx")
     graph = onnx.load("branches.onnx").graph
     assert sum(".lowrank.down" in i.name for i in graph.initializer) == 9
     assert sum(node.op_type == "Add" for node in graph.node) == 2 + 3 * 2
@@ -267,7 +266,7 @@ def test_run_and_report_repeat_the_verdict(cli, files):
 def test_run_takes_the_method_from_the_command_line(cli, files):
     recipe = {"name": "tiny", "source": {"model": "model.onnx"}, "benchmark": None}
     Path("recipe.yaml").write_text(json.dumps(recipe))
-    cli("run", "recipe.yaml", "-o", "b", "-m", "svdlora", "--set", "stages=2")
+    cli("run", "recipe.yaml", "-o", "b", "-m", "svdlora:stages=2")
     site = json.loads(Path("b/plan.json").read_text())["sites"][0]
     assert site["method"] == {"name": "svdlora", "options": {"stages": 2}}
     cli("run", "recipe.yaml", "-o", "b", "-m", "asvd", code=2)
