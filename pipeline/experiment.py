@@ -83,11 +83,10 @@ class Experiment:
         """How models run for calibration and validation."""
         return session_spec(self.recipe)
 
-    def spectra(self, request: CompressionSpec) -> list[SiteSpectrum]:
-        """The spectra of the sites that ``request`` selects, with the ranks that it gives them."""
+    def spectra(self, plan: CompressionPlan) -> list[SiteSpectrum]:
+        """The spectra of the sites that ``plan`` selects, with what it chose for them."""
         with self.watch.measure("spectra"):
             subject = open_subject(self.reference)
-            plan = plan_subject(subject, request, self.calibration)
             return spectra_of(subject, plan, self.calibration, self.progress)
 
     def compress(self, request: CompressionSpec, candidate: Path) -> CompressionPlan:

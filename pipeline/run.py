@@ -96,7 +96,7 @@ def _fill(bundle: Path, experiment: Experiment, command: str) -> RunReport:
         timings_s=experiment.watch.timings_s,
         notes=(*exported.notes, *(calibration.notes if calibration else ())),
     )
-    write_report(report, bundle, experiment.spectra(recipe.compression))
+    write_report(report, bundle, experiment.spectra(plan))
     (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")
     copy_assets(exported.assets, bundle)
     return report
