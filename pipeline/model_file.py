@@ -19,6 +19,7 @@ from graph_passes.errors import ModelFileError, OutputError
 from pipeline.atomic import atomic_file
 from pipeline.results import SizeReport
 from pipeline.session import one_line
+from pipeline.soundness import check_graph, check_messages
 
 INLINE_LIMIT_BYTES = 1_800_000_000
 """Above this the weights go into a data file: protobuf itself cannot hold 2 GiB."""
@@ -34,18 +35,27 @@ def load_model(path: Path) -> ir.Model:
         ModelFileError: the file is missing, is not an ONNX model, or its external data is missing,
             truncated or outside its folder.
     """
+    model = _read(path)
+    for tensor in external_tensors(model):
+        _check_location(tensor, path)
+    return model
+
+
+def _read(path: Path) -> ir.Model:
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}")
     try:
-        model = ir.load(path)
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+        check_messages(proto)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        check_graph(model)
     except Exception as error:  # protobuf and onnx_ir raise unrelated classes on a damaged file
         raise ModelFileError(
             f"{path} is not an ONNX model, or it is damaged: {one_line(error)}"
         ) from error
-    if model.opset_imports.get("") is None or not len(model.graph):
+    if model.opset_imports.get("") is None or not len(model.graph) or not model.graph.outputs:
         raise ModelFileError(f"{path} is not an ONNX model, or an empty one: export it again")
-    for tensor in external_tensors(model):
-        _check_location(tensor, path)
     return model
 
 
@@ -90,11 +100,17 @@ def _check_location(tensor: ir.ExternalTensor, path: Path) -> None:
             f"{path} keeps {tensor.name!r} in {location!r}, outside its own folder: move the data "
             "beside the model and save the model with relative locations"
         )
+    if tensor.length is not None and tensor.length != tensor.nbytes:
+        raise ModelFileError(
+            f"{path} says that {tensor.name!r} of {tensor.nbytes} bytes has {tensor.length}: "
+            "the file is damaged, export it again"
+        )
     data = path.parent / location
     if not data.is_file():
         raise ModelFileError(f"{path} keeps weights in {location!r}, and there is no file {data}")
-    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-    if data.stat().st_size < end:
+    start = tensor.offset or 0
+    end = start + tensor.nbytes
+    if start < 0 or data.stat().st_size < end:
         raise ModelFileError(f"{data} is truncated: {tensor.name!r} ends at byte {end}")
 
 

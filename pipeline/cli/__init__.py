@@ -28,6 +28,8 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
     )
+    # What onnx_ir warns of while it reads a file, load_model checks and refuses.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
         app()
     except CompressOnnxError as error:
