@@ -7,6 +7,7 @@ that refers to it is replaced last: at any moment the model in place and its dat
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -210,14 +211,22 @@ def _inline(model: ir.Model) -> None:
 def _save_with_data(model: ir.Model, path: Path, temporary: Path) -> None:
     staged = temporary.with_name(temporary.name + ".data")
     try:
-        ir.save(
-            model, temporary, external_data=staged.name, size_threshold_bytes=_SMALL_TENSOR_BYTES
-        )
+        _write_data(model, temporary, staged.name)
         final = path.with_name(f"{path.name}.{file_digest(staged)[:16]}.data")
         _rename_data(temporary, staged.name, final.name)
         staged.replace(final)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _write_data(model: ir.Model, path: Path, data_name: str) -> None:
+    try:
+        ir.save(model, path, external_data=data_name, size_threshold_bytes=_SMALL_TENSOR_BYTES)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # numpy says only how many numbers it wrote and how many it should have.
+        raise OSError(errno.ENOSPC, f"{one_line(error)}: is the disk full?") from error
 
 
 def _rename_data(model: Path, old: str, new: str) -> None:
