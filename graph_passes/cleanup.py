@@ -53,7 +53,24 @@ def _documented(
 
 def cleanup(model: ir.Model, *, keep_metadata: bool = False) -> None:
     """Remove what nothing reads any more and, unless kept, exporter metadata."""
-    passes: list[ir.passes.InPlacePass] = [common.RemoveUnusedNodesPass()]
+    passes: list[ir.passes.InPlacePass] = [
+        common.RemoveUnusedNodesPass(),
+        RemoveUnusedInitializersPass(),
+    ]
     if not keep_metadata:
         passes.append(StripMetadataPass())
     ir.passes.Sequential(*passes)(model)
+
+
+class RemoveUnusedInitializersPass(ir.passes.InPlacePass):
+    """Remove weights that nothing reads any more, in the bodies of If, Loop and Scan too."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Look at every graph of ``model``."""
+        modified = False
+        for graph in model.graphs():
+            for name, value in list(graph.initializers.items()):
+                if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                    del graph.initializers[name]
+                    modified = True
+        return ir.passes.PassResult(model, modified)

@@ -11,6 +11,7 @@ from graph_passes.errors import RequestError
 from graph_passes.factorization import ActivationStats, Decomposition, Factorization, make_method
 from graph_passes.factorization.base import Array, Method
 from graph_passes.factorization.error import activation_error, bound, weight_error
+from graph_passes.factorization.stack import decompose
 from graph_passes.plan import CompressionPlan, SiteError, SitePlan
 from graph_passes.planning import group_by_weight
 from graph_passes.sites import LinearSite, SiteTable
@@ -40,11 +41,13 @@ def factor_weights(
     for key, site_plan in planned.items():
         sites = groups[key]
         known = [stats[site.name] for site in sites if site.name in stats]
-        merged = ActivationStats.merge(known) if len(known) == len(sites) else None
         weight = sites[0].weight.array()
+        # A stack of matrices has no statistics: those of its input are not about any one matrix.
+        complete = len(known) == len(sites) and not sites[0].weight.stacked
+        merged = ActivationStats.merge(known) if complete else None
         method = _method(site_plan, merged)
         rank = _rank(site_plan)
-        decomposition = method.decompose(weight, merged)
+        decomposition = decompose(method, weight, merged)
         factorization = decomposition.factorize(rank)
         error = SiteError(
             weight=weight_error(weight, factorization),
@@ -69,7 +72,11 @@ def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
             if site is None:
                 raise RequestError(f"the plan factors {planned.site!r}, which the model lacks")
             shape = (planned.in_features, planned.out_features)
-            if shape != site.weight.shape or planned.weight != site.weight.key:
+            if (
+                shape != site.weight.shape
+                or planned.matrices != site.weight.matrices
+                or planned.weight != site.weight.key
+            ):
                 raise RequestError(
                     f"the plan was made for another model: {planned.site} is {planned.weight} "
                     f"{shape} in the plan, {site.weight.key} {site.weight.shape} in the model"

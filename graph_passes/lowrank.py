@@ -5,14 +5,16 @@ With W ≈ Σ_i down_i·up_i and a bias correction c::
     MatMul:  x·W (+ b)              ->  Σ_i (x·down_i)·up_i (+ b + c)
     Gemm:    alpha·x·W + beta·C     ->  Σ_i alpha·(x·down_i)·up_i + (beta·C + alpha·c)
 
+and the transpose of all that where the weight is on the left: ``up_iᵀ·(down_iᵀ·x)``.
+
 Rules:
 
 1. Only standard operators are emitted: MatMul, Gemm where a Gemm was, Add.
 2. A bias is never edited in place (exporters merge equal ones): the site gets an initializer of its
    own. Where there is no bias to replace, the correction becomes an Add.
 3. Sites that share a weight share its factors.
-4. The rewritten value keeps its name; new ones are ``<weight>.lowrank.down`` and the like, after
-   checking that the name is free.
+4. The rewritten value keeps its name, type and shape; new ones are ``<weight>.lowrank.down`` and
+   the like, after checking that the name is free, and their shapes are recorded where known.
 5. Each new node carries the site, method, rank and error in its ``metadata_props``.
 """
 
@@ -79,10 +81,15 @@ class LowRankPass(ir.passes.InPlacePass):
 
 
 def _rewrite(factored: FactoredWeight, names: UniqueNames) -> None:
-    weight = factored.sites[0].weight.initializer
+    site = factored.sites[0]
+    weight = site.weight.initializer
+
+    def store(role: str, factor: NDArray[np.generic]) -> ir.Value:
+        seen = np.swapaxes(factor, -1, -2) if site.on_left else factor
+        return _initializer(weight, role, seen, names)
+
     factors = [
-        (_initializer(weight, "down", term.down, names), _initializer(weight, "up", term.up, names))
-        for term in factored.factorization.terms
+        (store("down", term.down), store("up", term.up)) for term in factored.factorization.terms
     ]
     assert factored.plan.method is not None
     properties = {
@@ -128,21 +135,13 @@ class _SiteRewriter:
         for down, up in factors[:-1]:
             output = self._node("Add", "sum", [output, self._chain(down, up, None)])
         if correction is not None and site.bias is None:
-            bias = _initializer(
-                site.weight.initializer, "bias", self._stored(correction), self._names
-            )
-            output = self._node("Add", "bias", [output, bias])
+            output = self._node("Add", "bias", [output, self._bias(correction)])
         assert node.graph is not None
         ir.convenience.replace_nodes_and_values(
             node.graph, node, [node], self._nodes, [node.outputs[0]], [output]
         )
         if correction is not None and site.bias is not None and site.bias.node is not node:
-            corrected = _initializer(
-                site.weight.initializer,
-                "bias",
-                self._stored(self._old_bias() + correction),
-                self._names,
-            )
+            corrected = self._bias(self._old_bias() + correction)
             site.bias.node.replace_input_with(site.bias.index, corrected)
 
     def _gemm_addend(self, correction: NDArray[np.float64] | None) -> ir.Value | None:
@@ -152,22 +151,38 @@ class _SiteRewriter:
             return None
         if correction is None or site.bias is None:
             return site.node.inputs[2]
-        bias = self._stored(site.beta * self._old_bias() + correction)
-        return _initializer(site.weight.initializer, "bias", bias, self._names)
+        return self._bias(site.beta * self._old_bias() + correction)
 
     def _chain(self, down: ir.Value, up: ir.Value, addend: ir.Value | None) -> ir.Value:
         site = self._site
-        if site.transpose_input:
-            hidden = self._node("Gemm", "down", [site.input, down], {"transA": 1})
+        # MatMul reads the features of x on the last axis, or on the second-last of a right operand.
+        if site.transpose_input == site.on_left:
+            hidden = self._node("MatMul", "down", self._operands(site.input, down))
         else:
-            hidden = self._node("MatMul", "down", [site.input, down])
+            transpose = {"transB" if site.on_left else "transA": 1}
+            hidden = self._node("Gemm", "down", self._operands(site.input, down), transpose)
+        hidden.type, hidden.shape = site.node.outputs[0].type, self._hidden_shape(down)
+        operands = self._operands(hidden, up)
         if site.node.op_type == "MatMul":
-            return self._node("MatMul", "up", [hidden, up])
+            return self._node("MatMul", "up", operands)
         if addend is None:
-            return self._node("Gemm", "up", [hidden, up], {"alpha": site.alpha})
+            return self._node("Gemm", "up", operands, {"alpha": site.alpha})
         beta = site.beta if addend is site.node.inputs[2] else 1.0
-        attributes = {"alpha": site.alpha, "beta": beta}
-        return self._node("Gemm", "up", [hidden, up, addend], attributes)
+        return self._node("Gemm", "up", [*operands, addend], {"alpha": site.alpha, "beta": beta})
+
+    def _operands(self, x: ir.Value, factor: ir.Value) -> list[ir.Value]:
+        return [factor, x] if self._site.on_left else [x, factor]
+
+    def _hidden_shape(self, down: ir.Value) -> ir.Shape | None:
+        """The site's output shape with the rank in place of N."""
+        shape = self._site.node.outputs[0].shape
+        assert down.shape is not None
+        if shape is None:
+            return None
+        sizes = list(shape)
+        axis = -2 if self._site.on_left else -1
+        sizes[axis] = down.shape[axis]
+        return ir.Shape(sizes)
 
     def _node(
         self,
@@ -176,7 +191,12 @@ class _SiteRewriter:
         inputs: Sequence[ir.Value],
         attributes: Mapping[str, int | float] | None = None,
     ) -> ir.Value:
-        output = ir.Value(name=self._names(f"{self._site.node.outputs[0].name}.lowrank.{role}"))
+        replaced = self._site.node.outputs[0]
+        output = ir.Value(
+            name=self._names(f"{replaced.name}.lowrank.{role}"),
+            shape=replaced.shape.copy() if replaced.shape is not None else None,
+            type=replaced.type,
+        )
         self._nodes.append(
             ir.Node(
                 "",
@@ -191,13 +211,26 @@ class _SiteRewriter:
         return output
 
     def _old_bias(self) -> NDArray[np.float64]:
+        """``[N]`` the bias that there is."""
         assert self._site.bias is not None
         assert self._site.bias.value.const_value is not None
         old = self._site.bias.value.const_value.numpy().astype(np.float64)
         return np.broadcast_to(old.reshape(-1), (self._site.out_features,))
 
-    def _stored(self, bias: NDArray[np.float64]) -> NDArray[np.generic]:
-        return bias.astype(self._site.weight.array().dtype)
+    def _bias(self, values: NDArray[np.float64]) -> ir.Value:
+        """An initializer of ``values`` [N], with as many axes as the bias that it replaces.
+
+        A bias with more axes than the product adds axes to the output.
+        """
+        site = self._site
+        assert site.weight.initializer.const_value is not None
+        dtype = site.weight.initializer.const_value.dtype.numpy()
+        shaped = values[:, None] if site.on_left else values
+        if site.bias is not None:
+            assert site.bias.value.const_value is not None
+            missing = len(site.bias.value.const_value.shape) - shaped.ndim
+            shaped = shaped.reshape((1,) * max(missing, 0) + shaped.shape)
+        return _initializer(site.weight.initializer, "bias", shaped.astype(dtype), self._names)
 
 
 def _value_names(model: ir.Model) -> set[str]:

@@ -59,7 +59,8 @@ class SitePlan(BaseModel):
 
     ``decision`` is ``factor`` (rewritten at ``rank`` by ``method``), ``dense`` (selected, but
     better or only possible left as it is) or ``skip`` (not selected); ``reason`` says why.
-    Parameters are those of the weight, the same for every site that shares it. ``bias_parameters``
+    Parameters are those of the weight, the same for every site that shares it; ``matrices`` is
+    above 1 where it is a stack of matrices (experts), each factored on its own. ``bias_parameters``
     are what the bias correction adds to (or, where merged biases go, takes from) the file.
     """
 
@@ -71,6 +72,7 @@ class SitePlan(BaseModel):
     group: str
     in_features: int
     out_features: int
+    matrices: int = 1
     decision: Literal["factor", "dense", "skip"]
     reason: str
     method: MethodSpec | None = None

@@ -58,7 +58,9 @@ def make_plan(
         for key, sites in groups.items()
     }
     candidates = [
-        Candidate(key, sites[0].in_features, sites[0].out_features)
+        Candidate(
+            key, sites[0].in_features, sites[0].out_features, matrices=sites[0].weight.matrices
+        )
         for key, sites in groups.items()
         if dense[key] is None
     ]
@@ -77,8 +79,9 @@ def make_plan(
         key = site.weight.key
         reason = unselected[site.name] or dense[key]
         rank = None if reason else ranks[key]
-        parameters = site.in_features * site.out_features
-        cost = site.in_features + site.out_features
+        matrices = site.weight.matrices
+        parameters = matrices * site.in_features * site.out_features
+        cost = matrices * (site.in_features + site.out_features)
         return SitePlan(
             site=site.name,
             node=site.node.name or "",
@@ -86,6 +89,7 @@ def make_plan(
             group=site.group,
             in_features=site.in_features,
             out_features=site.out_features,
+            matrices=matrices,
             decision="skip" if unselected[site.name] else "dense" if reason else "factor",
             reason=reason or _why(request),
             method=None if rank is None else spec,
@@ -163,6 +167,8 @@ def _must_stay_dense(
     for site in sites:
         if unselected[site.name]:
             return f"shares its weight with {site.name}, which is not selected"
+        if method.needs_activations and site.weight.stacked:
+            return "a stack of matrices: activations are not known for each (svd can factor it)"
         if method.needs_activations and site.name not in calibrated:
             where = " (it is inside a nested graph)" if site.nested else ""
             return f"no activation statistics for {site.name}{where}"
@@ -182,6 +188,8 @@ def _bias_parameters(factored: Sequence[LinearSite], method: Method) -> dict[str
     last = {site.bias.value: site for site in factored if site.bias is not None}
     corrected = {site.bias.node for site in factored if site.bias is not None}
     for value, site in last.items():
-        if all(node in corrected for node, _ in value.uses()) and value.const_value is not None:
+        if value.const_value is None or value.is_graph_output():
+            continue
+        if all(node in corrected for node, _ in value.uses()):
             added[site.name] -= value.const_value.size
     return added

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from graph_passes.factorization import ActivationStats
 from graph_passes.factorization.base import Float64
 from graph_passes.factorization.projection import project
+from graph_passes.factorization.stack import decompose
+from graph_passes.factorization.svd import SVD
 from graph_passes.sites import LinearSite
 
 
@@ -26,5 +28,7 @@ class Spectrum:
 def spectrum(site: LinearSite, stats: ActivationStats | None) -> Spectrum:
     """Decompose the weight of ``site`` in both metrics; keeps only the spectra."""
     weight = site.weight.array()
+    if site.weight.stacked:
+        return Spectrum(decompose(SVD(), weight, None).tail, None)
     activation = None if stats is None else project(weight, stats.root).tail
     return Spectrum(project(weight).tail, activation)

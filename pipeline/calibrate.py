@@ -162,7 +162,7 @@ def _tapped(model: ir.Model, taps: Iterable[_Tap]) -> bytes:
 def _rows(value: Array, tap: _Tap, batch: Batch) -> tuple[NDArray[np.generic], bool]:
     """``[n, K]`` the rows that the site really sees, and whether padding is out of them."""
     if tap.transposed:
-        value = value.T
+        value = np.swapaxes(value, -1, -2)
     features = value.shape[-1]
     mask = batch.mask
     if mask is None or mask.all():

@@ -9,21 +9,22 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Candidate:
-    """A weight [in_features, out_features] that could be factored."""
+    """A weight that could be factored: one matrix [in_features, out_features], or several."""
 
     key: str
     in_features: int
     out_features: int
+    matrices: int = 1
 
     @property
     def cost(self) -> int:
         """Parameters that one unit of rank costs."""
-        return self.in_features + self.out_features
+        return self.matrices * (self.in_features + self.out_features)
 
     @property
     def dense(self) -> int:
         """Parameters of the weight as it is."""
-        return self.in_features * self.out_features
+        return self.matrices * self.in_features * self.out_features
 
     @property
     def max_rank(self) -> int:

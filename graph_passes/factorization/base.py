@@ -26,7 +26,7 @@ Metric = Literal["weight", "activation", "scaled"]
 
 @dataclass(frozen=True)
 class Term:
-    """One chain ``down [K, r] · up [r, N]``, both in the dtype that the graph stores."""
+    """One chain ``down [.., K, r] · up [.., r, N]``, both in the dtype that the graph stores."""
 
     down: Array
     up: Array
@@ -34,10 +34,10 @@ class Term:
     @property
     def rank(self) -> int:
         """The inner dimension r."""
-        return int(self.down.shape[1])
+        return int(self.down.shape[-1])
 
     def product(self) -> Float64:
-        """``[K, N]`` the product of the stored factors, in float64."""
+        """``[.., K, N]`` the product of the stored factors, in float64."""
         return self.down.astype(np.float64) @ self.up.astype(np.float64)
 
 
@@ -54,7 +54,7 @@ class Factorization:
         return sum(term.rank for term in self.terms)
 
     def product(self) -> Float64:
-        """``[K, N]`` the weight that the factors stand for, in float64."""
+        """``[.., K, N]`` the weight that the factors stand for, in float64."""
         total = self.terms[0].product()
         for term in self.terms[1:]:
             total += term.product()
