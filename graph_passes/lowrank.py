@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.factoring import FactoredWeight, check_fits, factor_weights, with_errors
+from graph_passes.factoring import FactoredWeight, factor_weights, with_errors
 from graph_passes.factorization import ActivationStats
 from graph_passes.naming import NAME_SCOPES, UniqueNames
 from graph_passes.plan import CompressionPlan, SiteError
@@ -58,16 +58,13 @@ class LowRankPass(ir.passes.InPlacePass):
         self._stats = stats or {}
         self._progress = progress
 
-    def requires(self, model: ir.Model) -> None:
-        """The plan must fit the model.
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every factored site of the plan.
 
         Raises:
-            RequestError: it does not.
+            RequestError: the plan does not fit the model; nothing was changed then. (Not checked in
+                ``requires``, which would hide the error behind one of its own.)
         """
-        check_fits(find_sites(model), self.plan)
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every factored site of the plan."""
         names = UniqueNames(_value_names(model), separator="_")
         errors: dict[str, SiteError] = {}
         weights = factor_weights(find_sites(model), self.plan, self._stats)
