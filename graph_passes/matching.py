@@ -2,8 +2,9 @@
 
 Rules:
 
-1. MatMul with a weight on the right is a site, for x of any number of dimensions; with a weight on
-   the left, for x of known rank, at least two.
+1. MatMul with a matrix on the right is a site, for x of any number of dimensions; with a matrix on
+   the left or a stack of them, for x of known rank, at least two (MatMul takes a vector for a row
+   on the left and for a column on the right, and drops that axis from the output).
 2. Gemm is a site with any transA, transB, alpha and beta and its weight on either side; C may be
    missing, a bias or computed.
 3. An Add right behind a MatMul is its bias if its other operand, on either side, is an initializer
@@ -78,10 +79,11 @@ def _match_matmul(node: ir.Node) -> LinearSite | str:
     weight, on_left = _weight_of(node, transpose_left=False, transpose_right=False)
     if isinstance(weight, str):
         return weight
-    if on_left:
-        shape = _operand(node, 1).shape
+    if on_left or weight.stacked:
+        shape = _operand(node, 1 if on_left else 0).shape
         if shape is None or len(shape) < 2:
-            return "weight on the left of an input that is a vector, or of unknown rank"
+            where = "on the left of" if on_left else "a stack of matrices times"
+            return f"weight {where} an input that is a vector, or of unknown rank"
     bias = None if weight.stacked else _bias_behind(node, weight.shape[1], column=on_left)
     name = module_path(node, (weight.initializer, bias.value if bias else None))
     return LinearSite(

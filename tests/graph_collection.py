@@ -3,7 +3,7 @@
 Weights are random; biases and norms are jittered, so that a lost bias shows. Exporters:
 
 * ``dynamo``: ``torch.onnx.export(dynamo=True)`` at opset 20 and, for some, 23;
-* ``trace``: ``torch.onnx.export(dynamo=False)`` at opset 17 (and 13 for one);
+* ``trace``: ``torch.onnx.export(dynamo=False)`` at opset 17 (and 14 for one);
 * ``optimum``: ``optimum.exporters.onnx``, which may write several graphs for one model.
 
 Of some traced graphs there are variants: in float16 (``fp16``), as ONNX Runtime optimizes them
@@ -53,6 +53,10 @@ class Graph:
         assert self.path is not None
         inputs = model_inputs(load_structure(self.path))
         feeds = synthetic_feeds(inputs, batch=batch, length=length, seed=0)
+        if _PIXELS[0] in feeds:  # optimum declares even the channels as dynamic
+            shape = (batch, *ARCHITECTURES[self.architecture].image)
+            pixels = np.random.default_rng(0).standard_normal(shape)
+            feeds[_PIXELS[0]] = pixels.astype(feeds[_PIXELS[0]].dtype)
         branch = "use_cache_branch"
         if branch not in feeds:
             return [feeds]
@@ -70,6 +74,7 @@ class Architecture:
         exporters: exporter and opset.
         task: for optimum.
         variants: what else is made of the traced graph.
+        image: channels, height and width.
     """
 
     build: Callable[[], torch.nn.Module]
@@ -78,6 +83,7 @@ class Architecture:
     exporters: tuple[tuple[str, int], ...] = (("dynamo", 20), ("trace", 17))
     task: str | None = None
     variants: tuple[str, ...] = ()
+    image: tuple[int, int, int] = (3, EDGE, EDGE)
 
 
 def _hugging_face(name: str, config: str, **settings: object) -> Callable[[], torch.nn.Module]:
@@ -118,11 +124,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         exporters=_EVERY,
         task="image-classification",
         variants=("fp16", "ort"),
+        image=(1, hf_models.IMAGE_SIZE, hf_models.IMAGE_SIZE),
     ),
     "bert": Architecture(
         lambda: hf_models.bert("BertForMaskedLM"),
         _IDS,
-        exporters=(*_EVERY, ("trace", 13), ("optimum", 14)),
+        exporters=(*_EVERY, ("trace", 14), ("optimum", 14)),
         task="fill-mask",
         variants=("fp16", "ort", "int8"),
     ),
@@ -230,7 +237,7 @@ def _export_all(folder: Path) -> Iterator[Graph]:
             except Exception as error:  # exporters raise whatever the traced code raises
                 yield Graph(name, label, error=f"{type(error).__name__}: {one_line(error)}"[:160])
                 continue
-            if exporter == "trace":
+            if label == "trace17":
                 for variant in architecture.variants:
                     _VARIANTS[variant](target / "model.onnx", target / f"{variant}.onnx")
             for path in sorted(target.glob("*.onnx")):
@@ -238,18 +245,18 @@ def _export_all(folder: Path) -> Iterator[Graph]:
                 yield Graph(name, label, part, path)
 
 
-def _example(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def _example(architecture: Architecture) -> dict[str, torch.Tensor]:
     import torch
 
     made = {
-        "pixel_values": torch.randn(BATCH, 3, EDGE, EDGE),
+        "pixel_values": torch.randn(BATCH, *architecture.image),
         "image": torch.randn(BATCH, 8, EDGE // 4, EDGE // 4),
         "input_features": torch.randn(BATCH, 8, 3000),
         "x": torch.randn(BATCH, LENGTH, 32),
         "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.int64),
     }
     ids = torch.randint(3, 60, (BATCH, LENGTH))
-    return {name: made.get(name, ids) for name in names}
+    return {name: made.get(name, ids) for name in architecture.inputs}
 
 
 def _axes(name: str) -> dict[int, str]:
@@ -262,11 +269,7 @@ def _wrapped(architecture: Architecture) -> tuple[torch.nn.Module, dict[str, tor
     import torch_modules
 
     module = architecture.build()
-    example = _example(architecture.inputs)
-    channels = getattr(getattr(module, "config", None), "num_channels", None)
-    if "pixel_values" in example and channels == 1:
-        edge = hf_models.IMAGE_SIZE
-        example["pixel_values"] = example["pixel_values"][:, :1, :edge, :edge]
+    example = _example(architecture)
     return torch_modules.Wrapped(module, architecture.inputs, architecture.output).eval(), example
 
 

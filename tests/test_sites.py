@@ -51,6 +51,20 @@ class TestReasons:
         text = "g (float[8] x) => (float[6] y) { y = MatMul(w, x) }"
         assert "weight on the left of an input that is a vector" in one_reason(text, w=(6, 8))
 
+    @pytest.mark.parametrize(
+        ("nodes", "x", "y", "shape"),
+        [
+            ("y = MatMul(x, w)", "8", "3,6", (3, 8, 6)),
+            ("v = Squeeze(x) y = MatMul(v, w)", "1,8", "3,6", (3, 8, 6)),
+            ("v = Squeeze(x) y = MatMul(w, v)", "8,1", "6", (6, 8)),
+        ],
+    )
+    def test_vector_times_a_stack_or_of_unknown_rank(
+        self, nodes: str, x: str, y: str, shape: tuple[int, ...]
+    ) -> None:
+        text = f"g (float[{x}] x) => (float[{y}] y) {{ {nodes} }}"
+        assert "an input that is a vector, or of unknown rank" in one_reason(text, w=shape)
+
     def test_empty_weight(self) -> None:
         text = "g (float[N,8] x) => (float[N,0] y) { y = MatMul(x, w) }"
         assert one_reason(text, w=(8, 0)) == "weight 'w' is empty"
