@@ -72,7 +72,7 @@ def test_half_is_smaller_by_what_the_plan_states(architecture: str) -> None:
         assert parameters(before) - parameters(after) == plan.parameters_saved, graph
         if plan.factored:
             assert plan.parameters_saved > 0, graph
-            # Two nodes for one cost up to 1500 bytes (long names), which toy weights need not outweigh.
+            # Two nodes for one cost up to 1500 bytes (long names): more than toy weights may save.
             overhead = 1500 * len(plan.factored)
             saved = plan.parameters_saved * (2 if graph.part == "fp16" else 4)
             assert after.ByteSize() < before.ByteSize() - saved + overhead, graph
