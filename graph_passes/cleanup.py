@@ -1,8 +1,9 @@
-"""What is left to tidy after rewriting: dead nodes and weights, and the exporter's metadata.
+"""What is left to tidy after rewriting: dead nodes and weights, wrong shapes, metadata.
 
-Recorded shapes of intermediate values stay: rewriting keeps the shape of every value that survives,
-and ONNX Runtime's fusions depend on them. Dropping them from one of two models (measured: it stops
-SkipLayerNormalization fusion) changes its speed for a reason that has nothing to do with low rank.
+Recorded shapes of intermediate values stay, but for those that were wrong from the start: rewriting
+keeps the shape of every value that survives, and ONNX Runtime's fusions depend on them. Dropping
+them from one of two models (measured: it stops SkipLayerNormalization fusion) changes its speed for
+a reason that has nothing to do with low rank.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from graph_passes.naming import NAME_SCOPES
+from graph_passes.shapes import DropWrongShapesPass
 from graph_passes.sites import SITE_PROPERTY
 
 _OWN = SITE_PROPERTY.partition(".")[0] + "."
@@ -56,6 +58,7 @@ def cleanup(model: ir.Model, *, keep_metadata: bool = False) -> None:
     passes: list[ir.passes.InPlacePass] = [
         common.RemoveUnusedNodesPass(),
         RemoveUnusedInitializersPass(),
+        DropWrongShapesPass(),
     ]
     if not keep_metadata:
         passes.append(StripMetadataPass())
