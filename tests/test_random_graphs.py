@@ -31,7 +31,7 @@ from graph_passes.request import CompressionSpec
 from graph_passes.sites import find_sites
 from pipeline.session import open_session, run
 
-properties = settings(max_examples=60, deadline=None)
+properties = settings(max_examples=40, deadline=None)
 ASVD = CompressionSpec(method=MethodSpec(name="asvd"), rank=10_000, allow_larger=True)
 
 

@@ -234,6 +234,15 @@ class TestBias:
         )
         assert sites_of(proto).sites[0].bias is None
 
+    def test_add_behind_a_product_with_another_reader_is_no_bias(self) -> None:
+        """A corrected bias would reach one of the readers only."""
+        proto = model(
+            "g (float[N,8] x) => (float[N,6] y) "
+            "{ m = MatMul(x, w) a = Add(m, b) r = Relu(m) y = Mul(a, r) }",
+            weights(w=(8, 6), b=(6,)),
+        )
+        assert sites_of(proto).sites[0].bias is None
+
     def test_overridable_bias_is_not_edited(self) -> None:
         proto = model(
             "g (float[N,8] x, float[6] b) => (float[N,6] y) { m = MatMul(x, w) y = Add(m, b) }",
