@@ -219,6 +219,11 @@ FORMS = {
         {**W, "b": (6,)},
         {"x": (5, 8)},
     ),
+    "bias that is itself an output": Form(
+        "g (float[N,8] x) => (float[N,6] y, float[6] b) { m = MatMul(x, w) y = Add(m, b) }",
+        {**W, "b": (6,)},
+        {"x": (5, 8)},
+    ),
     "merged weights": Form(
         "g (float[N,8] x) => (float[N,6] y) "
         "{ i = Identity(w) a = MatMul(x, w) b = MatMul(x, i) y = Mul(a, b) }",
