@@ -45,12 +45,13 @@ class OutputComparison(Result):
 
 
 class ValidationReport(Result):
-    """Reference against candidate on the same samples."""
+    """Reference against candidate on the same samples; ``sizes``: at which others both run."""
 
     samples: int
     origin: str
     outputs: tuple[OutputComparison, ...]
     metrics: dict[str, float] = Field(default_factory=dict)
+    sizes: str | None = None
 
 
 class LatencyStats(Result):

@@ -16,10 +16,12 @@ import onnxruntime as ort
 from graph_passes.errors import DataError, ModelFileError
 from pipeline.compare import OutputComparator
 from pipeline.data.samples import Array, Batch, Samples
+from pipeline.inputs import load_structure, model_inputs
 from pipeline.metrics import make_metric
 from pipeline.recipe import MetricSpec
 from pipeline.results import ValidationReport
 from pipeline.session import SessionSpec, open_session, run
+from pipeline.sizes import compare_sizes
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
@@ -74,7 +76,18 @@ def validate(
         origin=samples.origin,
         outputs=tuple(comparator.result(name) for name, comparator in comparators.items()),
         metrics=accumulator.result() if accumulator is not None else {},
+        sizes=_compare_sizes(reference, reference_session, candidate_session),
     )
+
+
+def _compare_sizes(
+    path: Path, reference: ort.InferenceSession, candidate: ort.InferenceSession
+) -> str:
+    try:
+        inputs = model_inputs(load_structure(path))
+    except DataError as error:  # the samples came from a file, nothing had to be made up so far
+        return f"not tried at other sizes: {error}"
+    return compare_sizes(reference, candidate, inputs)
 
 
 def check_samples(session: ort.InferenceSession, samples: Samples) -> None:

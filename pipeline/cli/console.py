@@ -100,6 +100,8 @@ def print_validation(report: ValidationReport) -> None:
             shown.add_row(escape(name), significant(value))
         out.print(shown)
     out.print(f"{report.samples} samples of {report.origin}", markup=False, highlight=False)
+    if report.sizes is not None:
+        out.print(report.sizes, markup=False, highlight=False)
 
 
 def print_benchmarks(benchmarks: Sequence[Benchmark], unmeasured: dict[str, str]) -> None:
