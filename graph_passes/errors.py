@@ -3,6 +3,7 @@
     CompressOnnxError          the request cannot be carried out        exit code 2
     ├── ModelFileError         a model file is missing, damaged or unsafe
     ├── RequestError           an option, a recipe or a plan makes no sense
+    ├── NotDifferentiableError the model has no gradient graph
     ├── DataError              calibration or validation data does not fit
     ├── ProviderError          an execution provider is not available
     ├── OutputError            the result cannot be written
@@ -29,6 +30,10 @@ class ModelFileError(CompressOnnxError):
 
 class RequestError(CompressOnnxError):
     """An option, a recipe or a plan is invalid."""
+
+
+class NotDifferentiableError(CompressOnnxError):
+    """Gradients of the model's outputs were asked for, and an operator has none."""
 
 
 class DataError(CompressOnnxError):

@@ -28,9 +28,18 @@ class FactoredWeight:
 
 
 def factor_weights(
-    table: SiteTable, plan: CompressionPlan, stats: Mapping[str, ActivationStats]
+    table: SiteTable,
+    plan: CompressionPlan,
+    stats: Mapping[str, ActivationStats],
+    ready: Mapping[str, Factorization] | None = None,
 ) -> Iterator[FactoredWeight]:
     """Factor the weights that ``plan`` says, one at a time, so that only one is in memory.
+
+    Args:
+        table: the sites of the model.
+        plan: ranks and methods.
+        stats: activation statistics by site name, for the methods that need them.
+        ready: factorizations by weight key that are there already.
 
     Raises:
         RequestError: the plan does not fit the model.
@@ -48,7 +57,7 @@ def factor_weights(
         method = _method(site_plan, merged)
         rank = _rank(site_plan)
         decomposition = decompose(method, weight, merged)
-        factorization = decomposition.factorize(rank)
+        factorization = (ready or {}).get(key) or decomposition.factorize(rank)
         error = SiteError(
             weight=weight_error(weight, factorization),
             activation=None if merged is None else activation_error(weight, factorization, merged),
@@ -112,6 +121,11 @@ def _method(plan: SitePlan, stats: ActivationStats | None) -> Method:
     if method.needs_activations and stats is None:
         raise RequestError(
             f"{plan.site} is planned with {plan.method.name}, which needs calibration data"
+        )
+    if method.needs_gradients and (stats is None or stats.gradients is None):
+        raise RequestError(
+            f"{plan.site} is planned with {plan.method.name}, which needs calibration data and "
+            "gradients that reach the site"
         )
     return method
 

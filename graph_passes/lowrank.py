@@ -27,7 +27,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.factoring import FactoredWeight, factor_weights, with_errors
-from graph_passes.factorization import ActivationStats
+from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.naming import NAME_SCOPES, UniqueNames
 from graph_passes.plan import CompressionPlan, SiteError
 from graph_passes.sites import SITE_PROPERTY, LinearSite, find_sites
@@ -42,6 +42,7 @@ class LowRankPass(ir.passes.InPlacePass):
         plan: what to do.
         stats: activation statistics by site name, for the methods that need them.
         progress: called with the number of weights done, after each.
+        ready: factorizations by weight key that need not be computed any more.
 
     Attributes:
         plan: after the call, the plan with the error that each factorization really has.
@@ -52,11 +53,13 @@ class LowRankPass(ir.passes.InPlacePass):
         plan: CompressionPlan,
         stats: Mapping[str, ActivationStats] | None = None,
         progress: Callable[[int], None] | None = None,
+        ready: Mapping[str, Factorization] | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
         self._stats = stats or {}
         self._progress = progress
+        self._ready = ready
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every factored site of the plan.
@@ -67,7 +70,7 @@ class LowRankPass(ir.passes.InPlacePass):
         """
         names = UniqueNames(_value_names(model), separator="_")
         errors: dict[str, SiteError] = {}
-        weights = factor_weights(find_sites(model), self.plan, self._stats)
+        weights = factor_weights(find_sites(model), self.plan, self._stats, self._ready)
         for done, factored in enumerate(weights, start=1):
             _rewrite(factored, names)
             errors[factored.plan.weight] = factored.error

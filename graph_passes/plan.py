@@ -94,15 +94,23 @@ class SkippedNode(BaseModel):
 
 
 class CompressionPlan(BaseModel):
-    """What every MatMul and Gemm of one model becomes."""
+    """What every MatMul and Gemm of one model becomes.
+
+    ``sequential`` plans are applied with the errors of earlier sites in sight; ``objective`` is
+    what gradients are taken of, for methods that need them. ``notes`` say what the plan had to do
+    without.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     schema_version: Literal[1] = PLAN_SCHEMA_VERSION
     allocation: str
     budget: str
+    sequential: bool = False
+    objective: Literal["positions", "pooled"] = "positions"
     sites: tuple[SitePlan, ...]
     skipped: tuple[SkippedNode, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def factored(self) -> tuple[SitePlan, ...]:

@@ -6,7 +6,7 @@ stays dense where factors would not be smaller, r·(K + N) ≥ K·N, unless that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -14,10 +14,13 @@ import numpy as np
 from graph_passes.allocation import Candidate, get_allocator
 from graph_passes.errors import NothingToCompressError, RequestError
 from graph_passes.factorization import Method, make_method
-from graph_passes.plan import CompressionPlan, MethodSpec, SitePlan
+from graph_passes.factorization.base import Float64
+from graph_passes.plan import CompressionPlan, SitePlan
 from graph_passes.request import CompressionSpec, Selection
 from graph_passes.sites import LinearSite, SiteTable
+from graph_passes.strategy import concrete
 
+DamageCurve = Callable[[Sequence[LinearSite]], Float64]
 WeightGroups = Mapping[str, Sequence[LinearSite]]
 
 
@@ -30,7 +33,10 @@ def group_by_weight(sites: Sequence[LinearSite]) -> WeightGroups:
 
 
 def make_plan(
-    table: SiteTable, request: CompressionSpec, calibrated: Collection[str] = frozenset()
+    table: SiteTable,
+    request: CompressionSpec,
+    calibrated: Collection[str] = frozenset(),
+    damage: DamageCurve | None = None,
 ) -> CompressionPlan:
     """Plan the compression of the model whose sites are ``table``.
 
@@ -38,18 +44,22 @@ def make_plan(
         table: all sites of the model.
         request: what the user asks for.
         calibrated: names of the sites that have activation statistics.
+        damage: what a weight costs the model at each rank, for the allocations that go by it.
 
     Raises:
         RequestError: unknown method, option or allocation, a pattern that matches nothing, or a
             method that needs statistics where there are none.
     """
-    spec = resolve_method(request.method, bool(calibrated))
+    request = concrete(request, "activations" if calibrated else "none")
+    spec = request.method
     method = make_method(spec.name, spec.options)
     if method.needs_activations and not calibrated:
         raise RequestError(
             f"method {spec.name} looks at activations: give calibration data, or use svd"
         )
-    allocate = get_allocator(request.allocation)
+    allocator = get_allocator(request.allocation)
+    if allocator.damage == "none" or request.rank is not None:
+        damage = None
     _check_patterns(request.select, table.sites)
     unselected = {site.name: _unselected(site, request.select) for site in table.sites}
     groups = group_by_weight(table.sites)
@@ -59,18 +69,24 @@ def make_plan(
     }
     candidates = [
         Candidate(
-            key, sites[0].in_features, sites[0].out_features, matrices=sites[0].weight.matrices
+            key,
+            sites[0].in_features,
+            sites[0].out_features,
+            sites[0].weight.matrices,
+            None if damage is None else damage(sites),
         )
         for key, sites in groups.items()
         if dense[key] is None
     ]
     if request.rank is not None:
-        ranks: Mapping[str, int] = {c.key: min(request.rank, c.max_rank) for c in candidates}
+        ranks: Mapping[str, int | None] = {c.key: min(request.rank, c.max_rank) for c in candidates}
     else:
-        ranks = allocate(candidates, request.share, request.rank_multiple)
+        ranks = allocator.rule(candidates, request.share, request.rank_multiple)
     for candidate in candidates:
         rank = ranks[candidate.key]
-        if rank * candidate.cost >= candidate.dense and not request.allow_larger:
+        if rank is None:
+            dense[candidate.key] = "its parameters are worth more to it than to the others"
+        elif rank * candidate.cost >= candidate.dense and not request.allow_larger:
             dense[candidate.key] = f"rank {rank} would not be smaller than the dense weight"
     factored = [key for key, reason in dense.items() if reason is None]
     bias = _bias_parameters([s for key in factored for s in groups[key]], method)
@@ -102,16 +118,11 @@ def make_plan(
     return CompressionPlan(
         allocation="fixed rank" if request.rank is not None else request.allocation,
         budget=_why(request),
+        sequential=bool(request.sequential),
+        objective=request.objective or "positions",
         sites=tuple(plan_site(site) for site in table.sites),
         skipped=table.skipped,
     )
-
-
-def resolve_method(spec: MethodSpec, calibrated: bool) -> MethodSpec:
-    """What ``auto`` stands for: the best method that the data at hand allows."""
-    if spec.name != "auto":
-        return spec
-    return MethodSpec(name="asvd" if calibrated else "svd", options=spec.options)
 
 
 def require_gain(plan: CompressionPlan) -> None:

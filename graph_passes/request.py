@@ -24,6 +24,10 @@ class CompressionSpec(BaseModel):
 
     With neither, half of the parameters are kept. ``rank_multiple`` keeps ranks at sizes that
     matrix kernels like; ``allow_larger`` also rewrites where the factors are not smaller.
+    ``sequential`` factors each site with the errors of the earlier ones in sight; ``objective`` is
+    what about the outputs matters, to all that looks at them (:mod:`pipeline.objective`). What is
+    left open (the method ``auto``, the allocation ``auto``, no word about the rest) becomes
+    concrete in :mod:`graph_passes.strategy`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,7 +35,9 @@ class CompressionSpec(BaseModel):
     method: MethodSpec = MethodSpec()
     params: float | None = Field(default=None, gt=0)
     rank: int | None = Field(default=None, ge=1)
-    allocation: str = "uniform"
+    allocation: str = "auto"
+    sequential: bool | None = None
+    objective: Literal["positions", "pooled"] | None = None
     rank_multiple: int = Field(default=8, ge=1)
     allow_larger: bool = False
     select: Selection = Selection()

@@ -163,16 +163,33 @@ def _rows(value: Array, tap: _Tap, batch: Batch) -> tuple[NDArray[np.generic], b
     """``[n, K]`` the rows that the site really sees, and whether padding is out of them."""
     if tap.transposed:
         value = np.swapaxes(value, -1, -2)
-    features = value.shape[-1]
+    rows = value.reshape(-1, value.shape[-1])
     mask = batch.mask
     if mask is None or mask.all():
-        return value.reshape(-1, features), True
-    if value.ndim >= 3 and value.shape[:2] == mask.shape:
-        return value[mask].reshape(-1, features), True
-    if value.ndim == 2 and len(value) == mask.size:
-        return value[mask.reshape(-1)], True
+        return rows, True
+    real = real_positions(value, mask)
+    if real is not None:
+        return rows[real.reshape(-1)], True
     # One row a sample (a pooled vector) has no padding to leave out.
-    return value.reshape(-1, features), value.ndim == 2 and len(value) == len(mask)
+    return rows, value.ndim == 2 and len(value) == len(mask)
+
+
+def real_positions(value: Array, mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Which rows of ``value`` are no padding; None where the mask does not fit.
+
+    Args:
+        value: ``[B, T, ..., K]``, or ``[B·T, K]``.
+        mask: ``[B, T]``.
+
+    Returns:
+        Booleans of the shape of ``value`` without its last axis.
+    """
+    if value.ndim >= 3 and value.shape[:2] == mask.shape:
+        trailing = (1,) * (value.ndim - 3)
+        return np.broadcast_to(mask.reshape(*mask.shape, *trailing), value.shape[:-1])
+    if value.ndim == 2 and len(value) == mask.size:
+        return mask.reshape(-1)
+    return None
 
 
 def _pack(moments: Mapping[str, ActivationStats], unmasked: set[str]) -> dict[str, Array]:

@@ -15,11 +15,9 @@ import onnx_ir as ir
 from graph_passes.canonicalize import canonicalize
 from graph_passes.cleanup import cleanup
 from graph_passes.factoring import check_fits, factor_weights, with_errors
-from graph_passes.factorization import ActivationStats
+from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.lowrank import LowRankPass
 from graph_passes.plan import CompressionPlan
-from graph_passes.planning import make_plan, require_gain
-from graph_passes.request import CompressionSpec
 from graph_passes.sites import SiteTable, find_sites
 from graph_passes.spectra import spectrum
 from pipeline.cache import ArrayCache
@@ -85,30 +83,17 @@ def calibrate_subject(
         )
 
 
-def plan_subject(
-    subject: Subject, request: CompressionSpec, calibration: Calibration | None
-) -> CompressionPlan:
-    """Decide on every site; refuse when nothing would be factored.
-
-    Raises:
-        RequestError: the request makes no sense for this model.
-        NothingToCompressError: no weight can be factored with a gain.
-    """
-    plan = make_plan(subject.table, request, statistics(calibration))
-    require_gain(plan)
-    return plan
-
-
 def evaluate_plan(
     subject: Subject,
     plan: CompressionPlan,
     calibration: Calibration | None,
     progress: Progress | None = None,
+    ready: Mapping[str, Factorization] | None = None,
 ) -> CompressionPlan:
     """The plan with the error that each factorization would have; changes nothing."""
     errors = {}
     with (progress or Silent()).step("factor", weights_in(plan)) as update:
-        for factored in factor_weights(subject.table, plan, statistics(calibration)):
+        for factored in factor_weights(subject.table, plan, statistics(calibration), ready):
             errors[factored.plan.weight] = factored.error
             update(len(errors))
     return with_errors(plan, errors)
@@ -119,17 +104,20 @@ def apply_plan(
     plan: CompressionPlan,
     calibration: Calibration | None,
     *,
+    ready: Mapping[str, Factorization] | None = None,
     keep_metadata: bool = False,
     progress: Progress | None = None,
 ) -> CompressionPlan:
     """Rewrite ``subject.model`` in place and tidy it up; returns the plan with measured errors.
+
+    ``ready`` holds factorizations by weight key that need not be computed any more.
 
     Raises:
         RequestError: the plan does not fit the model.
     """
     check_fits(subject.table, plan)
     with (progress or Silent()).step("factor", weights_in(plan)) as update:
-        low_rank = LowRankPass(plan, statistics(calibration), update)
+        low_rank = LowRankPass(plan, statistics(calibration), update, ready)
         low_rank(subject.model)
     cleanup(subject.model, keep_metadata=keep_metadata)
     return low_rank.plan

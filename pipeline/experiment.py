@@ -15,13 +15,14 @@ from pathlib import Path
 from graph_passes.errors import RequestError
 from graph_passes.plan import CompressionPlan
 from graph_passes.request import CompressionSpec
+from graph_passes.strategy import concrete
 from pipeline.cache import ArrayCache
 from pipeline.calibrate import Calibration
 from pipeline.compress import (
+    Subject,
     apply_plan,
     calibrate_subject,
     open_subject,
-    plan_subject,
     spectra_of,
 )
 from pipeline.data.samples import Samples
@@ -31,10 +32,11 @@ from pipeline.inputs import load_structure, model_inputs
 from pipeline.latency import measure_latency
 from pipeline.model_file import save_model
 from pipeline.progress import Progress, Silent
-from pipeline.recipe import DataSpec, Recipe
+from pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
 from pipeline.report.pictures import SiteSpectrum
 from pipeline.results import Benchmark, ValidationReport
 from pipeline.session import SessionSpec
+from pipeline.study import Researcher, Study, plan_study
 from pipeline.validate import validate
 
 
@@ -61,7 +63,9 @@ class Experiment:
         recipe: what to do.
         exported: the reference model and what belongs to it.
         held_out: validation data, which calibration never saw; None without.
-        calibration: activation statistics; None without calibration data.
+        samples: calibration data; None without.
+        calibration: their activation statistics.
+        cache: where gradients are kept between runs; None computes afresh.
         progress: shows the steps.
         watch: times them.
     """
@@ -69,7 +73,9 @@ class Experiment:
     recipe: Recipe
     exported: ExportedModel
     held_out: Samples | None
+    samples: Samples | None
     calibration: Calibration | None
+    cache: ArrayCache | None
     progress: Progress
     watch: Stopwatch
 
@@ -97,11 +103,27 @@ class Experiment:
             NothingToCompressError: no weight can be factored with a gain.
         """
         with self.watch.measure("compress"):
-            subject = open_subject(self.reference)
-            plan = plan_subject(subject, request, self.calibration)
-            plan = apply_plan(subject, plan, self.calibration, progress=self.progress)
+            subject, request = open_subject(self.reference), requested(request, self.recipe.metric)
+            researcher = self._researcher(subject)
+            study = researcher.study(request) if researcher else Study(concrete(request, "none"))
+            plan = plan_study(subject, study)
+            ready = researcher.factor(plan, study) if researcher else None
+            plan = apply_plan(subject, plan, study.calibration, ready=ready, progress=self.progress)
             save_model(subject.model, candidate)
         return plan
+
+    def _researcher(self, subject: Subject) -> Researcher | None:
+        if self.samples is None:
+            return None
+        return Researcher(
+            subject,
+            self.samples,
+            known=self.calibration,
+            spec=self.session,
+            batch_size=self.recipe.batch_size,
+            cache=self.cache,
+            progress=self.progress,
+        )
 
     def validate(self, candidate: Path) -> ValidationReport | None:
         """Hold ``candidate`` against the reference; None without validation data."""
@@ -182,7 +204,15 @@ def prepare(
                 cache=cache,
                 progress=progress,
             )
-    return Experiment(recipe, exported, held_out, calibration, progress, watch)
+    return Experiment(recipe, exported, held_out, samples, calibration, cache, progress, watch)
+
+
+def requested(request: CompressionSpec, metric: MetricSpec | None) -> CompressionSpec:
+    """The request with the objective of the task's metric, unless it names one itself."""
+    pooled = isinstance(metric, EmbeddingMetric) and metric.pooling == "mean"
+    if request.objective is not None or not pooled:
+        return request
+    return request.model_copy(update={"objective": "pooled"})
 
 
 def session_spec(recipe: Recipe) -> SessionSpec:

@@ -94,7 +94,7 @@ def _fill(bundle: Path, experiment: Experiment, command: str) -> RunReport:
         unmeasured=unmeasured,
         gates=check_gates(recipe.gates, measured_quantities(validation, benchmarks, size)),
         timings_s=experiment.watch.timings_s,
-        notes=(*exported.notes, *(calibration.notes if calibration else ())),
+        notes=(*exported.notes, *(calibration.notes if calibration else ()), *plan.notes),
     )
     write_report(report, bundle, experiment.spectra(plan))
     (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graph_passes.allocation.base import Allocator, Candidate, round_rank
+from graph_passes.allocation.base import Allocator, Candidate, Damage, round_rank
+from graph_passes.allocation.least_damage import least_damage
 from graph_passes.allocation.uniform import uniform
 from graph_passes.errors import RequestError
 
-__all__ = ["ALLOCATORS", "Allocator", "Candidate", "get_allocator", "round_rank"]
+__all__ = ["ALLOCATORS", "Allocator", "Candidate", "Damage", "get_allocator", "round_rank"]
 
-ALLOCATORS: Mapping[str, Allocator] = {"uniform": uniform}
+ALLOCATORS: Mapping[str, Allocator] = {
+    "uniform": Allocator(uniform, "none"),
+    "energy": Allocator(least_damage, "energy"),
+    "sensitivity": Allocator(least_damage, "sensitivity"),
+    "gauss-newton": Allocator(least_damage, "gauss-newton"),
+}
 
 
 def get_allocator(name: str) -> Allocator:

@@ -1,20 +1,39 @@
-"""Rank allocation: how a budget of parameters is shared out among weights."""
+"""Rank allocation: how a budget of parameters is shared out among weights.
+
+An allocator is a rule that shares the budget out, and the *damage* it needs to know: what each
+weight costs the model at each rank. Where that comes from is not its concern.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+Damage = Literal["none", "energy", "sensitivity", "gauss-newton"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A weight that could be factored: one matrix [in_features, out_features], or several."""
+    """A weight that could be factored: one matrix [in_features, out_features], or several.
+
+    Attributes:
+        key: identifies it.
+        in_features, out_features: its shape.
+        matrices: how many.
+        damage: ``[max_rank + 1]`` what the model loses at each rank, never rising, in one unit for
+            all candidates; None where the allocator does not ask.
+    """
 
     key: str
     in_features: int
     out_features: int
     matrices: int = 1
+    damage: Float64 | None = None
 
     @property
     def cost(self) -> int:
@@ -32,19 +51,27 @@ class Candidate:
         return min(self.in_features, self.out_features)
 
 
-class Allocator(Protocol):
+class Rule(Protocol):
     """Shares a budget out; deterministic."""
 
     def __call__(
         self, candidates: Sequence[Candidate], share: float, multiple: int
-    ) -> Mapping[str, int]:
-        """Return a rank for each candidate's key.
+    ) -> Mapping[str, int | None]:
+        """Return a rank for each candidate's key; None where it had better stay dense.
 
         Args:
             candidates: all weights that may be factored.
             share: of the candidates' summed dense parameters, what may be kept.
             multiple: ranks are multiples of this where they reach it.
         """
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """A way to share the budget out, and the damage that it goes by."""
+
+    rule: Rule
+    damage: Damage
 
 
 def round_rank(rank: float, multiple: int, max_rank: int) -> int:

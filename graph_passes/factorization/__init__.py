@@ -10,10 +10,15 @@ from collections.abc import Mapping
 from pydantic import TypeAdapter, ValidationError
 
 from graph_passes.errors import RequestError
-from graph_passes.factorization.activations import ActivationStats, MomentAccumulator
+from graph_passes.factorization.activations import (
+    ActivationStats,
+    GradientStats,
+    MomentAccumulator,
+)
 from graph_passes.factorization.asvd import ASVD
 from graph_passes.factorization.asvd_diagonal import DiagonalASVD
 from graph_passes.factorization.base import Decomposition, Factorization, Method, Term
+from graph_passes.factorization.gauss_newton import GaussNewton
 from graph_passes.factorization.svd import SVD
 from graph_passes.factorization.svdlora import SVDLoRA
 from graph_passes.validation_text import first_problem
@@ -23,6 +28,7 @@ __all__ = [
     "ActivationStats",
     "Decomposition",
     "Factorization",
+    "GradientStats",
     "Method",
     "MomentAccumulator",
     "Term",
@@ -34,6 +40,7 @@ METHODS: Mapping[str, type[Method]] = {
     "svdlora": SVDLoRA,
     "asvd": ASVD,
     "asvd-diagonal": DiagonalASVD,
+    "gauss-newton": GaussNewton,
 }
 
 

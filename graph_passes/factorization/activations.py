@@ -8,12 +8,16 @@ With rows x of X [n, K]::
 
 Everything is float64. The second moment is accumulated as one triangle by BLAS ``syrk``, which
 does half the work of a product and needs no temporary of its size.
+
+Where gradients g [n, N] of the model's outputs at the site's own output are known as well, rows
+are weighted with ‖g‖² and the gradients have a second moment of their own
+(:class:`GradientStats`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,12 +37,14 @@ class ActivationStats:
         mean: ``[K]``.
         magnitude: ``[K]`` mean absolute value.
         second_moment: ``[K, K]`` symmetric, ``E[x xᵀ]``, not centred.
+        gradients: how much the model's outputs depend on the site; None where not differentiated.
     """
 
     count: int
     mean: Float64
     magnitude: Float64
     second_moment: Float64
+    gradients: GradientStats | None = None
 
     @cached_property
     def covariance(self) -> Float64:
@@ -57,21 +63,60 @@ class ActivationStats:
         parts = tuple(parts)
         if len(parts) == 1:
             return parts[0]
-        total = sum(part.count for part in parts)
-        share = [part.count / total for part in parts]
+        gradients = [part.gradients for part in parts if part.gradients is not None]
+        merged = cls._mix(parts, [part.count for part in parts])
+        if len(gradients) < len(parts):
+            return merged
+        return replace(merged, gradients=GradientStats.merge(gradients))
+
+    @classmethod
+    def _mix(cls, parts: Sequence[ActivationStats], weights: Sequence[float]) -> ActivationStats:
+        total = sum(weights)
+        share = [weight / total if total else 1 / len(parts) for weight in weights]
         return cls(
-            total,
+            sum(part.count for part in parts),
             np.sum([w * part.mean for w, part in zip(share, parts, strict=True)], axis=0),
             np.sum([w * part.magnitude for w, part in zip(share, parts, strict=True)], axis=0),
             np.sum([w * part.second_moment for w, part in zip(share, parts, strict=True)], axis=0),
         )
 
 
+@dataclass(frozen=True)
+class GradientStats:
+    """What a unit of error at a site's output does to the model's outputs.
+
+    With g the gradient, at the site's output y, of a random projection of the model's outputs, an
+    error Δ of the weight changes the outputs by ``Σ (gᵀ Δᵀ x)²`` to second order. Its best cheap
+    model is a Kronecker product: inputs weighted with ‖g‖², times the moment of the gradients.
+
+    Attributes:
+        inputs: statistics of the site's inputs, each row weighted with its ‖g‖².
+        moment: ``[N, N]`` the sum of ``g gᵀ`` over all positions, a sample.
+    """
+
+    inputs: ActivationStats
+    moment: Float64
+
+    @property
+    def strength(self) -> float:
+        """The squared norm of the gradients, a sample."""
+        return float(np.trace(self.moment))
+
+    @classmethod
+    def merge(cls, parts: Sequence[GradientStats]) -> GradientStats:
+        """The statistics of several sites that share one weight: their damages add up."""
+        inputs = ActivationStats._mix(
+            [part.inputs for part in parts], [part.strength for part in parts]
+        )
+        return cls(inputs, np.sum([part.moment for part in parts], axis=0))
+
+
 class MomentAccumulator:
-    """Collects :class:`ActivationStats` batch by batch."""
+    """Collects :class:`ActivationStats` batch by batch; rows may have weights."""
 
     def __init__(self, features: int) -> None:
         self._count = 0
+        self._weight = 0.0
         self._sum = np.zeros(features)
         self._magnitude = np.zeros(features)
         self._moment = np.zeros((features, features), order="F")  # upper triangle
@@ -81,17 +126,21 @@ class MomentAccumulator:
         """Rows seen so far."""
         return self._count
 
-    def update(self, rows: NDArray[np.generic]) -> None:
-        """Add ``rows`` of shape [n, K]."""
+    def update(self, rows: NDArray[np.generic], weights: NDArray[np.generic] | None = None) -> None:
+        """Add ``rows`` of shape [n, K], each with its weight (``[n]``, none negative) or 1."""
         x = np.ascontiguousarray(rows, dtype=np.float64)
+        w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
         self._count += len(x)
-        self._sum += x.sum(axis=0)
-        self._magnitude += np.abs(x).sum(axis=0)
+        self._weight += float(w.sum())
+        self._sum += w @ x
+        self._magnitude += w @ np.abs(x)
+        if weights is not None:
+            x = x * np.sqrt(w)[:, None]
         if len(x):
             self._moment = blas.dsyrk(1.0, x.T, beta=1.0, c=self._moment, overwrite_c=True)
 
     def result(self) -> ActivationStats:
-        """The statistics so far.
+        """The statistics so far; all zero where every weight was.
 
         Raises:
             ValueError: no rows were seen.
@@ -99,7 +148,6 @@ class MomentAccumulator:
         if not self._count:
             raise ValueError("no rows were seen")
         upper = np.triu(self._moment)
-        moment = (upper + np.triu(upper, 1).T) / self._count
-        return ActivationStats(
-            self._count, self._sum / self._count, self._magnitude / self._count, moment
-        )
+        total = self._weight or 1.0
+        moment = (upper + np.triu(upper, 1).T) / total
+        return ActivationStats(self._count, self._sum / total, self._magnitude / total, moment)

@@ -25,6 +25,7 @@ class ASVD:
 
     metric: ClassVar[Metric] = "activation"
     needs_activations: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = False
     corrects_bias: ClassVar[bool] = True
 
     def decompose(self, weight: Array, stats: ActivationStats | None) -> ProjectedWeight:

@@ -29,6 +29,7 @@ class DiagonalASVD:
 
     metric: ClassVar[Metric] = "scaled"
     needs_activations: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = False
     corrects_bias: ClassVar[bool] = False
 
     alpha: Annotated[float, Field(ge=0, le=2)] = 0.5

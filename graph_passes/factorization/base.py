@@ -21,7 +21,7 @@ from graph_passes.factorization.activations import ActivationStats
 
 Array = NDArray[np.generic]
 Float64 = NDArray[np.float64]
-Metric = Literal["weight", "activation", "scaled"]
+Metric = Literal["weight", "activation", "scaled", "output"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,10 @@ class Decomposition(Protocol):
     def tail(self) -> Float64:
         """``[q + 1]`` squared error at each rank in the method's metric, relative to rank 0."""
 
+    @property
+    def energy(self) -> float:
+        """The squared error at rank 0, in the method's metric."""
+
     def factorize(self, rank: int) -> Factorization:
         """Factors of ``rank`` (1 … min(K, N))."""
 
@@ -77,13 +81,15 @@ class Method(Protocol):
 
     Attributes:
         metric: in which its error is the least possible: of the weight, of the site's outputs
-            (activation), or in another scaling.
+            (activation), of the model's outputs (output), or in another scaling.
         needs_activations: whether :meth:`decompose` needs statistics.
+        needs_gradients: whether these must include gradients.
         corrects_bias: whether its factorizations carry a bias correction.
     """
 
     metric: ClassVar[Metric]
     needs_activations: ClassVar[bool]
+    needs_gradients: ClassVar[bool]
     corrects_bias: ClassVar[bool]
 
     def decompose(self, weight: Array, stats: ActivationStats | None) -> Decomposition:

@@ -42,11 +42,13 @@ class Projection:
         seen: ``[N, s]`` orthonormal right singular directions with a non-vanishing singular value,
             most important first; s <= q = min(K, N).
         tail: ``[q + 1]`` squared error left at each rank, relative to rank 0; 1 at rank 0.
+        energy: the squared error at rank 0, ``tr(WᵀCW)``.
     """
 
     weight: Float64
     seen: Float64
     tail: Float64
+    energy: float
 
     def basis(self, rank: int) -> Float64:
         """``[N, rank]`` the orthonormal basis on which to project at ``rank``."""
@@ -86,7 +88,7 @@ def project(weight: NDArray[np.generic], root: Float64 | None = None) -> Project
     rank = int(np.count_nonzero(energy > _UNSEEN * energy[0]))
     vectors = vectors[:, :rank]
     seen = vectors if tall else np.linalg.qr(seen_by_metric.T @ vectors)[0]
-    return Projection(exact, seen, _tail(energy))
+    return Projection(exact, seen, _tail(energy), float(energy.sum()))
 
 
 def _descending(matrix: Float64) -> tuple[Float64, Float64]:

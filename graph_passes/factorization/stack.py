@@ -44,6 +44,11 @@ class StackDecomposition:
         total = self.energies.sum()
         return np.zeros(tails.shape[1]) if total == 0 else self.energies @ tails / total
 
+    @property
+    def energy(self) -> float:
+        """The squared error at rank 0."""
+        return float(sum(part.energy for part in self.parts))
+
     def factorize(self, rank: int) -> Factorization:
         """Factors [.., K, r] and [.., r, N], a pair for each term that the method makes."""
         factorizations = [part.factorize(rank) for part in self.parts]

@@ -30,6 +30,11 @@ class ProjectedWeight:
         """``[q + 1]`` squared error at each rank, relative to rank 0."""
         return self.projection.tail
 
+    @property
+    def energy(self) -> float:
+        """The squared error at rank 0."""
+        return self.projection.energy
+
     def factorize(self, rank: int) -> Factorization:
         """``down = W·Q``, ``up = Qᵀ`` at ``rank``."""
         exact = self.weight.astype(np.float64)
@@ -46,6 +51,7 @@ class SVD:
 
     metric: ClassVar[Metric] = "weight"
     needs_activations: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
     corrects_bias: ClassVar[bool] = False
 
     def decompose(self, weight: Array, stats: ActivationStats | None) -> ProjectedWeight:  # noqa: ARG002

@@ -38,6 +38,11 @@ class StagedWeight:
         """``[q + 1]`` squared error at each summed rank, as for one truncated SVD."""
         return self.first.tail
 
+    @property
+    def energy(self) -> float:
+        """The squared error at rank 0."""
+        return self.first.energy
+
     def factorize(self, rank: int) -> Factorization:
         """Stages of nearly equal rank that sum to ``rank``; never more stages than rank."""
         dtype = self.weight.dtype
@@ -62,6 +67,7 @@ class SVDLoRA:
 
     metric: ClassVar[Metric] = "weight"
     needs_activations: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
     corrects_bias: ClassVar[bool] = False
 
     stages: Annotated[int, Field(ge=1, le=64)] = 3

@@ -7,23 +7,23 @@ from typing import Annotated
 
 import typer
 
+from graph_passes.allocation import ALLOCATORS
 from graph_passes.errors import RequestError
 from graph_passes.plan import CompressionPlan, read_plan
 from graph_passes.planning import require_gain
 from graph_passes.request import CompressionSpec
+from graph_passes.strategy import concrete
 from pipeline.atomic import atomic_file
-from pipeline.calibrate import Calibration
 from pipeline.cli import options
 from pipeline.cli.console import ProgressBars, errors, out, print_plan
 from pipeline.compress import (
     Subject,
     apply_plan,
-    calibrate_subject,
     evaluate_plan,
     open_subject,
-    plan_subject,
 )
 from pipeline.model_file import save_model
+from pipeline.study import Researcher, Study, plan_study
 
 _NO_DATA = (
     "note: no --calibration, so errors are those of the weights alone and nothing is known about "
@@ -53,7 +53,19 @@ def compress(
         list[str] | None, typer.Option(help="Leave sites that match as they are (glob).")
     ] = None,
     group: Annotated[str, typer.Option(help="all, attention, mlp or other.")] = "all",
-    allocation: Annotated[str, typer.Option(help="How ranks are shared out.")] = "uniform",
+    allocation: Annotated[
+        str, typer.Option(help=f"How ranks are shared out: auto, {', '.join(ALLOCATORS)}.")
+    ] = "auto",
+    sequential: Annotated[
+        bool | None,
+        typer.Option(
+            "--sequential/--one-shot",
+            help="Let each site repair the errors of the earlier ones [default: if auto].",
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="What about the outputs matters: positions, or pooled.")
+    ] = None,
     rank_multiple: Annotated[int, typer.Option(min=1, help="Ranks are multiples of this.")] = 8,
     allow_larger: Annotated[
         bool, typer.Option("--allow-larger", help="Also rewrite where factors are not smaller.")
@@ -82,7 +94,8 @@ def compress(
     """Replace the linear layers of MODEL by low-rank factors.
 
     Without `--params` and `--rank`, half of the parameters are kept. With `--calibration`, the
-    method `auto` is the exact activation-aware SVD; without, plain SVD, which loses far more
+    method `auto` weighs every site by what it does to the outputs, shares the ranks out by that,
+    and lets later sites repair earlier ones; without, it is plain SVD, which loses far more
     accuracy at the same size. `--dry-run` shows the plan first:
 
     `compress-onnx compress model.onnx --method svd --params 0.5 --dry-run`
@@ -96,26 +109,41 @@ def compress(
             "params": params,
             "rank": rank,
             "allocation": allocation,
+            "sequential": sequential,
+            "objective": objective,
             "rank_multiple": rank_multiple,
             "allow_larger": allow_larger,
             "select": {"include": include or ["*"], "exclude": exclude or [], "group": group},
         },
     )
     subject = open_subject(model)
-    statistics = _calibration(subject, calibration, mask, batch_size, no_cache)
-    plan = _plan(subject, plan_path, request, statistics)
+    researcher = None
+    if calibration is not None:
+        samples = options.samples_for(subject.path, calibration, mask)
+        cache = options.cache_unless(no_cache)
+        researcher = Researcher(
+            subject, samples, batch_size=batch_size, cache=cache, progress=ProgressBars()
+        )
+    study, plan = _plan(subject, researcher, plan_path, request)
+    statistics = study.calibration
+    ready = researcher.factor(plan, study) if researcher else None
     if dry_run:
-        plan = evaluate_plan(subject, plan, statistics, ProgressBars())
+        plan = evaluate_plan(subject, plan, statistics, ProgressBars(), ready)
     else:
         assert output is not None
         plan = apply_plan(
-            subject, plan, statistics, keep_metadata=keep_metadata, progress=ProgressBars()
+            subject,
+            plan,
+            statistics,
+            ready=ready,
+            keep_metadata=keep_metadata,
+            progress=ProgressBars(),
         )
         save_model(subject.model, output, external_data=external_data)
     print_plan(plan)
     if statistics is None:
         errors.print(_NO_DATA, markup=False, highlight=False)
-    for note in statistics.notes if statistics else ():
+    for note in (*(statistics.notes if statistics else ()), *plan.notes):
         errors.print(f"note: {note}", markup=False, highlight=False)
     if save_plan is not None:
         with atomic_file(save_plan) as temporary:
@@ -124,28 +152,16 @@ def compress(
         out.print(f"written: {output}", markup=False, highlight=False)
 
 
-def _calibration(
-    subject: Subject, data: Path | None, mask: str | None, batch_size: int, no_cache: bool
-) -> Calibration | None:
-    if data is None:
-        return None
-    return calibrate_subject(
-        subject,
-        options.samples_for(subject.path, data, mask),
-        batch_size=batch_size,
-        cache=options.cache_unless(no_cache),
-        progress=ProgressBars(),
-    )
-
-
 def _plan(
     subject: Subject,
+    researcher: Researcher | None,
     plan_path: Path | None,
     request: CompressionSpec,
-    calibration: Calibration | None,
-) -> CompressionPlan:
+) -> tuple[Study, CompressionPlan]:
     if plan_path is None:
-        return plan_subject(subject, request, calibration)
+        study = researcher.study(request) if researcher else Study(concrete(request, "none"))
+        return study, plan_study(subject, study)
     plan = read_plan(plan_path)
     require_gain(plan)
-    return plan
+    study = researcher.study_plan(plan) if researcher else Study(concrete(request, "none"))
+    return study, plan

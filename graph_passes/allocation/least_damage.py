@@ -1,0 +1,112 @@
+"""The least summed damage that the budget buys.
+
+Each weight offers some sizes: the multiples of ``multiple`` while they are smaller than the dense
+weight, and the dense weight itself, which does no damage. On the lower convex hull of (parameters,
+damage) every step buys less per parameter than the one before, so taking the steps of all weights
+in the order of what they buy solves
+
+    min Σ damage   subject to   Σ parameters <= budget
+
+exactly at each budget that the order passes through. What is left over when the next step does not
+fit goes to the best step that does, on the hull or off it.
+
+Rules:
+
+1. A weight that is worth most whole stays dense (None).
+2. The budget is kept, unless not even the smallest rank of every weight fits into it.
+3. Equal bargains are decided by the candidates' order, so the result is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from graph_passes.allocation.base import Candidate
+
+
+@dataclass(frozen=True)
+class _Size:
+    """One size of one weight; ``rank`` None is the dense weight."""
+
+    rank: int | None
+    cost: int
+    damage: float
+
+
+def least_damage(
+    candidates: Sequence[Candidate], share: float, multiple: int
+) -> Mapping[str, int | None]:
+    """Share ``share`` of the candidates' parameters out; see the module's rules.
+
+    Raises:
+        ValueError: a candidate comes without its damage.
+    """
+    budget = int(share * sum(candidate.dense for candidate in candidates))
+    menus = {c.key: _sizes(c, multiple) for c in candidates}
+    chosen = {key: menu[0] for key, menu in menus.items()}
+    left = budget - sum(size.cost for size in chosen.values())
+    for key, size in _bargains(menus):
+        extra = size.cost - chosen[key].cost
+        if extra > left:
+            break
+        chosen[key] = size
+        left -= extra
+    _spend(menus, chosen, left)
+    return {key: size.rank for key, size in chosen.items()}
+
+
+def _sizes(candidate: Candidate, multiple: int) -> list[_Size]:
+    """From the smallest rank to the dense weight; strictly rising in cost."""
+    damage = candidate.damage
+    if damage is None:
+        raise ValueError(f"there is no damage for {candidate.key}")
+    sizes = [
+        _Size(rank, rank * candidate.cost, float(damage[rank]))
+        for rank in range(multiple, candidate.max_rank + 1, multiple)
+        if rank * candidate.cost < candidate.dense
+    ]
+    return [*sizes, _Size(None, candidate.dense, 0.0)]
+
+
+def _hull(sizes: Sequence[_Size]) -> list[_Size]:
+    """The sizes on the lower convex hull of (cost, damage)."""
+    hull: list[_Size] = []
+    for size in sizes:
+        while len(hull) > 1 and _gain(hull[-1], size) >= _gain(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(size)
+    return hull
+
+
+def _gain(smaller: _Size, larger: _Size) -> float:
+    """Damage that one more parameter prevents."""
+    return (smaller.damage - larger.damage) / (larger.cost - smaller.cost)
+
+
+def _bargains(menus: Mapping[str, Sequence[_Size]]) -> list[tuple[str, _Size]]:
+    """All steps along all hulls, the best first; steps of one weight keep their order."""
+    steps = []
+    for key, sizes in menus.items():
+        hull = _hull(sizes)
+        steps += [(_gain(a, b), key, b) for a, b in pairwise(hull)]
+    steps.sort(key=lambda step: -step[0])
+    return [(key, size) for _, key, size in steps]
+
+
+def _spend(menus: Mapping[str, Sequence[_Size]], chosen: dict[str, _Size], left: int) -> None:
+    """Spend what is ``left`` on the best steps that fit, in place."""
+    while True:
+        steps = [
+            (_gain(chosen[key], size), key, size)
+            for key, sizes in menus.items()
+            for size in sizes
+            if 0 < size.cost - chosen[key].cost <= left
+        ]
+        best = max(steps, key=lambda step: step[0], default=None)
+        if best is None or best[0] <= 0:
+            return
+        _, key, size = best
+        left -= size.cost - chosen[key].cost
+        chosen[key] = size

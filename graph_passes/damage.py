@@ -1,0 +1,64 @@
+"""What a weight costs the model at each rank: the curves that ranks are allocated by.
+
+====================  =======================================  ==================================
+``energy``            relative squared error, of the method    no data; equal at rank 0 everywhere
+``sensitivity``       the method's squared error × slope       slope measured at the outputs
+``gauss-newton``      squared change of the model's outputs    predicted from gradients
+====================  =======================================  ==================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from graph_passes.allocation import Damage
+from graph_passes.errors import RequestError
+from graph_passes.factorization import ActivationStats, Decomposition, Method
+from graph_passes.factorization.base import Float64
+from graph_passes.factorization.gauss_newton import GaussNewton
+from graph_passes.factorization.stack import decompose
+from graph_passes.planning import DamageCurve
+from graph_passes.sites import LinearSite
+
+
+def damage_curve(
+    kind: Damage,
+    method: Method,
+    stats: Mapping[str, ActivationStats],
+    slopes: Mapping[str, float] | None = None,
+) -> DamageCurve | None:
+    """The curve ``[q + 1]`` of any weight, computed when it is asked for; None where none is.
+
+    Args:
+        kind: what damage is.
+        method: how the weights are going to be factored.
+        stats: activation statistics by site name.
+        slopes: by weight key, squared output change for a unit of the method's squared error.
+
+    Raises:
+        RequestError: the damage needs gradients or slopes that there are not.
+    """
+    if kind == "none":
+        return None
+    if kind == "sensitivity" and slopes is None:
+        raise RequestError("the allocation sensitivity needs calibration data")
+    if kind == "gauss-newton" and not any(known.gradients for known in stats.values()):
+        raise RequestError("the allocation gauss-newton needs calibration data with gradients")
+
+    def apart(sites: Sequence[LinearSite], by: Method) -> Decomposition:
+        known = [stats[site.name] for site in sites if site.name in stats]
+        complete = len(known) == len(sites) and not sites[0].weight.stacked
+        merged = ActivationStats.merge(known) if complete else None
+        return decompose(by, sites[0].weight.array(), merged)
+
+    def curve(sites: Sequence[LinearSite]) -> Float64:
+        if kind == "gauss-newton":
+            found = apart(sites, method if method.needs_gradients else GaussNewton())
+            return found.energy * found.tail
+        found = apart(sites, method)
+        if kind == "energy":
+            return found.tail
+        assert slopes is not None
+        return slopes[sites[0].weight.key] * found.energy * found.tail
+
+    return curve
