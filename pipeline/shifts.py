@@ -41,6 +41,7 @@ def shift_outputs(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> dict[s
     """
     by_value = {site.node.outputs[0].name: site for site in sites}
     shifts = {site.name: f"{site.node.outputs[0].name}.shift" for site in sites}
+    ranks = _ranks(proto)
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
         copy = onnx.NodeProto()
@@ -51,27 +52,44 @@ def shift_outputs(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> dict[s
             value, shift = node.output[0], shifts[site.name]
             copy.output[0] = f"{value}.unshifted"
             nodes.append(onnx.helper.make_node("Add", [copy.output[0], shift], [value], shift))
-            _declare(proto, shift, site)
+            if value not in ranks:
+                raise RequestError(
+                    f"the rank of {site.name}'s output is unknown: run ONNX shape inference on "
+                    "the model first, or use --method asvd --one-shot"
+                )
+            _declare(proto, shift, site, ranks[value])
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     return shifts
 
 
-def _declare(proto: onnx.ModelProto, shift: str, site: LinearSite) -> None:
+def _declare(proto: onnx.ModelProto, shift: str, site: LinearSite, rank: int) -> None:
     kind = site.weight.initializer.dtype
     assert kind is not None
-    shape = [None] * (_rank(site) - 1) + [site.out_features]
+    shape = [None] * (rank - 1) + [site.out_features]
     proto.graph.input.append(onnx.helper.make_tensor_value_info(shift, int(kind), shape))
-    zero = np.zeros([1] * (len(shape) - 1) + [site.out_features], kind.numpy())
+    zero = np.zeros([1] * (rank - 1) + [site.out_features], kind.numpy())
     proto.graph.initializer.append(onnx.numpy_helper.from_array(zero, shift))
 
 
-def _rank(site: LinearSite) -> int:
-    if site.node.op_type == "Gemm":
-        return 2
-    shape = site.node.outputs[0].shape or site.input.shape
-    if shape is None:
-        raise RequestError(
-            f"the rank of {site.name}'s output is unknown: run ONNX shape inference on the model"
-        )
-    return len(shape)
+def _ranks(proto: onnx.ModelProto) -> dict[str, int]:
+    """The number of axes of each value, as far as shape inference knows it."""
+    light = onnx.ModelProto(ir_version=proto.ir_version)
+    light.opset_import.extend(proto.opset_import)
+    light.functions.extend(proto.functions)
+    graph = light.graph
+    graph.name = proto.graph.name
+    graph.node.extend(proto.graph.node)
+    graph.input.extend(proto.graph.input)
+    graph.output.extend(proto.graph.output)
+    for tensor in proto.graph.initializer:
+        if len(tensor.dims) < 2:  # small, and perhaps a shape that others follow from
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    inferred = onnx.shape_inference.infer_shapes(light).graph
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    tensors = {value.name: value.type.tensor_type for value in values}
+    return {name: len(t.shape.dim) for name, t in tensors.items() if t.HasField("shape")}
