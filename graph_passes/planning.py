@@ -18,7 +18,7 @@ from graph_passes.factorization.base import Float64
 from graph_passes.plan import CompressionPlan, SitePlan
 from graph_passes.request import CompressionSpec, Selection
 from graph_passes.sites import LinearSite, SiteTable
-from graph_passes.strategy import concrete
+from graph_passes.strategy import AUTO, concrete
 
 DamageCurve = Callable[[Sequence[LinearSite]], Float64]
 WeightGroups = Mapping[str, Sequence[LinearSite]]
@@ -44,12 +44,15 @@ def make_plan(
         table: all sites of the model.
         request: what the user asks for.
         calibrated: names of the sites that have activation statistics.
-        damage: what a weight costs the model at each rank, for the allocations that go by it.
+        damage: what a weight costs the model at each rank, for the allocations that go by it;
+            without, an open allocation is uniform.
 
     Raises:
         RequestError: unknown method, option or allocation, a pattern that matches nothing, or a
             method that needs statistics where there are none.
     """
+    if damage is None and request.allocation == AUTO:
+        request = request.model_copy(update={"allocation": "uniform"})
     request = concrete(request, "activations" if calibrated else "none")
     spec = request.method
     method = make_method(spec.name, spec.options)
@@ -81,7 +84,7 @@ def make_plan(
     if request.rank is not None:
         ranks: Mapping[str, int | None] = {c.key: min(request.rank, c.max_rank) for c in candidates}
     else:
-        ranks = allocator.rule(candidates, request.share, request.rank_multiple)
+        ranks = allocator(candidates, request.share, request.rank_multiple)
     for candidate in candidates:
         rank = ranks[candidate.key]
         if rank is None:

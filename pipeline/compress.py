@@ -18,6 +18,8 @@ from graph_passes.factoring import check_fits, factor_weights, with_errors
 from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.lowrank import LowRankPass
 from graph_passes.plan import CompressionPlan
+from graph_passes.planning import DamageCurve, make_plan, require_gain
+from graph_passes.request import CompressionSpec
 from graph_passes.sites import SiteTable, find_sites
 from graph_passes.spectra import spectrum
 from pipeline.cache import ArrayCache
@@ -81,6 +83,23 @@ def calibrate_subject(
             cache=cache,
             progress=update,
         )
+
+
+def plan_subject(
+    subject: Subject,
+    request: CompressionSpec,
+    calibration: Calibration | None,
+    damage: DamageCurve | None = None,
+) -> CompressionPlan:
+    """Decide on every site; refuse when nothing would be factored.
+
+    Raises:
+        RequestError: the request makes no sense for this model.
+        NothingToCompressError: no weight can be factored with a gain.
+    """
+    plan = make_plan(subject.table, request, statistics(calibration), damage)
+    require_gain(plan)
+    return plan
 
 
 def evaluate_plan(

@@ -18,12 +18,12 @@ from graph_passes.damage import damage_curve
 from graph_passes.errors import NotDifferentiableError
 from graph_passes.factorization import ActivationStats, Factorization, make_method
 from graph_passes.plan import CompressionPlan
-from graph_passes.planning import group_by_weight, make_plan, require_gain
+from graph_passes.planning import group_by_weight
 from graph_passes.request import CompressionSpec
 from graph_passes.strategy import Evidence, concrete
 from pipeline.cache import ArrayCache
 from pipeline.calibrate import Calibration
-from pipeline.compress import Subject, calibrate_subject, weights_in
+from pipeline.compress import Subject, calibrate_subject, plan_subject, weights_in
 from pipeline.data.samples import Samples
 from pipeline.gradients import OutputGradients, output_gradients
 from pipeline.model_file import content_digest
@@ -194,16 +194,14 @@ def plan_study(subject: Subject, study: Study) -> CompressionPlan:
     """
     request = study.request
     method = make_method(request.method.name, request.method.options)
-    usable = {
-        name
-        for name, known in study.stats.items()
-        if known.gradients is not None or not goes_by_gradients(request)
-    }
     damage = damage_curve(
         get_allocator(request.allocation).damage, method, study.stats, study.slopes
     )
-    plan = make_plan(subject.table, request, usable, damage)
-    require_gain(plan)
+    calibration = study.calibration
+    if calibration is not None and goes_by_gradients(request):
+        known = {name: s for name, s in calibration.stats.items() if s.gradients is not None}
+        calibration = replace(calibration, stats=known)
+    plan = plan_subject(subject, request, calibration, damage)
     return plan.model_copy(update={"notes": study.notes})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,10 @@ from graph_passes.errors import RequestError
 
 sizes = st.integers(8, 600)
 candidate_lists = st.lists(st.tuples(sizes, sizes), min_size=1, max_size=12).map(
-    lambda shapes: [Candidate(f"w{i}", k, n) for i, (k, n) in enumerate(shapes)]
+    lambda shapes: [
+        Candidate(f"w{i}", k, n, damage=(i + 1) * np.linspace(1, 0, min(k, n) + 1) ** 2)
+        for i, (k, n) in enumerate(shapes)
+    ]
 )
 
 
@@ -21,10 +25,10 @@ def test_the_budget_holds(name, candidates, share, multiple):
     ranks = get_allocator(name)(candidates, share, multiple)
 
     assert set(ranks) == {c.key for c in candidates}
-    assert all(1 <= ranks[c.key] <= c.max_rank for c in candidates)
+    assert all(ranks[c.key] is None or 1 <= ranks[c.key] <= c.max_rank for c in candidates)
     # A rank of one is the least there is, even where the share is worth less.
     floor = sum(c.cost for c in candidates if ranks[c.key] == 1)
-    spent = sum(ranks[c.key] * c.cost for c in candidates)
+    spent = sum(c.dense if ranks[c.key] is None else ranks[c.key] * c.cost for c in candidates)
     assert spent <= share * sum(c.dense for c in candidates) + floor
 
 

@@ -48,13 +48,17 @@ class TestBudget:
     def test_no_allocator_spends_more_than_the_share(
         self, shapes: list[tuple[int, int]], share: float, multiple: int
     ) -> None:
-        candidates = [Candidate(str(i), k, n) for i, (k, n) in enumerate(shapes)]
+        candidates = [
+            Candidate(str(i), k, n, damage=np.linspace(1, 0, min(k, n) + 1) ** 2)
+            for i, (k, n) in enumerate(shapes)
+        ]
         for name in ALLOCATORS:
             ranks = get_allocator(name)(candidates, share, multiple)
             assert ranks.keys() == {c.key for c in candidates}
-            assert all(1 <= ranks[c.key] <= c.max_rank for c in candidates)
+            chosen = [(c, ranks[c.key]) for c in candidates]
+            assert all(rank is None or 1 <= rank <= c.max_rank for c, rank in chosen)
             least = sum(c.cost for c in candidates)
-            spent = sum(ranks[c.key] * c.cost for c in candidates)
+            spent = sum(c.dense if rank is None else rank * c.cost for c, rank in chosen)
             assert spent <= max(share * sum(c.dense for c in candidates), least)
 
     def test_half_is_half(self) -> None:

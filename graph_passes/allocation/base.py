@@ -73,6 +73,12 @@ class Allocator:
     rule: Rule
     damage: Damage
 
+    def __call__(
+        self, candidates: Sequence[Candidate], share: float, multiple: int
+    ) -> Mapping[str, int | None]:
+        """As :class:`Rule`."""
+        return self.rule(candidates, share, multiple)
+
 
 def round_rank(rank: float, multiple: int, max_rank: int) -> int:
     """``rank`` rounded down to ``multiple`` where it reaches it; between 1 and ``max_rank``."""

@@ -1,9 +1,9 @@
 """The least summed damage that the budget buys.
 
-Each weight offers some sizes: the multiples of ``multiple`` while they are smaller than the dense
-weight, and the dense weight itself, which does no damage. On the lower convex hull of (parameters,
-damage) every step buys less per parameter than the one before, so taking the steps of all weights
-in the order of what they buy solves
+Each weight offers some sizes: rank 1, the multiples of ``multiple`` while they are smaller than the
+dense weight, and the dense weight itself, which does no damage. On the lower convex hull of
+(parameters, damage) every step buys less per parameter than the one before, so taking the steps of
+all weights in the order of what they buy solves
 
     min Σ damage   subject to   Σ parameters <= budget
 
@@ -13,7 +13,7 @@ fit goes to the best step that does, on the hull or off it.
 Rules:
 
 1. A weight that is worth most whole stays dense (None).
-2. The budget is kept, unless not even the smallest rank of every weight fits into it.
+2. The budget is kept, unless not even rank 1 of every weight fits into it.
 3. Equal bargains are decided by the candidates' order, so the result is deterministic.
 """
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from graph_passes.allocation.base import Candidate
+from graph_passes.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def least_damage(
     """Share ``share`` of the candidates' parameters out; see the module's rules.
 
     Raises:
-        ValueError: a candidate comes without its damage.
+        RequestError: a candidate comes without its damage.
     """
     budget = int(share * sum(candidate.dense for candidate in candidates))
     menus = {c.key: _sizes(c, multiple) for c in candidates}
@@ -61,10 +62,12 @@ def _sizes(candidate: Candidate, multiple: int) -> list[_Size]:
     """From the smallest rank to the dense weight; strictly rising in cost."""
     damage = candidate.damage
     if damage is None:
-        raise ValueError(f"there is no damage for {candidate.key}")
+        raise RequestError(
+            f"nobody knows what {candidate.key} loses at which rank: use the allocation uniform"
+        )
     sizes = [
         _Size(rank, rank * candidate.cost, float(damage[rank]))
-        for rank in range(multiple, candidate.max_rank + 1, multiple)
+        for rank in sorted({1, *range(multiple, candidate.max_rank + 1, multiple)})
         if rank * candidate.cost < candidate.dense
     ]
     return [*sizes, _Size(None, candidate.dense, 0.0)]
