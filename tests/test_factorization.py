@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,8 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from graph_passes.errors import RequestError
-from graph_passes.factorization import METHODS, ActivationStats, MomentAccumulator, make_method
+from graph_passes.factorization import (
+    METHODS,
+    ActivationStats,
+    GradientStats,
+    MomentAccumulator,
+    make_method,
+)
 from graph_passes.factorization.error import activation_error, bound, weight_error
+from graph_passes.factorization.gauss_newton import damped_half
 from graph_passes.factorization.projection import project
 from graph_passes.factorization.svdlora import split_rank
 
@@ -42,6 +50,14 @@ def moments(rows: NDArray[np.floating]) -> ActivationStats:
     accumulator = MomentAccumulator(rows.shape[1])
     accumulator.update(rows)
     return accumulator.result()
+
+
+def with_gradients(
+    stats: ActivationStats, rng: np.random.Generator, features: int
+) -> ActivationStats:
+    """The same inputs, and random gradients at a site's output."""
+    rows = inputs(rng, 40, features)
+    return replace(stats, gradients=GradientStats(stats, rows.T @ rows))
 
 
 def truncated_svd(matrix: Float64, rank: int) -> Float64:
@@ -180,7 +196,7 @@ class TestASVD:
     def test_is_at_least_as_good_as_every_other_method_in_its_metric(self) -> None:
         rng = np.random.default_rng(4)
         weight, x = spread(rng, 20, 15), inputs(rng, 100, 20)
-        stats = moments(x)
+        stats = with_gradients(moments(x), rng, 15)
         errors = {
             name: activation_error(
                 weight, make_method(name).decompose(weight, stats).factorize(5), stats
@@ -314,11 +330,16 @@ class TestEveryMethod:
             "weight": np.eye(shape[0]),
             "activation": stats.root,
             "scaled": np.diag(np.sqrt(stats.magnitude)),
+            "output": stats.root,
         }[method.metric]
+        right = np.eye(shape[1])
+        if method.metric == "output":
+            right = damped_half(stats.gradients.moment, method.damping)
 
         def error(rank: int) -> float:
             difference = weight - decomposition.factorize(rank).product()
-            return float(np.linalg.norm(metric @ difference) / np.linalg.norm(metric @ weight))
+            lost = np.linalg.norm(metric @ difference @ right)
+            return float(lost / np.linalg.norm(metric @ weight @ right))
 
         errors = [error(rank) for rank in range(1, min(shape) + 1)]
         assert all(later < earlier for earlier, later in pairwise(errors))
@@ -370,7 +391,8 @@ class TestEveryMethod:
         shape: tuple[int, int], dtype: type = np.float32
     ) -> tuple[NDArray[np.floating], ActivationStats]:
         rng = np.random.default_rng(10)
-        return rng.standard_normal(shape).astype(dtype), moments(inputs(rng, 64, shape[0]))
+        weight = rng.standard_normal(shape).astype(dtype)
+        return weight, with_gradients(moments(inputs(rng, 64, shape[0])), rng, shape[1])
 
 
 @pytest.mark.parametrize(

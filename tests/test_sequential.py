@@ -103,7 +103,7 @@ def test_without_gradients_auto_measures_and_says_so(tmp_path, monkeypatch):
         raise NotDifferentiableError("no reverse rule for Fancy")
 
     monkeypatch.setattr(study_module, "output_gradients", refuse)
-    before, after, plan, study = compressed(tmp_path)
+    before, after, plan, _ = compressed(tmp_path)
     assert plan.allocation == "sensitivity"
     assert {site.method.name for site in plan.factored} == {"asvd"}
     assert any("Fancy" in note for note in plan.notes)

@@ -83,11 +83,13 @@ class GaussNewton:
         """Decompose ``weight`` [K, N] in the metrics of ``stats``.
 
         Raises:
-            ValueError: ``stats`` is None, has no gradients, or is not about K inputs.
+            ValueError: ``stats`` is None, has no gradients, or is about other shapes.
         """
         if stats is None or stats.gradients is None:
             raise ValueError("gauss-newton needs activation statistics with gradients")
-        inputs = stats.gradients.inputs
+        inputs, sizes = stats.gradients.inputs, (len(stats.mean), len(stats.gradients.moment))
+        if weight.shape != sizes:
+            raise ValueError(f"a site of shape {sizes} does not fit a weight {weight.shape}")
         half = damped_half(stats.gradients.moment, self.damping)
         projection = project(weight.astype(np.float64) @ half, inputs.root)
         return TwoSidedWeight(weight, projection, half, inputs.mean)
