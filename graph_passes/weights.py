@@ -68,56 +68,90 @@ class Weight:
     def array(self) -> NDArray[np.generic]:
         """``[.., K, N]`` the numbers, in their own dtype."""
         assert self.initializer.const_value is not None
-        stored = cast("NDArray[np.generic]", self.initializer.const_value.numpy())
+        stored = read(self.initializer.const_value)
         return np.swapaxes(stored, -1, -2) if self.transposed else stored
+
+
+def read(tensor: ir.TensorProtocol) -> NDArray[np.generic]:
+    """The numbers of ``tensor``, in its own dtype and shape.
+
+    Those in external data are copied, because a tensor that was read keeps its file mapped: weight
+    after weight, a large model would end up in memory as a whole.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return cast("NDArray[np.generic]", tensor.numpy())
+    numbers: NDArray[np.generic] = tensor.numpy().copy()
+    tensor.release()
+    return numbers
 
 
 def resolve(value: ir.Value, *, transposed: bool = False) -> Weight | str:
     """Find the initializer behind ``value``; ``transposed`` is what the consumer adds (transB)."""
-    producer = value.producer()
-    if producer is not None:
-        return _resolve_through(producer, transposed)
+    transposes: list[ir.Node] = []
+    while (producer := _view_producer(value)) is not None:
+        if producer.op_type == "Transpose":
+            transposes.append(producer)
+        value = _source(producer)
+    made_by = value.producer()
+    if made_by is not None:
+        return _computed_by(made_by)
     if not value.is_initializer() or value.const_value is None:
         return COMPUTED
     reason = _unfit(value, value.const_value)
-    return reason or Weight(value, transposed)
+    if reason is not None:
+        return reason
+    rank = len(_shape_of(value))
+    for transpose in reversed(transposes):
+        if not _swaps_last_two(transpose, rank):
+            return _computed_by(transpose)
+    return Weight(value, transposed ^ (len(transposes) % 2 == 1))
 
 
-def _resolve_through(producer: ir.Node, transposed: bool) -> Weight | str:
-    source = producer.inputs[0] if producer.inputs else None
-    if source is not None and producer.domain in STANDARD_DOMAINS:
-        if producer.op_type == "Identity":
-            return resolve(source, transposed=transposed)
-        if producer.op_type == "Transpose":
-            weight = resolve(source, transposed=not transposed)
-            if isinstance(weight, str) or _swaps_last_two(producer, weight):
-                return weight
-    if not _is_constant(producer.outputs[0], _MAX_CONSTANT_DEPTH):
+def _view_producer(value: ir.Value) -> ir.Node | None:
+    """The Identity or Transpose that ``value`` comes from, if it does."""
+    producer = value.producer()
+    return producer if producer is not None and _is_view(producer) else None
+
+
+def _is_view(node: ir.Node) -> bool:
+    return (
+        node.domain in STANDARD_DOMAINS
+        and node.op_type in {"Identity", "Transpose"}
+        and bool(node.inputs)
+        and node.inputs[0] is not None
+    )
+
+
+def _source(view: ir.Node) -> ir.Value:
+    source = view.inputs[0]
+    assert source is not None
+    return source
+
+
+def _computed_by(producer: ir.Node) -> str:
+    if not _is_constant(producer.outputs[0]):
         return COMPUTED
     return f"weight computed by {producer.op_type} from constants: only plain weights are factored"
 
 
-def _swaps_last_two(transpose: ir.Node, weight: Weight) -> bool:
-    rank = len(_shape_of(weight.initializer))
+def _swaps_last_two(transpose: ir.Node, rank: int) -> bool:
     permutation = transpose.attributes.get("perm")
     order = list(permutation.as_ints()) if permutation else list(reversed(range(rank)))
     return order == [*range(rank - 2), rank - 1, rank - 2]
 
 
-def _is_constant(value: ir.Value | None, depth: int) -> bool:
-    """Whether ``value`` is made of initializers alone."""
-    if value is None:
-        return True
-    producer = value.producer()
-    if producer is None:
-        return value.is_initializer()
-    if producer.op_type == "Constant":
-        return True
-    return (
-        depth > 0
-        and bool(producer.inputs)
-        and all(_is_constant(source, depth - 1) for source in producer.inputs)
-    )
+def _is_constant(value: ir.Value) -> bool:
+    """Whether ``value`` is made of initializers alone; looks back generation by generation."""
+    generation = {value}
+    for _ in range(_MAX_CONSTANT_DEPTH + 1):
+        producers = {found.producer() for found in generation if not found.is_initializer()}
+        if None in producers:
+            return False
+        computed = [node for node in producers if node and node.op_type != "Constant"]
+        if not all(node.inputs for node in computed):
+            return False
+        generation = {found for node in computed for found in node.inputs if found is not None}
+    return not generation
 
 
 def _unfit(value: ir.Value, tensor: ir.TensorProtocol) -> str | None:
@@ -143,10 +177,13 @@ def readers(initializer: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
 
     A graph output counts as a reader that is None.
     """
-    if initializer.is_graph_output():
-        yield None, 0
-    for node, index in initializer.uses():
-        if node.domain in STANDARD_DOMAINS and node.op_type in {"Identity", "Transpose"}:
-            yield from readers(node.outputs[0])
-        else:
-            yield node, index
+    views = [initializer]
+    while views:
+        view = views.pop()
+        if view.is_graph_output():
+            yield None, 0
+        for node, index in view.uses():
+            if _is_view(node):
+                views.append(node.outputs[0])
+            else:
+                yield node, index

@@ -13,6 +13,7 @@ from graph_passes.naming import NAME_SCOPES, UniqueNames, group_of, module_path
 from graph_passes.sites import find_sites
 
 X = "g (float[N,8] x) => (float[N,6] y)"
+LONG = 3_001
 
 
 def one_reason(text: str, opset: int = 17, **shapes: tuple[int, ...]) -> str:
@@ -29,6 +30,26 @@ class TestReasons:
         text = f"{X} {{ c = MatMul(a, b) y = Add(x, c) }}"
         text = text.replace("x)", "x)", 1).replace("float[N,6] y", "float[N,8] y")
         assert "constant folding" in one_reason(text, a=(1, 8), b=(8, 8))
+
+    @pytest.mark.parametrize("repeated", ["Identity", "Transpose"])
+    def test_weight_behind_a_long_chain(self, repeated: str) -> None:
+        text = "g (float[N,8] x) => (float[N,6] y) { u = Identity(w) y = MatMul(x, u) }"
+        proto = model(text, weights(w=(8, 6)))
+        values = ["w", *(f"v{i}" for i in range(LONG)), "u"]
+        chain = [helper.make_node(repeated, values[i : i + 1], values[i + 1 : i + 2])
+                 for i in range(LONG + 1)]  # fmt: skip
+        proto.graph.node.remove(proto.graph.node[0])
+        product = proto.graph.node.pop()
+        proto.graph.node.extend([*chain, product])
+        (site,) = sites_of(proto).sites
+        assert site.weight.initializer.name == "w"
+        assert site.weight.shape == (8, 6)
+        assert not site.weight.transposed
+
+    def test_weight_behind_many_paths_of_constants(self) -> None:
+        joins = " ".join(f"v{i + 1} = Sum({', '.join([f'v{i}'] * 40)})" for i in range(7))
+        text = "g (float[N,8] x) => (float[N,6] y) { v0 = Relu(w) " + joins + " y = MatMul(x, v7) }"
+        assert one_reason(text, w=(8, 6)).startswith("weight computed by Sum from constants")
 
     def test_weight_that_may_be_overridden(self) -> None:
         text = "g (float[N,8] x, float[8,6] w) => (float[N,6] y) { y = MatMul(x, w) }"
