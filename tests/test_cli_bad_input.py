@@ -62,6 +62,25 @@ def every_command(model):
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (("compress", "model.onnx", "--rnak", "4"), "--rnak"),
+        (("compress", "model.onnx", "--rank", "four"), "'--rank'"),
+        (("compress", "model.onnx", "--rank"), "--rank"),
+        (("bench", "model.onnx", "model.onnx", "--provider", "tpu"), "'auto', 'cpu', 'cuda'"),
+        (("bench", "model.onnx"), "candidate"),
+        (("shrink", "model.onnx"), "shrink"),
+        (("compress", "model.onnx", "other.onnx"), "other.onnx"),
+    ],
+    ids=str,
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_help(refused, command, named):
+    line = refused(*command)
+    assert named in line
+    assert "--help" in line
+
+
 @pytest.mark.parametrize("command", every_command("bad.onnx"), ids=" ".join)
 @pytest.mark.parametrize(
     "content", [None, b"", b"not a model", "truncated", "folder"], ids=lambda c: str(c)[:12]

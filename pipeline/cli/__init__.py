@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any, NoReturn
 
+import typer
 from rich.logging import RichHandler
 
 from graph_passes.errors import CompressOnnxError
@@ -21,6 +23,10 @@ for command in (run, export, analyze, compress, validate, bench, sweep, report):
     command.register(app)
 
 
+# Typer exports only a subclass of it, and keeps it in a package that differs by version.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
 def main() -> None:
     """Run the command line; expected errors become one line and an exit code."""
     logging.basicConfig(
@@ -31,9 +37,17 @@ def main() -> None:
     # What onnx_ir warns of while it reads a file, load_model checks and refuses.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except CompressOnnxError as error:
-        errors.print(
-            f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else app.info.name
+        problem = " ".join(error.format_message().split()).removesuffix(".")
+        _fail(f"{problem} (see {command} --help)", CompressOnnxError.exit_code)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    errors.print(
+        f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True
+    )
+    sys.exit(exit_code)

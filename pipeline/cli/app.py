@@ -9,7 +9,6 @@ import typer
 
 app = typer.Typer(
     name="compress-onnx",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="markdown",
