@@ -48,22 +48,30 @@ def factor_weights(
     check_fits(table, plan)
     planned = {site.weight: site for site in plan.factored}
     for key, site_plan in planned.items():
-        sites = groups[key]
-        known = [stats[site.name] for site in sites if site.name in stats]
-        weight = sites[0].weight.array()
-        # A stack of matrices has no statistics: those of its input are not about any one matrix.
-        complete = len(known) == len(sites) and not sites[0].weight.stacked
-        merged = ActivationStats.merge(known) if complete else None
-        method = _method(site_plan, merged)
-        rank = _rank(site_plan)
-        decomposition = decompose(method, weight, merged)
-        factorization = (ready or {}).get(key) or decomposition.factorize(rank)
-        error = SiteError(
-            weight=weight_error(weight, factorization),
-            activation=None if merged is None else activation_error(weight, factorization, merged),
-            bound=_bound(method, decomposition, rank, weight, merged),
-        )
-        yield FactoredWeight(sites, site_plan, factorization, error)
+        yield _factor(groups[key], site_plan, stats, (ready or {}).get(key))
+
+
+def _factor(
+    sites: Sequence[LinearSite],
+    plan: SitePlan,
+    stats: Mapping[str, ActivationStats],
+    ready: Factorization | None,
+) -> FactoredWeight:
+    known = [stats[site.name] for site in sites if site.name in stats]
+    weight = sites[0].weight.array()
+    # A stack of matrices has no statistics: those of its input are not about any one matrix.
+    complete = len(known) == len(sites) and not sites[0].weight.stacked
+    merged = ActivationStats.merge(known) if complete else None
+    method = _method(plan, merged)
+    rank = _rank(plan)
+    decomposition = decompose(method, weight, merged)
+    factorization = ready or decomposition.factorize(rank)
+    error = SiteError(
+        weight=weight_error(weight, factorization),
+        activation=None if merged is None else activation_error(weight, factorization, merged),
+        bound=_bound(method, decomposition, rank, weight, merged),
+    )
+    return FactoredWeight(sites, plan, factorization, error)
 
 
 def check_fits(table: SiteTable, plan: CompressionPlan) -> None:

@@ -31,8 +31,16 @@ from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.naming import NAME_SCOPES, UniqueNames
 from graph_passes.plan import CompressionPlan, SiteError
 from graph_passes.sites import SITE_PROPERTY, LinearSite, find_sites
+from graph_passes.weights import read
 
 Factors = Sequence[tuple[ir.Value, ir.Value]]
+Store = Callable[[NDArray[np.generic], ir.DataType, str], ir.TensorProtocol]
+"""Makes a tensor of an array, given its type and name."""
+
+
+def in_memory(array: NDArray[np.generic], dtype: ir.DataType, name: str) -> ir.TensorProtocol:
+    """The plain :data:`Store`."""
+    return ir.Tensor(array, dtype=dtype, name=name)
 
 
 class LowRankPass(ir.passes.InPlacePass):
@@ -43,6 +51,7 @@ class LowRankPass(ir.passes.InPlacePass):
         stats: activation statistics by site name, for the methods that need them.
         progress: called with the number of weights done, after each.
         ready: factorizations by weight key that need not be computed any more.
+        store: where the new weights go; a model that does not fit into memory needs another place.
 
     Attributes:
         plan: after the call, the plan with the error that each factorization really has.
@@ -54,12 +63,14 @@ class LowRankPass(ir.passes.InPlacePass):
         stats: Mapping[str, ActivationStats] | None = None,
         progress: Callable[[int], None] | None = None,
         ready: Mapping[str, Factorization] | None = None,
+        store: Store = in_memory,
     ) -> None:
         super().__init__()
         self.plan = plan
         self._stats = stats or {}
         self._progress = progress
         self._ready = ready
+        self._store = store
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every factored site of the plan.
@@ -72,7 +83,7 @@ class LowRankPass(ir.passes.InPlacePass):
         errors: dict[str, SiteError] = {}
         weights = factor_weights(find_sites(model), self.plan, self._stats, self._ready)
         for done, factored in enumerate(weights, start=1):
-            _rewrite(factored, names)
+            _rewrite(factored, names, self._store)
             errors[factored.plan.weight] = factored.error
             if self._progress is not None:
                 self._progress(done)
@@ -80,16 +91,17 @@ class LowRankPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(errors))
 
 
-def _rewrite(factored: FactoredWeight, names: UniqueNames) -> None:
+def _rewrite(factored: FactoredWeight, names: UniqueNames, store: Store) -> None:
     site = factored.sites[0]
     weight = site.weight.initializer
 
-    def store(role: str, factor: NDArray[np.generic]) -> ir.Value:
+    def value_of(role: str, factor: NDArray[np.generic]) -> ir.Value:
         seen = np.swapaxes(factor, -1, -2) if site.on_left else factor
-        return _initializer(weight, role, seen, names)
+        return _initializer(weight, role, seen, names, store)
 
     factors = [
-        (store("down", term.down), store("up", term.up)) for term in factored.factorization.terms
+        (value_of("down", term.down), value_of("up", term.up))
+        for term in factored.factorization.terms
     ]
     assert factored.plan.method is not None
     properties = {
@@ -98,19 +110,19 @@ def _rewrite(factored: FactoredWeight, names: UniqueNames) -> None:
         "compress_onnx.error": f"{factored.error.reached:.6g}",
     }
     for site in factored.sites:
-        _SiteRewriter(site, names, properties).rewrite(factors, factored.factorization.bias)
+        _SiteRewriter(site, names, properties, store).rewrite(factors, factored.factorization.bias)
 
 
 def _initializer(
-    owner: ir.Value, role: str, array: NDArray[np.generic], names: UniqueNames
+    owner: ir.Value, role: str, array: NDArray[np.generic], names: UniqueNames, store: Store
 ) -> ir.Value:
     """A new initializer beside ``owner``, in the same graph, of the same type."""
     assert owner.graph is not None
     assert owner.const_value is not None
     name = names(f"{owner.name}.lowrank.{role}")
-    tensor = ir.Tensor(np.ascontiguousarray(array), dtype=owner.const_value.dtype, name=name)
+    tensor = store(np.ascontiguousarray(array), owner.const_value.dtype, name)
     value = ir.Value(
-        name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     owner.graph.register_initializer(value)
     return value
@@ -119,9 +131,12 @@ def _initializer(
 class _SiteRewriter:
     """Builds the nodes that replace one site."""
 
-    def __init__(self, site: LinearSite, names: UniqueNames, properties: Mapping[str, str]) -> None:
+    def __init__(
+        self, site: LinearSite, names: UniqueNames, properties: Mapping[str, str], store: Store
+    ) -> None:
         self._site = site
         self._names = names
+        self._store = store
         self._nodes: list[ir.Node] = []
         self._properties = {SITE_PROPERTY: site.name, **properties}
         if NAME_SCOPES in site.node.metadata_props:
@@ -214,7 +229,7 @@ class _SiteRewriter:
         """``[N]`` the bias that there is."""
         assert self._site.bias is not None
         assert self._site.bias.value.const_value is not None
-        old = self._site.bias.value.const_value.numpy().astype(np.float64)
+        old = read(self._site.bias.value.const_value).astype(np.float64)
         return np.broadcast_to(old.reshape(-1), (self._site.out_features,))
 
     def _bias(self, values: NDArray[np.float64]) -> ir.Value:
@@ -230,7 +245,9 @@ class _SiteRewriter:
             assert site.bias.value.const_value is not None
             missing = len(site.bias.value.const_value.shape) - shaped.ndim
             shaped = shaped.reshape((1,) * max(missing, 0) + shaped.shape)
-        return _initializer(site.weight.initializer, "bias", shaped.astype(dtype), self._names)
+        return _initializer(
+            site.weight.initializer, "bias", shaped.astype(dtype), self._names, self._store
+        )
 
 
 def _value_names(model: ir.Model) -> set[str]:

@@ -186,7 +186,7 @@ def _must_stay_dense(
         if method.needs_activations and site.name not in calibrated:
             where = " (it is inside a nested graph)" if site.nested else ""
             return f"no activation statistics for {site.name}{where}"
-    if not np.isfinite(sites[0].weight.array().astype(np.float32)).all():
+    if not np.isfinite(sites[0].weight.array().astype(np.float32, copy=False)).all():
         return "the weight has NaN or infinite values"
     return None
 

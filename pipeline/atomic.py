@@ -93,6 +93,28 @@ def atomic_directory(path: Path, *, replaceable: Callable[[Path], bool]) -> Iter
 
 
 @contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside ``path``, for what is needed only until that is written.
+
+    Missing folders above ``path`` are created, and removed again on failure.
+
+    Raises:
+        OutputError: the file system refuses (no permission, no space); any ``OSError`` from the
+            body is taken for such a refusal.
+    """
+    with _one_clear_line(path):
+        target = Path(os.path.realpath(path))
+        with _parents(target):
+            _tidy(target)
+            scratch = _sibling(target, "tmp")
+            try:
+                scratch.mkdir()
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
 def _one_clear_line(path: Path) -> Iterator[None]:
     try:
         yield

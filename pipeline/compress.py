@@ -6,7 +6,9 @@ Python code can stop after any of them (a dry run stops before rewriting).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,10 @@ import onnx_ir as ir
 
 from graph_passes.canonicalize import canonicalize
 from graph_passes.cleanup import cleanup
+from graph_passes.errors import ModelFileError
 from graph_passes.factoring import check_fits, factor_weights, with_errors
 from graph_passes.factorization import ActivationStats, Factorization
-from graph_passes.lowrank import LowRankPass
+from graph_passes.lowrank import LowRankPass, Store, in_memory
 from graph_passes.plan import CompressionPlan
 from graph_passes.planning import DamageCurve, make_plan, require_gain
 from graph_passes.request import CompressionSpec
@@ -25,10 +28,13 @@ from graph_passes.spectra import spectrum
 from pipeline.cache import ArrayCache
 from pipeline.calibrate import Calibration, calibrate
 from pipeline.data.samples import Samples
-from pipeline.model_file import content_digest, load_model
+from pipeline.model_file import content_digest, data_files, load_model, save_model
 from pipeline.progress import Progress, Silent
 from pipeline.report.pictures import SiteSpectrum
-from pipeline.session import SessionSpec
+from pipeline.session import SessionSpec, check_loads
+from pipeline.spill import spill
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,20 +132,100 @@ def apply_plan(
     ready: Mapping[str, Factorization] | None = None,
     keep_metadata: bool = False,
     progress: Progress | None = None,
+    store: Store = in_memory,
 ) -> CompressionPlan:
     """Rewrite ``subject.model`` in place and tidy it up; returns the plan with measured errors.
 
-    ``ready`` holds factorizations by weight key that need not be computed any more.
+    Args:
+        subject: its model is changed, its table no longer fits it afterwards.
+        plan: what to do.
+        calibration: needed by the methods that look at activations.
+        ready: factorizations by weight key that need not be computed any more.
+        keep_metadata: keep what the exporter wrote about sources.
+        progress: shows the steps.
+        store: where the new weights go.
 
     Raises:
         RequestError: the plan does not fit the model.
     """
     check_fits(subject.table, plan)
     with (progress or Silent()).step("factor", weights_in(plan)) as update:
-        low_rank = LowRankPass(plan, statistics(calibration), update, ready)
+        low_rank = LowRankPass(plan, statistics(calibration), update, ready, store)
         low_rank(subject.model)
     cleanup(subject.model, keep_metadata=keep_metadata)
     return low_rank.plan
+
+
+def write_compressed(
+    subject: Subject,
+    plan: CompressionPlan,
+    calibration: Calibration | None,
+    output: Path,
+    *,
+    ready: Mapping[str, Factorization] | None = None,
+    keep_metadata: bool = False,
+    external_data: bool | None = None,
+    progress: Progress | None = None,
+) -> CompressionPlan:
+    """Rewrite ``subject``, which is used up by that, and write it once ONNX Runtime loads it.
+
+    Where the weights come from external data, one at a time is in memory, with its factors.
+
+    Args:
+        subject: what to rewrite.
+        plan: what to do.
+        calibration: needed by the methods that look at activations.
+        output: replaced in one step, and only by a model that loads.
+        ready: factorizations by weight key that need not be computed any more.
+        keep_metadata: keep what the exporter wrote about sources.
+        external_data: whether weights go into a data file; None decides by size.
+        progress: shows the steps.
+
+    Returns:
+        The plan with measured errors.
+
+    Raises:
+        RequestError: the plan does not fit the model.
+        OutputError: ``output`` cannot be written.
+        ModelFileError: ONNX Runtime loads the original, but not the result.
+    """
+    with _store_for(subject, output) as store:
+        plan = apply_plan(
+            subject,
+            plan,
+            calibration,
+            ready=ready,
+            keep_metadata=keep_metadata,
+            progress=progress,
+            store=store,
+        )
+        save_model(
+            subject.model,
+            output,
+            external_data=external_data,
+            check=lambda staged: _check_loads(staged, subject.path),
+        )
+    return plan
+
+
+def _store_for(subject: Subject, output: Path) -> AbstractContextManager[Store]:
+    return spill(output) if data_files(subject.model) else nullcontext(in_memory)
+
+
+def _check_loads(candidate: Path, reference: Path) -> None:
+    """Let ONNX Runtime judge ``candidate``, unless it does not know ``reference`` either."""
+    try:
+        check_loads(candidate)
+    except ModelFileError as refusal:
+        try:
+            check_loads(reference)
+        except ModelFileError as known:
+            logger.warning("not proven that the result loads, as the original does not: %s", known)
+            return
+        raise ModelFileError(
+            f"{refusal}, though it loads {reference}: nothing was written; exclude the sites that "
+            "it names, and report this as a defect"
+        ) from refusal
 
 
 def spectra_of(

@@ -20,17 +20,16 @@ from pipeline.cache import ArrayCache
 from pipeline.calibrate import Calibration
 from pipeline.compress import (
     Subject,
-    apply_plan,
     calibrate_subject,
     open_subject,
     spectra_of,
+    write_compressed,
 )
 from pipeline.data.samples import Samples
 from pipeline.data.sources import load_samples
 from pipeline.export import ExportedModel, export
 from pipeline.inputs import load_structure, model_inputs
 from pipeline.latency import measure_latency
-from pipeline.model_file import save_model
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
 from pipeline.report.pictures import SiteSpectrum
@@ -107,10 +106,14 @@ class Experiment:
             researcher = self._researcher(subject)
             study = researcher.study(request) if researcher else Study(concrete(request, "none"))
             plan = plan_study(subject, study)
-            ready = researcher.factor(plan, study) if researcher else None
-            plan = apply_plan(subject, plan, study.calibration, ready=ready, progress=self.progress)
-            save_model(subject.model, candidate)
-        return plan
+            return write_compressed(
+                subject,
+                plan,
+                study.calibration,
+                candidate,
+                ready=researcher.factor(plan, study) if researcher else None,
+                progress=self.progress,
+            )
 
     def _researcher(self, subject: Subject) -> Researcher | None:
         if self.samples is None:

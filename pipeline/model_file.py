@@ -10,20 +10,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
 
 from graph_passes.errors import ModelFileError, OutputError
-from pipeline.atomic import atomic_file
+from graph_passes.weights import read
+from pipeline.atomic import atomic_file, scratch_folder
 from pipeline.results import SizeReport
 from pipeline.session import one_line
 from pipeline.soundness import check_graph, check_messages
 
-INLINE_LIMIT_BYTES = 1_800_000_000
-"""Above this the weights go into a data file: protobuf itself cannot hold 2 GiB."""
+INLINE_LIMIT_BYTES = 256_000_000
+"""Above this the weights go into a data file: writing a model with its weights inside takes three
+times their size in memory (and protobuf cannot hold 2 GiB at all)."""
 
 _SMALL_TENSOR_BYTES = 1024
 _CHUNK_BYTES = 1 << 24
@@ -115,13 +117,21 @@ def _check_location(tensor: ir.ExternalTensor, path: Path) -> None:
         raise ModelFileError(f"{data} is truncated: {tensor.name!r} ends at byte {end}")
 
 
-def save_model(model: ir.Model, path: Path, *, external_data: bool | None = None) -> None:
+def save_model(
+    model: ir.Model,
+    path: Path,
+    *,
+    external_data: bool | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
     """Write ``model`` to ``path`` atomically.
 
     Args:
-        model: stays as it is.
+        model: computes the same afterwards, but may hold weights that were in its data files.
         path: replaced in one step once everything is on the disk.
         external_data: whether weights go into a data file; None decides by size.
+        check: called with the complete model under its temporary name; what it raises leaves
+            ``path`` as it was.
 
     Raises:
         OutputError: ``path`` cannot be written, or is where the model's own weights are read from.
@@ -131,10 +141,12 @@ def save_model(model: ir.Model, path: Path, *, external_data: bool | None = None
         external_data = weight_bytes(model) > INLINE_LIMIT_BYTES
     with atomic_file(path) as temporary:
         if external_data:
-            _save_with_data(model, path, temporary)
+            _save_with_data(model, path, temporary, check)
         else:
             _inline(model)
             onnx.save(ir.to_proto(model), temporary)
+            if check is not None:
+                check(temporary)
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -203,20 +215,20 @@ def _inline(model: ir.Model) -> None:
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 tensor = value.const_value
-                value.const_value = ir.Tensor(
-                    tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name
-                )
+                value.const_value = ir.Tensor(read(tensor), dtype=tensor.dtype, name=tensor.name)
 
 
-def _save_with_data(model: ir.Model, path: Path, temporary: Path) -> None:
-    staged = temporary.with_name(temporary.name + ".data")
-    try:
-        _write_data(model, temporary, staged.name)
-        final = path.with_name(f"{path.name}.{file_digest(staged)[:16]}.data")
-        _rename_data(temporary, staged.name, final.name)
-        staged.replace(final)
-    finally:
-        staged.unlink(missing_ok=True)
+def _save_with_data(
+    model: ir.Model, path: Path, temporary: Path, check: Callable[[Path], None] | None
+) -> None:
+    with scratch_folder(path) as folder:
+        staged, data = folder / temporary.name, folder / "weights.data"
+        _write_data(model, staged, data.name)
+        if check is not None:
+            check(staged)
+        final = path.with_name(f"{path.name}.{file_digest(data)[:16]}.data")
+        _rename_data(staged, final.name, temporary)
+        data.replace(final)
 
 
 def _write_data(model: ir.Model, path: Path, data_name: str) -> None:
@@ -229,10 +241,11 @@ def _write_data(model: ir.Model, path: Path, data_name: str) -> None:
         raise OSError(errno.ENOSPC, f"{one_line(error)}: is the disk full?") from error
 
 
-def _rename_data(model: Path, old: str, new: str) -> None:
+def _rename_data(model: Path, data_name: str, renamed: Path) -> None:
+    """Write ``model`` to ``renamed``, its data file being called ``data_name`` from now on."""
     proto = onnx.load(model, load_external_data=False)
     for tensor in onnx.external_data_helper._get_all_tensors(proto):
         for entry in tensor.external_data:
-            if entry.key == "location" and entry.value == old:
-                entry.value = new
-    onnx.save(proto, model)
+            if entry.key == "location":
+                entry.value = data_name
+    onnx.save(proto, renamed)

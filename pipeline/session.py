@@ -120,6 +120,23 @@ def open_session(
     return session
 
 
+def check_loads(model: Path) -> None:
+    """Make sure that ONNX Runtime loads the file ``model`` on the CPU.
+
+    The graph is taken as it is: without optimizations and without repacked weights, external data
+    is only mapped, so that this costs little memory. Weights inside the model are read and copied.
+
+    Raises:
+        ModelFileError: ONNX Runtime refuses the model.
+    """
+    options = _session_options(SessionSpec(threads=1, optimization="off"))
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        _create(model, options, "cpu")
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise _refusal(model, SessionSpec(), error) from error
+
+
 def _require_in_build(provider: Provider) -> None:
     wanted, available = EXECUTION_PROVIDERS[provider], ort.get_available_providers()
     if wanted not in available:

@@ -23,15 +23,19 @@ def bound(weight: Array, stats: ActivationStats | None) -> Float64:
 def weight_error(weight: Array, factorization: Factorization) -> float:
     """``‖W − AB‖_F / ‖W‖_F`` with the factors as stored; 0 for a zero weight."""
     exact = weight.astype(np.float64)
-    return _ratio(_norm2(exact - factorization.product()), _norm2(exact))
+    return _ratio(_norm2(_residual(exact, factorization)), _norm2(exact))
 
 
 def activation_error(weight: Array, factorization: Factorization, stats: ActivationStats) -> float:
     """``‖X(W − AB)‖_F / ‖XW‖_F`` with X centred; 0 where the inputs never vary."""
     exact = weight.astype(np.float64)
-    residual = exact - factorization.product()
     metric = stats.covariance
-    return _ratio(_norm2(residual, metric), _norm2(exact, metric))
+    return _ratio(_norm2(_residual(exact, factorization), metric), _norm2(exact, metric))
+
+
+def _residual(exact: Float64, factorization: Factorization) -> Float64:
+    product = factorization.product()
+    return np.subtract(exact, product, out=product)
 
 
 def _norm2(matrix: Float64, metric: Float64 | None = None) -> float:

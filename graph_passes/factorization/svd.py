@@ -37,7 +37,7 @@ class ProjectedWeight:
 
     def factorize(self, rank: int) -> Factorization:
         """``down = W·Q``, ``up = Qᵀ`` at ``rank``."""
-        exact = self.weight.astype(np.float64)
+        exact = self.projection.weight
         basis = self.projection.basis(rank)
         dtype = self.weight.dtype
         term = Term((exact @ basis).astype(dtype), np.ascontiguousarray(basis.T).astype(dtype))

@@ -18,11 +18,10 @@ from pipeline.cli import options
 from pipeline.cli.console import ProgressBars, errors, out, print_plan
 from pipeline.compress import (
     Subject,
-    apply_plan,
     evaluate_plan,
     open_subject,
+    write_compressed,
 )
-from pipeline.model_file import save_model
 from pipeline.study import Researcher, Study, plan_study
 
 _NO_DATA = (
@@ -131,15 +130,16 @@ def compress(
         plan = evaluate_plan(subject, plan, statistics, ProgressBars(), ready)
     else:
         assert output is not None
-        plan = apply_plan(
+        plan = write_compressed(
             subject,
             plan,
             statistics,
+            output,
             ready=ready,
             keep_metadata=keep_metadata,
+            external_data=external_data,
             progress=ProgressBars(),
         )
-        save_model(subject.model, output, external_data=external_data)
     print_plan(plan)
     if statistics is None:
         errors.print(_NO_DATA, markup=False, highlight=False)
