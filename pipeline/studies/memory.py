@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import resource
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,21 +89,34 @@ def build(path: Path, blocks: int, seed: int = 0) -> int:
 
 def peak_bytes(command: list[str]) -> int:
     """Run ``command`` and return its peak resident memory."""
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+    return usage.ru_maxrss * 1024
 
 
 def main() -> None:
     """Build, compress, report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=18, help="decoder blocks of 158 MB each")
-    blocks = parser.parse_args().blocks
+    parser.add_argument("--include", default="*", help="compress only sites that match (glob)")
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with TemporaryDirectory(prefix="compress-onnx-memory-") as work:
         source, target = Path(work) / "large.onnx", Path(work) / "small.onnx"
-        model_bytes = build(source, blocks)
-        compress = [sys.executable, "-m", "pipeline.cli", "compress", str(source)]
-        peak = peak_bytes([*compress, "-o", str(target), "--method", "svd", "--params", "0.5"])
+        model_bytes = build(source, arguments.blocks)
+        compress = [
+            sys.executable,
+            "-m",
+            "pipeline.cli",
+            "compress",
+            str(source),
+            "-o",
+            str(target),
+        ]
+        options = ["--method", "svd", "--params", "0.5", "--include", arguments.include]
+        peak = peak_bytes([*compress, *options])
         onnx.checker.check_model(target)
         written = sum(file.stat().st_size for file in target.parent.glob("small.onnx*"))
     largest = max(layer.bytes for layer in layers(1))
