@@ -99,7 +99,7 @@ def peak_bytes(command: list[str]) -> int:
 def main() -> None:
     """Build, compress, report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=18, help="decoder blocks of 158 MB each")
+    parser.add_argument("--blocks", type=int, default=19, help="decoder blocks of 159 MB each")
     parser.add_argument("--include", default="*", help="compress only sites that match (glob)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
