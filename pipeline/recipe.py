@@ -149,7 +149,10 @@ class BenchmarkSpec(RecipeModel):
 
 
 class Recipe(RecipeModel):
-    """A whole run of the pipeline."""
+    """A whole run of the pipeline.
+
+    With ``max_drop``, the share is not given but found: the smallest whose drop stays within it.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     source: SourceSpec
@@ -158,6 +161,7 @@ class Recipe(RecipeModel):
     mask: str | None = None
     metric: MetricSpec | None = None
     compression: CompressionSpec = CompressionSpec()
+    max_drop: float | None = Field(default=None, ge=0)
     gates: tuple[Gate, ...] = ()
     benchmark: BenchmarkSpec | None = BenchmarkSpec()
     batch_size: int = Field(default=32, ge=1)

@@ -124,6 +124,39 @@ class BenchmarkReport(Result):
     gates: tuple[GateResult, ...]
 
 
+class Drop(Result):
+    """What a candidate loses against its reference, with a 95 % interval where there is one."""
+
+    quantity: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class SearchStep(Result):
+    """One share that was tried; ``within`` goes by the measured value of the drop."""
+
+    share: float
+    within: bool
+    parameters_after: int | None = None
+    drop: Drop | None = None
+    problem: str | None = None
+
+
+class SearchReport(Result):
+    """The search for the smallest model within a drop, in the order of its steps."""
+
+    max_drop: float
+    steps: tuple[SearchStep, ...]
+    found: SearchStep
+
+    @property
+    def sure(self) -> bool:
+        """Whether the whole interval of the drop that was found is within the limit."""
+        drop = self.found.drop
+        return drop is not None and drop.high is not None and drop.high <= self.max_drop
+
+
 class ExportParity(Result):
     """The exported graph against the PyTorch module, at one input size."""
 
@@ -193,6 +226,7 @@ class RunReport(Result):
     environment: Environment
     export: ExportReport | None = None
     calibration: str | None = None
+    search: SearchReport | None = None
     plan: CompressionPlan
     size: SizeReport
     op_counts: dict[str, dict[str, int]] = Field(default_factory=dict)

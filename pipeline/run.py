@@ -1,6 +1,6 @@
 """The whole pipeline, as a recipe says.
 
-    export -> calibrate -> plan -> rewrite -> validate -> benchmark -> gates -> report -> bundle
+    export -> calibrate -> (search) -> plan -> rewrite -> validate -> benchmark -> report -> bundle
 
 The bundle folder appears complete or not at all; a failed gate still leaves a bundle, whose report
 says which gate failed.
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from graph_passes.request import CompressionSpec
 from pipeline.atomic import atomic_directory
 from pipeline.bundle import copy_assets, is_bundle, write_manifest
 from pipeline.cache import ArrayCache
@@ -24,7 +25,8 @@ from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.report.environment import environment
 from pipeline.report.writer import write_report
-from pipeline.results import RunReport
+from pipeline.results import RunReport, SearchReport
+from pipeline.search import smallest_within
 
 MODEL_NAME = "model.onnx"
 PLAN_NAME = "plan.json"
@@ -61,16 +63,27 @@ def run_recipe(
         TemporaryDirectory(prefix="compress-onnx-") as work,
     ):
         experiment = prepare(recipe, Path(work), base_dir=base_dir, cache=cache, progress=progress)
-        report = _fill(bundle, experiment, command)
+        request, search = recipe.compression, None
+        if recipe.max_drop is not None:
+            request, search = smallest_within(
+                experiment, request, recipe.max_drop, Path(work) / "search"
+            )
+        report = _fill(bundle, experiment, request, search, command)
         write_manifest(bundle)
     return report
 
 
-def _fill(bundle: Path, experiment: Experiment, command: str) -> RunReport:
+def _fill(
+    bundle: Path,
+    experiment: Experiment,
+    request: CompressionSpec,
+    search: SearchReport | None,
+    command: str,
+) -> RunReport:
     """Compress, measure, and write everything but the manifest into ``bundle``."""
     recipe, exported, calibration = experiment.recipe, experiment.exported, experiment.calibration
     candidate = bundle / MODEL_NAME
-    plan = experiment.compress(recipe.compression, candidate)
+    plan = experiment.compress(request, candidate)
     validation = experiment.validate(candidate)
     benchmarks, unmeasured = experiment.benchmark(candidate, plan)
     size = model_size(exported.path, candidate)
@@ -83,6 +96,7 @@ def _fill(bundle: Path, experiment: Experiment, command: str) -> RunReport:
         environment=environment(),
         export=exported.report,
         calibration=calibration.origin if calibration else None,
+        search=search,
         plan=plan,
         size=size,
         op_counts={

@@ -63,7 +63,22 @@ def test_identical_embeddings_are_exactly_identical(vectors):
         "cosine_p5": 1.0,
         "neighbour_overlap": 1.0,
         "spearman": 1.0,
+        "cosine_low": 1.0,
+        "cosine_high": 1.0,
     }
+
+
+def test_the_interval_of_the_cosine_covers_the_true_mean(rng):
+    """Samples whose cosine to the original is 0.6 or 0.8, half of them each: the mean is 0.7."""
+    covered = 0
+    for _ in range(200):
+        cosines = rng.choice([0.6, 0.8], size=60)
+        reference = np.zeros((60, 3), np.float32)
+        reference[:, 0] = 1
+        candidate = np.stack([cosines, np.sqrt(1 - cosines**2), 0 * cosines], axis=1)
+        figures = measured(EMBEDDING, reference, candidate.astype(np.float32))
+        covered += figures["cosine_low"] <= 0.7 <= figures["cosine_high"]
+    assert 0.9 * 200 <= covered < 200
 
 
 def test_embedding_figures_agree_with_a_direct_computation(vectors, rng):

@@ -21,7 +21,7 @@ from rich.table import Table
 from graph_passes.plan import CompressionPlan, SitePlan
 from pipeline.progress import Update
 from pipeline.report.formats import significant
-from pipeline.results import Benchmark, GateResult, ValidationReport
+from pipeline.results import Benchmark, GateResult, SearchReport, ValidationReport
 
 _LOG_WIDTH = 160
 
@@ -80,6 +80,23 @@ def _plan_row(site: SitePlan) -> Sequence[str]:
         significant(error.bound) if error else "",
         site.decision,
         escape(site.reason),
+    )
+
+
+def print_search(search: SearchReport) -> None:
+    """The shares that were tried, and how sure the answer is."""
+    shown = table("share", "drop", "95 % interval", "within")
+    for step in sorted(search.steps, key=lambda step: -step.share):
+        value, interval = step.problem or "", ""
+        if step.drop is not None:
+            value = significant(step.drop.value)
+            interval = f"{significant(step.drop.low)} to {significant(step.drop.high)}"
+        shown.add_row(f"{step.share:.1%}", value, interval, "yes" if step.within else "no")
+    out.print(shown)
+    sure = "its whole interval is within" if search.sure else "not sure: its interval is not within"
+    out.print(
+        f"smallest share within a drop of {search.max_drop:g}: {search.found.share:.1%} ({sure})",
+        highlight=False,
     )
 
 

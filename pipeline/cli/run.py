@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from graph_passes.errors import RequestError
 from pipeline.cli import options
 from pipeline.cli.console import (
     ProgressBars,
@@ -16,6 +17,7 @@ from pipeline.cli.console import (
     print_benchmarks,
     print_gates,
     print_plan,
+    print_search,
     print_validation,
 )
 from pipeline.recipe import Recipe, read_recipe
@@ -38,6 +40,12 @@ def run(
         typer.Option("--method", "-m", help="Instead of the recipe's method: NAME[:KEY=VALUE,…]."),
     ] = None,
     params: options.Params = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Find the smallest model that loses at most this (instead of --params)."
+        ),
+    ] = None,
     no_cache: options.NoCache = False,
 ) -> None:
     """Export, calibrate, compress, validate, benchmark, report and bundle as RECIPE says.
@@ -45,7 +53,7 @@ def run(
     Leaves a folder with the model, `plan.json`, `report.json`, `summary.md`, pictures, tokenizer
     files and a sha256 manifest. The exit code is the verdict of the recipe's gates.
     """
-    recipe = _overridden(read_recipe(recipe_path), method, params)
+    recipe = _overridden(read_recipe(recipe_path), method, params, max_drop)
     folder = output or recipe.output or Path("bundles") / recipe.name
     report = run_recipe(
         recipe,
@@ -56,6 +64,8 @@ def run(
         progress=ProgressBars(),
     )
     print_plan(report.plan)
+    if report.search is not None:
+        print_search(report.search)
     if report.validation is not None:
         print_validation(report.validation)
     print_benchmarks(report.benchmarks, report.unmeasured)
@@ -73,12 +83,22 @@ def run(
         raise typer.Exit(1)
 
 
-def _overridden(recipe: Recipe, method: str | None, params: float | None) -> Recipe:
-    """The recipe with what the command line says instead."""
+def _overridden(
+    recipe: Recipe, method: str | None, params: float | None, max_drop: float | None
+) -> Recipe:
+    """The recipe with what the command line says instead.
+
+    Raises:
+        RequestError: a value is out of range, or two exclude each other.
+    """
+    if params is not None and max_drop is not None:
+        raise RequestError("--params and --max-drop exclude each other: give one of them")
     changes: dict[str, object] = {}
     if method is not None:
         changes["method"] = options.method_spec(method).model_dump()
     if params is not None:
         changes |= {"params": params, "rank": None}
+    if max_drop is not None:
+        recipe = recipe.model_copy(update={"max_drop": max_drop})
     values = {**recipe.model_dump(), "compression": {**recipe.compression.model_dump(), **changes}}
     return options.validated(Recipe, values) if changes else recipe
