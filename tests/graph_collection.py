@@ -232,8 +232,7 @@ def _export_all(folder: Path) -> Iterator[Graph]:
             target = folder / name / label
             target.mkdir(parents=True)
             try:
-                with quiet():
-                    _EXPORTERS[exporter](architecture, opset, target)
+                export(name, exporter, opset, target)
             except Exception as error:  # exporters raise whatever the traced code raises
                 yield Graph(name, label, error=f"{type(error).__name__}: {one_line(error)}"[:160])
                 continue
@@ -243,6 +242,12 @@ def _export_all(folder: Path) -> Iterator[Graph]:
             for path in sorted(target.glob("*.onnx")):
                 part = "" if path.stem == "model" else path.stem
                 yield Graph(name, label, part, path)
+
+
+def export(name: str, exporter: str, opset: int, folder: Path) -> None:
+    """Write what ``exporter`` makes of one architecture; raises whatever the exporter does."""
+    with quiet():
+        _EXPORTERS[exporter](ARCHITECTURES[name], opset, folder)
 
 
 def _example(architecture: Architecture) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import small_models as small
 from cli_runner import start
+from graph_collection import export
 from onnx import helper, numpy_helper
 
 from graph_passes.errors import CompressOnnxError, ModelFileError
@@ -100,6 +101,68 @@ def test_no_mutation_breaks_anything(tmp_path, kind, external):
     assert found["error"]
     assert found["sound"] or kind in {"truncate", "random", "delete"}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 4 * BYTES_IN_ALL
+
+
+def bert(folder: Path) -> onnx.ModelProto:
+    export("bert", "dynamo", 20, folder)
+    return onnx.load(folder / "model.onnx")
+
+
+def vit(folder: Path) -> onnx.ModelProto:
+    export("vit", "trace", 17, folder)
+    return onnx.load(folder / "model.onnx")
+
+
+def decoder_with_branches(folder: Path) -> onnx.ModelProto:
+    export("marian", "optimum", 17, folder)
+    return onnx.load(folder / "decoder_model_merged.onnx")
+
+
+def half_quantized(folder: Path) -> onnx.ModelProto:
+    from onnxruntime.quantization import quantize_dynamic
+
+    export("distilbert", "trace", 17, folder)
+    products = [n.name for n in onnx.load(folder / "model.onnx").graph.node if n.op_type in PRODUCT]
+    quantize_dynamic(
+        folder / "model.onnx",
+        folder / "int8.onnx",
+        nodes_to_exclude=products[::2],
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+    return onnx.load(folder / "int8.onnx")
+
+
+PRODUCT = {"MatMul", "Gemm"}
+EXPORTS = (bert, vit, decoder_with_branches, half_quantized)
+EXPORT_COUNT = 26  # of each kind, for each export, inline and external: 1040 together
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", EXPORTS)
+def test_no_mutation_of_an_export_breaks_anything(tmp_path, make):
+    pytest.importorskip("torch")
+    pytest.importorskip("optimum")
+    for folder in ("made", "in", "out"):
+        (tmp_path / folder).mkdir()
+    model = make(tmp_path / "made")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for save in (small.save, small.save_external):
+        path = save(model, tmp_path / "in" / "model.onnx")
+        files = [(file, file.read_bytes()) for file in sorted((tmp_path / "in").iterdir())]
+        assert outcome(path, tmp_path / "out" / "small.onnx") == "sound"
+        for kind in KINDS:
+            rng = random.Random(f"{make.__name__} {save.__name__} {kind}")  # noqa: S311
+            found = Counter()
+            for count in range(EXPORT_COUNT):
+                file, sound = files[count % len(files)]  # the graph and, if external, its weights
+                file.write_bytes(mutated(sound, kind, rng))
+                found[outcome(path, tmp_path / "out" / "small.onnx")] += 1
+                file.write_bytes(sound)
+            assert sum(found.values()) == EXPORT_COUNT
+            assert found["error"] or kind in {"flip", "structure"}
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+    assert grown * 1024 < BYTES_IN_ALL
 
 
 def test_some_mutations_through_the_command_line(tmp_path, monkeypatch):
