@@ -5,6 +5,8 @@
 ``sensitivity``       the method's squared error × slope       slope measured at the outputs
 ``gauss-newton``      squared change of the model's outputs    predicted from gradients
 ====================  =======================================  ==================================
+
+A weight with a site that was not measured, or has no gradients, has no curve.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from graph_passes.allocation import Damage
 from graph_passes.errors import RequestError
-from graph_passes.factorization import ActivationStats, Decomposition, Method
+from graph_passes.factorization import ActivationStats, Method
 from graph_passes.factorization.base import Float64
 from graph_passes.factorization.gauss_newton import GaussNewton
 from graph_passes.factorization.stack import decompose
@@ -27,7 +29,7 @@ def damage_curve(
     stats: Mapping[str, ActivationStats],
     slopes: Mapping[str, float] | None = None,
 ) -> DamageCurve | None:
-    """The curve ``[q + 1]`` of any weight, computed when it is asked for; None where none is.
+    """The curve ``[q + 1]`` of any weight, computed when it is asked for; None if none is needed.
 
     Args:
         kind: what damage is.
@@ -45,20 +47,25 @@ def damage_curve(
     if kind == "gauss-newton" and not any(known.gradients for known in stats.values()):
         raise RequestError("the allocation gauss-newton needs calibration data with gradients")
 
-    def apart(sites: Sequence[LinearSite], by: Method) -> Decomposition:
+    def merged(sites: Sequence[LinearSite]) -> ActivationStats | None:
         known = [stats[site.name] for site in sites if site.name in stats]
         complete = len(known) == len(sites) and not sites[0].weight.stacked
-        merged = ActivationStats.merge(known) if complete else None
-        return decompose(by, sites[0].weight.array(), merged)
+        return ActivationStats.merge(known) if complete else None
 
-    def curve(sites: Sequence[LinearSite]) -> Float64:
+    def curve(sites: Sequence[LinearSite]) -> Float64 | None:
+        weight, key, seen = sites[0].weight.array(), sites[0].weight.key, merged(sites)
         if kind == "gauss-newton":
-            found = apart(sites, method if method.needs_gradients else GaussNewton())
+            if seen is None or seen.gradients is None:
+                return None
+            by = method if method.needs_gradients else GaussNewton()
+            found = decompose(by, weight, seen)
             return found.energy * found.tail
-        found = apart(sites, method)
         if kind == "energy":
-            return found.tail
+            return decompose(method, weight, seen).tail
         assert slopes is not None
-        return slopes[sites[0].weight.key] * found.energy * found.tail
+        if key not in slopes:
+            return None
+        found = decompose(method, weight, seen)
+        return slopes[key] * found.energy * found.tail
 
     return curve

@@ -2,6 +2,11 @@
 
 Weights, not sites, are what is decided on: sites that share a weight share its factors. A weight
 stays dense where factors would not be smaller, r·(K + N) ≥ K·N, unless that is explicitly allowed.
+
+Calibration cannot look everywhere: the matrices of a stack have no activation statistics of their
+own, nor has a site inside an If, Loop or Scan; a weight on the left has statistics, but neither
+gradients nor a measured sensitivity. Methods and allocations that go by the missing evidence leave
+such a weight dense, and the reason says which evidence is missing, and where.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from graph_passes.allocation import Candidate, get_allocator
+from graph_passes.allocation import Allocator, Candidate, Damage, get_allocator
 from graph_passes.errors import NothingToCompressError, RequestError
 from graph_passes.factorization import Method, make_method
 from graph_passes.factorization.base import Float64
@@ -20,7 +25,7 @@ from graph_passes.request import CompressionSpec, Selection
 from graph_passes.sites import LinearSite, SiteTable
 from graph_passes.strategy import AUTO, concrete
 
-DamageCurve = Callable[[Sequence[LinearSite]], Float64]
+DamageCurve = Callable[[Sequence[LinearSite]], Float64 | None]
 WeightGroups = Mapping[str, Sequence[LinearSite]]
 
 
@@ -44,8 +49,8 @@ def make_plan(
         table: all sites of the model.
         request: what the user asks for.
         calibrated: names of the sites that have activation statistics.
-        damage: what a weight costs the model at each rank, for the allocations that go by it;
-            without, an open allocation is uniform.
+        damage: what a weight costs the model at each rank (None where that is not known), for the
+            allocations that go by it; without, an open allocation is uniform.
 
     Raises:
         RequestError: unknown method, option or allocation, a pattern that matches nothing, or a
@@ -70,21 +75,14 @@ def make_plan(
         key: _must_stay_dense(sites, unselected, method, calibrated)
         for key, sites in groups.items()
     }
-    candidates = [
-        Candidate(
-            key,
-            sites[0].in_features,
-            sites[0].out_features,
-            sites[0].weight.matrices,
-            None if damage is None else damage(sites),
-        )
-        for key, sites in groups.items()
-        if dense[key] is None
-    ]
-    if request.rank is not None:
-        ranks: Mapping[str, int | None] = {c.key: min(request.rank, c.max_rank) for c in candidates}
-    else:
-        ranks = allocator(candidates, request.share, request.rank_multiple)
+    open_groups = {key: sites for key, sites in groups.items() if dense[key] is None}
+    curves = {key: damage(sites) for key, sites in open_groups.items()} if damage else {}
+    for key, curve in curves.items():
+        if curve is None:
+            evidence = _EVIDENCE[allocator.damage]
+            dense[key] = _missing(evidence, open_groups.pop(key), "--allocation uniform")
+    candidates = [_candidate(sites, curves.get(key)) for key, sites in open_groups.items()]
+    ranks = _ranks(candidates, request, allocator)
     for candidate in candidates:
         rank = ranks[candidate.key]
         if rank is None:
@@ -126,6 +124,20 @@ def make_plan(
         sites=tuple(plan_site(site) for site in table.sites),
         skipped=table.skipped,
     )
+
+
+def _candidate(sites: Sequence[LinearSite], damage: Float64 | None) -> Candidate:
+    """The weight that ``sites`` share, as allocators see it."""
+    weight, (rows, columns) = sites[0].weight, (sites[0].in_features, sites[0].out_features)
+    return Candidate(weight.key, rows, columns, weight.matrices, damage)
+
+
+def _ranks(
+    candidates: Sequence[Candidate], request: CompressionSpec, allocator: Allocator
+) -> Mapping[str, int | None]:
+    if request.rank is not None:
+        return {c.key: min(request.rank, c.max_rank) for c in candidates}
+    return allocator(candidates, request.share, request.rank_multiple)
 
 
 def require_gain(plan: CompressionPlan) -> None:
@@ -181,14 +193,31 @@ def _must_stay_dense(
     for site in sites:
         if unselected[site.name]:
             return f"shares its weight with {site.name}, which is not selected"
-        if method.needs_activations and site.weight.stacked:
-            return "a stack of matrices: activations are not known for each (svd can factor it)"
-        if method.needs_activations and site.name not in calibrated:
-            where = " (it is inside a nested graph)" if site.nested else ""
-            return f"no activation statistics for {site.name}{where}"
+        if method.needs_activations and (site.weight.stacked or site.name not in calibrated):
+            evidence = "gradients" if method.needs_gradients else "activation statistics"
+            return _missing(evidence, [site], "--method svd")
     if not np.isfinite(sites[0].weight.array().astype(np.float32, copy=False)).all():
         return "the weight has NaN or infinite values"
     return None
+
+
+_EVIDENCE: Mapping[Damage, str] = {
+    "sensitivity": "measured sensitivity",
+    "gauss-newton": "gradients",
+}
+
+
+def _missing(evidence: str, sites: Sequence[LinearSite], remedy: str) -> str:
+    """Why there is no ``evidence`` for a weight: where one of its ``sites`` is."""
+    if sites[0].weight.stacked:
+        where = "for each matrix of a stack"
+    elif any(site.nested for site in sites):
+        where = "inside an If, Loop or Scan"
+    elif any(site.on_left for site in sites):
+        where = "for a weight on the left of its input"
+    else:
+        where = f"for {sites[0].name}"
+    return f"no {evidence} {where}: use {remedy}"
 
 
 def _bias_parameters(factored: Sequence[LinearSite], method: Method) -> dict[str, int]:

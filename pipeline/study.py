@@ -198,7 +198,7 @@ def plan_study(subject: Subject, study: Study) -> CompressionPlan:
         get_allocator(request.allocation).damage, method, study.stats, study.slopes
     )
     calibration = study.calibration
-    if calibration is not None and goes_by_gradients(request):
+    if calibration is not None and method.needs_gradients:
         known = {name: s for name, s in calibration.stats.items() if s.gradients is not None}
         calibration = replace(calibration, stats=known)
     plan = plan_subject(subject, request, calibration, damage)

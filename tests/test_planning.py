@@ -154,7 +154,8 @@ class TestMethods:
             sites, CompressionSpec(method=MethodSpec(name="asvd")), {sites.sites[0].name}
         )
         assert made.sites[0].decision == "dense"
-        assert "activations are not known for each" in made.sites[0].reason
+        reason = "no activation statistics for each matrix of a stack: use --method svd"
+        assert made.sites[0].reason == reason
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_weight_that_is_not_finite_stays(self, value: float) -> None:
