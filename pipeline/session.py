@@ -261,6 +261,8 @@ def run(
         ModelFileError: ONNX Runtime fails while it runs the model.
     """
     names = list(outputs) if outputs is not None else [o.name for o in session.get_outputs()]
+    if not names:  # by which ONNX Runtime means all of them
+        return {}
     try:
         values = session.run(names, dict(feeds))
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own

@@ -35,6 +35,10 @@ def test_runs_and_returns_outputs_by_name() -> None:
     np.testing.assert_allclose(outputs["y"], np.maximum(x @ WEIGHT, 0))
 
 
+def test_no_outputs_are_none() -> None:
+    assert run(open_session(BYTES), {"x": np.ones((2, 4), np.float32)}, []) == {}
+
+
 def test_settings_of_the_spec_reach_the_session() -> None:
     options = open_session(BYTES, SessionSpec(threads=1, optimization="basic"))._sess_options
     assert options.intra_op_num_threads == 1
