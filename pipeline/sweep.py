@@ -81,7 +81,7 @@ def sweep(
         folder = Path(work) / "reference"
         folder.mkdir()
         experiment = prepare(recipe, folder, base_dir=base_dir, cache=cache, progress=progress)
-        rows = tuple(_row(experiment, v, Path(work) / "candidate.onnx") for v in variants)
+        rows = tuple(_row(experiment, variant) for variant in variants)
     return SweepReport(
         tool_version=version("compress-onnx"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -91,19 +91,22 @@ def sweep(
     )
 
 
-def _row(experiment: Experiment, variant: CompressionSpec, candidate: Path) -> SweepRow:
-    try:
-        plan = experiment.compress(variant, candidate)
-    except NothingToCompressError as error:
-        return SweepRow(variant=variant, problem=str(error))
-    validation = experiment.validate(candidate)
-    benchmarks, _ = experiment.benchmark(candidate, plan)
-    return SweepRow(
-        variant=variant,
-        parameters_before=plan.parameters_before,
-        parameters_after=plan.parameters_after,
-        size=model_size(experiment.reference, candidate),
-        metrics=validation.metrics if validation else {},
-        outputs=validation.outputs if validation else (),
-        benchmarks=benchmarks,
-    )
+def _row(experiment: Experiment, variant: CompressionSpec) -> SweepRow:
+    # A folder a variant: data files are named after their content, so they would pile up in one.
+    with TemporaryDirectory(prefix="compress-onnx-") as folder:
+        candidate = Path(folder) / "candidate.onnx"
+        try:
+            plan = experiment.compress(variant, candidate)
+        except NothingToCompressError as error:
+            return SweepRow(variant=variant, problem=str(error))
+        validation = experiment.validate(candidate)
+        benchmarks, _ = experiment.benchmark(candidate, plan)
+        return SweepRow(
+            variant=variant,
+            parameters_before=plan.parameters_before,
+            parameters_after=plan.parameters_after,
+            size=model_size(experiment.reference, candidate),
+            metrics=validation.metrics if validation else {},
+            outputs=validation.outputs if validation else (),
+            benchmarks=benchmarks,
+        )
