@@ -5,15 +5,22 @@ shapes strictly (``onnxruntime.quantization``) then refuse the model. Shapes are
 a sketch of the model, without recorded shapes and without large weights; a recorded shape that
 contradicts the inferred one is dropped. All others stay, and none is added: ONNX Runtime's fusions
 depend on them (:mod:`graph_passes.cleanup`).
+
+Inference stops at operators that ONNX does not know, and fails as a whole on a graph that is wrong
+itself, or above 2 GiB. Nothing is dropped then, and a line in the log says so. That is no error:
+recorded shapes are hints, and the model that is written keeps those that it came with.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]  # ships none
+
+logger = logging.getLogger(__name__)
 
 _SMALL_BYTES = 1024
 """Weights up to this size stay in the sketch: shapes are computed from them."""
@@ -38,10 +45,11 @@ class DropWrongShapesPass(ir.passes.InPlacePass):
 
 
 def inferred_types(model: ir.Model) -> Mapping[str, InferredType]:
-    """Types of intermediate tensors by name, as far as ONNX can infer them."""
+    """Types of intermediate tensors by name, as far as ONNX can infer them; none if that fails."""
     try:
         proto = onnx.shape_inference.infer_shapes(_sketch(model), data_prop=True)
-    except (onnx.shape_inference.InferenceError, EncodeError, ValueError):  # or above 2 GiB
+    except (onnx.shape_inference.InferenceError, EncodeError, ValueError) as error:  # or > 2 GiB
+        logger.info("recorded shapes stay unchecked, as ONNX cannot infer them: %s", error)
         return {}
     return {
         value.name: value.type.tensor_type

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import onnx
 import onnx_ir as ir
 import pytest
@@ -46,6 +48,20 @@ def test_wrong_shapes_go_and_right_ones_stay(wrong: int, shape: list[int | str])
     assert shapes_in(after) == {"r"}
     onnx.shape_inference.infer_shapes(after, check_type=True, strict_mode=True)
     onnx.checker.check_model(after, full_check=True)
+
+
+def test_failed_inference_is_logged_and_drops_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise onnx.shape_inference.InferenceError("a bad graph")
+
+    before = recorded(("m", TensorProto.FLOAT, ["N", 7]), ("r", TensorProto.FLOAT, ["batch", 6]))
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", fail)
+    with caplog.at_level(logging.INFO):
+        assert shapes_in(cleaned(before)) == {"m", "r"}
+    assert "recorded shapes stay unchecked" in caplog.text
+    assert "a bad graph" in caplog.text
 
 
 def test_none_is_added() -> None:
