@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from graph_passes.errors import RequestError
 from graph_passes.request import CompressionSpec
 from graph_passes.validation_text import first_problem
+from pipeline.duration import parse_duration
 
 
 class RecipeModel(BaseModel):
@@ -148,6 +156,43 @@ class BenchmarkSpec(RecipeModel):
     iterations: int = Field(default=100, ge=5)
 
 
+Duration = Annotated[
+    float,
+    BeforeValidator(lambda value: parse_duration(value) if isinstance(value, str) else value),
+    Field(gt=0, allow_inf_nan=False),
+]
+"""Seconds, also written as ``90s``, ``10min`` or ``1h``."""
+
+
+class RecoverySpec(RecipeModel):
+    """Training of the factors against the original's outputs, without labels.
+
+    Attributes:
+        budget: seconds; None leaves only ``steps``.
+        steps: at most so many, and with a budget whichever ends first; None leaves only ``budget``.
+        learning_rate: the size of a step relative to the weights; None derives it from the distance
+            at the start.
+        train: ``factors``, or ``all``: biases and norm scales too.
+        hidden: importance of values inside the model (norms and sites), next to 1 for each output.
+        pooled: importance of outputs averaged over positions, next to 1 for their positions.
+        patience: stop after so many checks of the held-out data without an improvement.
+    """
+
+    budget: Duration | None = 600.0
+    steps: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    train: Literal["factors", "all"] = "all"
+    hidden: float = Field(default=0.0, ge=0)
+    pooled: float = Field(default=1.0, ge=0)
+    patience: int = Field(default=30, ge=1)
+
+    @model_validator(mode="after")
+    def _some_end(self) -> RecoverySpec:
+        if self.budget is None and self.steps is None:
+            raise ValueError("give a budget or steps: recovery has to end")
+        return self
+
+
 class Recipe(RecipeModel):
     """A whole run of the pipeline.
 
@@ -162,6 +207,7 @@ class Recipe(RecipeModel):
     metric: MetricSpec | None = None
     compression: CompressionSpec = CompressionSpec()
     max_drop: float | None = Field(default=None, ge=0)
+    recovery: RecoverySpec | None = None
     gates: tuple[Gate, ...] = ()
     benchmark: BenchmarkSpec | None = BenchmarkSpec()
     batch_size: int = Field(default=32, ge=1)

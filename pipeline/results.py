@@ -173,6 +173,33 @@ class ExportReport(Result):
     parity: tuple[ExportParity, ...] = ()
 
 
+class RecoveryReport(Result):
+    """What training against the original's outputs changed.
+
+    Attributes:
+        start_loss, end_loss: distance from the original on the held-out batches, before and after;
+            equal where nothing was better than the start and the model stays as it was.
+        steps: taken in all, also before a kill.
+        seconds: likewise.
+        learning_rate: the largest step size, relative to the weights.
+        stopped: why training ended.
+        parameters: trained.
+        compared: the values that the loss compares, by name in the graph.
+        batches, held_out_batches: trained on, and measured on only.
+    """
+
+    start_loss: float
+    end_loss: float
+    steps: int
+    seconds: float
+    learning_rate: float
+    stopped: str
+    parameters: int
+    compared: tuple[str, ...]
+    batches: int
+    held_out_batches: int
+
+
 class SweepRow(Result):
     """One variant of a sweep and what it measured; ``problem`` says why there are no figures."""
 
@@ -228,6 +255,7 @@ class RunReport(Result):
     calibration: str | None = None
     search: SearchReport | None = None
     plan: CompressionPlan
+    recovery: RecoveryReport | None = None
     size: SizeReport
     op_counts: dict[str, dict[str, int]] = Field(default_factory=dict)
     validation: ValidationReport | None = None

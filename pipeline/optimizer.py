@@ -1,0 +1,65 @@
+"""Adam, and the schedule of its step size.
+
+Each array's step is relative to its own scale, so that one learning rate serves factors, biases and
+norm scales of any model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+_FIRST, _SECOND = 0.9, 0.99
+_EPSILON = 1e-12
+_LEAST_SCALE = 1e-3
+_WARM_UP = 0.03
+
+
+class Adam:
+    """Adam on named arrays, in place.
+
+    Args:
+        arrays: what is trained; changed by :meth:`step`.
+
+    Attributes:
+        steps: taken so far.
+        moments: running means of gradients (``first/NAME``) and of squares (``second/NAME``).
+    """
+
+    def __init__(self, arrays: Mapping[str, Float32]) -> None:
+        self._arrays = arrays
+        self._scales = {
+            name: max(float(np.sqrt(np.mean(array * array))), _LEAST_SCALE)
+            for name, array in arrays.items()
+        }
+        self.steps = 0
+        self.moments: dict[str, Float32] = {
+            f"{moment}/{name}": np.zeros_like(array)
+            for name, array in arrays.items()
+            for moment in ("first", "second")
+        }
+
+    def step(self, gradients: Mapping[str, Float32], rate: float) -> None:
+        """Move every array against its gradient by about ``rate`` times its scale."""
+        self.steps += 1
+        unbias_first = 1 - _FIRST**self.steps
+        unbias_second = 1 - _SECOND**self.steps
+        for name, gradient in gradients.items():
+            first, second = self.moments[f"first/{name}"], self.moments[f"second/{name}"]
+            first += np.float32(1 - _FIRST) * (gradient - first)
+            second += np.float32(1 - _SECOND) * (gradient * gradient - second)
+            length = np.sqrt(second / np.float32(unbias_second)) + np.float32(_EPSILON)
+            size = np.float32(rate * self._scales[name] / unbias_first)
+            self._arrays[name][...] -= size * first / length
+
+
+def scheduled(done: float) -> float:
+    """The share of the learning rate at the share ``done`` of the training: ramp, then cosine."""
+    if done < _WARM_UP:
+        return max(done, _WARM_UP / 10) / _WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))

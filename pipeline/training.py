@@ -1,0 +1,115 @@
+"""One training: weights, optimizer, the best weights so far, and how to store and restore all that.
+
+Batches come in an order that depends on the seed and the number of the step alone, so that a
+training which is restored goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.samples import Array
+from pipeline.distillation import Distillation
+from pipeline.optimizer import Adam
+
+Float32 = NDArray[np.float32]
+Feeds = Callable[[int], Mapping[str, Array]]
+
+
+class Training:
+    """Weights on their way from the start to the best that was found.
+
+    Args:
+        distillation: loss and gradient.
+        start: the weights by name; unchanged.
+        feeds: what the graphs are fed for a batch, by its number.
+        batches: to train on.
+        held_out: to measure on.
+        seed: of the order of the batches.
+
+    Attributes:
+        best: the weights with the least held-out loss, the start included.
+        start_loss, best_loss: held-out losses.
+        stale: checks since the best.
+        finite: False once a loss was not.
+    """
+
+    def __init__(
+        self,
+        distillation: Distillation,
+        start: Mapping[str, Float32],
+        *,
+        feeds: Feeds,
+        batches: Sequence[int],
+        held_out: Sequence[int],
+        seed: int,
+    ) -> None:
+        self._distillation = distillation
+        self._feeds = feeds
+        self._batches = batches
+        self._held_out = held_out
+        self._seed = seed
+        self._weights = {name: array.copy() for name, array in start.items()}
+        self._adam = Adam(self._weights)
+        self.best = {name: array.copy() for name, array in start.items()}
+        self.start_loss = self.best_loss = self._held_out_loss()
+        self.stale = 0
+        self.finite = math.isfinite(self.start_loss)
+
+    @property
+    def batches(self) -> int:
+        """Batches in an epoch."""
+        return len(self._batches)
+
+    @property
+    def steps(self) -> int:
+        """Taken so far."""
+        return self._adam.steps
+
+    def step(self, rate: float) -> None:
+        """One step on one batch."""
+        epoch, position = divmod(self.steps, len(self._batches))
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._batches))
+        feeds = self._feeds(self._batches[order[position]])
+        loss, gradients = self._distillation.gradient({**feeds, **self._weights})
+        self._adam.step(gradients, rate)
+        self.finite = math.isfinite(loss)
+
+    def check(self) -> None:
+        """Measure the held-out loss and keep the weights if it is the least so far."""
+        loss = self._held_out_loss()
+        self.finite = math.isfinite(loss)
+        self.stale += 1
+        if loss < self.best_loss:
+            self.best_loss, self.stale = loss, 0
+            for name, array in self._weights.items():
+                np.copyto(self.best[name], array)
+
+    def state(self) -> dict[str, Array]:
+        """Everything that :meth:`restore` needs."""
+        numbers = [self.steps, self.stale, self.start_loss, self.best_loss]
+        arrays: dict[str, Array] = {"numbers": np.array(numbers, np.float64)}
+        arrays |= {f"now/{name}": array for name, array in self._weights.items()}
+        arrays |= {f"best/{name}": array for name, array in self.best.items()}
+        return arrays | self._adam.moments
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from ``state``."""
+        steps, stale, self.start_loss, self.best_loss = map(float, state["numbers"])
+        self._adam.steps, self.stale = int(steps), int(stale)
+        for name in self.best:
+            np.copyto(self._weights[name], state[f"now/{name}"])
+            np.copyto(self.best[name], state[f"best/{name}"])
+        for name, array in self._adam.moments.items():
+            np.copyto(array, state[name])
+
+    def _held_out_loss(self) -> float:
+        losses = [
+            self._distillation.loss({**self._feeds(index), **self._weights})
+            for index in self._held_out
+        ]
+        return float(np.mean(losses))
