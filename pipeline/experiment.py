@@ -32,8 +32,9 @@ from pipeline.inputs import load_structure, model_inputs
 from pipeline.latency import measure_latency
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
+from pipeline.recover import recover_file, recovery_step
 from pipeline.report.pictures import SiteSpectrum
-from pipeline.results import Benchmark, ValidationReport
+from pipeline.results import Benchmark, RecoveryReport, ValidationReport
 from pipeline.session import SessionSpec
 from pipeline.study import Researcher, Study, plan_study
 from pipeline.validate import validate
@@ -64,7 +65,7 @@ class Experiment:
         held_out: validation data, which calibration never saw; None without.
         samples: calibration data; None without.
         calibration: their activation statistics.
-        cache: where gradients are kept between runs; None computes afresh.
+        cache: where gradients and training are kept between runs; None computes afresh.
         progress: shows the steps.
         watch: times them.
     """
@@ -128,6 +129,28 @@ class Experiment:
             progress=self.progress,
         )
 
+    def recover(self, candidate: Path) -> RecoveryReport | None:
+        """Train ``candidate`` in its file as the recipe says; None where it says nothing.
+
+        Raises:
+            RequestError: the model cannot be trained.
+        """
+        if self.recipe.recovery is None:
+            return None
+        assert self.samples is not None  # see prepare
+        with self.watch.measure("recover"), recovery_step(self.progress) as update:
+            return recover_file(
+                self.reference,
+                candidate,
+                self.samples,
+                self.recipe.recovery,
+                seed=self.recipe.seed,
+                spec=self.session,
+                batch_size=self.recipe.batch_size,
+                checkpoints=self.cache,
+                progress=update,
+            )
+
     def validate(self, candidate: Path) -> ValidationReport | None:
         """Hold ``candidate`` against the reference; None without validation data."""
         if self.held_out is None:
@@ -189,6 +212,10 @@ def prepare(
     if recipe.metric is not None and recipe.validation is None:
         raise RequestError(
             f"recipe {recipe.name}: a metric needs data to be measured on: add validation"
+        )
+    if recipe.recovery is not None and recipe.calibration is None:
+        raise RequestError(
+            f"recipe {recipe.name}: recovery trains on calibration data: add calibration"
         )
     progress, watch = progress or Silent(), Stopwatch()
     with watch.measure("export"), progress.step("export"):

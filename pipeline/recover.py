@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,20 +37,26 @@ from graph_passes.trainable import array_of, balanced_factors, set_array, vector
 from pipeline.cache import ArrayCache, content_key
 from pipeline.data.samples import Samples
 from pipeline.distillation import Distillation
-from pipeline.model_file import INLINE_LIMIT_BYTES, content_digest, load_model, weight_bytes
+from pipeline.model_file import (
+    INLINE_LIMIT_BYTES,
+    content_digest,
+    data_files,
+    load_model,
+    save_model,
+    weight_bytes,
+)
 from pipeline.optimizer import scheduled
-from pipeline.progress import Update
+from pipeline.progress import Progress, Update
 from pipeline.recipe import RecoverySpec
 from pipeline.results import RecoveryReport
 from pipeline.session import SessionSpec
+from pipeline.shifts import self_contained
 from pipeline.teacher import Importance, Teacher
 from pipeline.training import Training
 
 Float32 = NDArray[np.float32]
 
-PROGRESS_TOTAL = 1000
-"""What the progress of a recovery counts up to, however its budget is given."""
-
+_PROGRESS_TOTAL = 1000
 _HELD_OUT_EVERY = 10
 _CHECKPOINT_EVERY_S = 60.0
 _LEAST_STEPS_BETWEEN_CHECKS = 10
@@ -83,7 +90,7 @@ def recover(
         spec: how the models are run.
         batch_size: samples a step; fewer where that would make fewer than ten batches.
         checkpoints: where training is kept from a kill; None keeps nothing.
-        progress: called with how much of the budget is used up, out of ``PROGRESS_TOTAL``.
+        progress: what :func:`recovery_step` yielded.
         clock: seconds, ever growing.
 
     Raises:
@@ -91,7 +98,7 @@ def recover(
         DataError: the samples do not fit the model, or are too few to hold some out.
     """
     begun = clock()
-    proto = _self_contained(candidate, data_folder)
+    proto = _training_graph(candidate, data_folder)
     text = f"{settings.model_dump_json()} {seed} {batch_size}"
     key = _key(reference, proto, samples, text)
     trained = _trained(candidate, settings)
@@ -112,10 +119,7 @@ def recover(
     )
     course = _Course(training, settings, checkpoints, key, progress, clock, begun)
     stopped = course.run()
-    if training.best_loss < training.start_loss:
-        for value in trained:
-            set_array(value, training.best[value.name or ""])
-    return RecoveryReport(
+    report = RecoveryReport(
         start_loss=training.start_loss,
         end_loss=training.best_loss,
         steps=training.steps,
@@ -127,6 +131,52 @@ def recover(
         batches=len(numbers) - len(held_out),
         held_out_batches=len(held_out),
     )
+    if report.improved:
+        for value in trained:
+            set_array(value, training.best[value.name or ""])
+    return report
+
+
+def recover_file(
+    reference: Path,
+    candidate: Path,
+    samples: Samples,
+    settings: RecoverySpec,
+    *,
+    seed: int = 0,
+    spec: SessionSpec | None = None,
+    batch_size: int = 32,
+    checkpoints: ArrayCache | None = None,
+    progress: Update | None = None,
+) -> RecoveryReport:
+    """Train the model in the file ``candidate``; it is replaced in one step, if at all.
+
+    Arguments and errors are those of :func:`recover`.
+    """
+    model = load_model(candidate)
+    before = set(data_files(model))
+    report = recover(
+        reference,
+        model,
+        samples,
+        settings,
+        data_folder=candidate.parent,
+        seed=seed,
+        spec=spec,
+        batch_size=batch_size,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+    if report.improved:
+        save_model(model, candidate, external_data=bool(before))
+        for stale in before - set(data_files(load_model(candidate))):
+            stale.unlink()
+    return report
+
+
+def recovery_step(progress: Progress) -> AbstractContextManager[Update]:
+    """Begin the step that shows how much of a recovery's budget is used up."""
+    return progress.step("recover", _PROGRESS_TOTAL)
 
 
 @dataclass
@@ -173,7 +223,7 @@ class _Course:
                 training.check()
                 self._save_now_and_then()
             if self.progress is not None:
-                self.progress(int(PROGRESS_TOTAL * min(self._done(), 1.0)))
+                self.progress(int(_PROGRESS_TOTAL * min(self._done(), 1.0)))
         if training.finite and training.steps % between:
             training.check()
         self._save()
@@ -223,16 +273,13 @@ def _teacher(
     return Teacher(original, reference.parent, candidate, importance, spec)
 
 
-def _self_contained(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
-    """The model with all weights inside."""
+def _training_graph(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
     if weight_bytes(model) > INLINE_LIMIT_BYTES:
         raise RequestError(
             "the model is too large to be trained: more than 1.8 GB of weights do not fit into "
             "one gradient graph"
         )
-    proto = ir.to_proto(model)
-    onnx.load_external_data_for_model(proto, str(data_folder))
-    return proto
+    return self_contained(model, data_folder)
 
 
 def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, *settings: str) -> str:

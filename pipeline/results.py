@@ -199,12 +199,18 @@ class RecoveryReport(Result):
     batches: int
     held_out_batches: int
 
+    @property
+    def improved(self) -> bool:
+        """Whether the model is closer to the original now; if not, it is as it was."""
+        return self.end_loss < self.start_loss
+
 
 class SweepRow(Result):
     """One variant of a sweep and what it measured; ``problem`` says why there are no figures."""
 
     variant: CompressionSpec
     problem: str | None = None
+    recovery: RecoveryReport | None = None
     parameters_before: int | None = None
     parameters_after: int | None = None
     size: SizeReport | None = None

@@ -1,6 +1,7 @@
 """The whole pipeline, as a recipe says.
 
-    export -> calibrate -> (search) -> plan -> rewrite -> validate -> benchmark -> report -> bundle
+    export -> calibrate -> (search) -> plan -> rewrite -> (recover) -> validate -> benchmark
+    -> report -> bundle
 
 The bundle folder appears complete or not at all; a failed gate still leaves a bundle, whose report
 says which gate failed.
@@ -84,6 +85,7 @@ def _fill(
     recipe, exported, calibration = experiment.recipe, experiment.exported, experiment.calibration
     candidate = bundle / MODEL_NAME
     plan = experiment.compress(request, candidate)
+    recovery = experiment.recover(candidate)
     validation = experiment.validate(candidate)
     benchmarks, unmeasured = experiment.benchmark(candidate, plan)
     size = model_size(exported.path, candidate)
@@ -98,6 +100,7 @@ def _fill(
         calibration=calibration.origin if calibration else None,
         search=search,
         plan=plan,
+        recovery=recovery,
         size=size,
         op_counts={
             "reference": executed_op_counts(exported.path, experiment.session),

@@ -99,10 +99,12 @@ def _row(experiment: Experiment, variant: CompressionSpec) -> SweepRow:
             plan = experiment.compress(variant, candidate)
         except NothingToCompressError as error:
             return SweepRow(variant=variant, problem=str(error))
+        recovery = experiment.recover(candidate)
         validation = experiment.validate(candidate)
         benchmarks, _ = experiment.benchmark(candidate, plan)
         return SweepRow(
             variant=variant,
+            recovery=recovery,
             parameters_before=plan.parameters_before,
             parameters_after=plan.parameters_after,
             size=model_size(experiment.reference, candidate),

@@ -15,13 +15,16 @@ from graph_passes.request import CompressionSpec
 from graph_passes.strategy import concrete
 from pipeline.atomic import atomic_file
 from pipeline.cli import options
-from pipeline.cli.console import ProgressBars, errors, out, print_plan
+from pipeline.cli.console import ProgressBars, errors, out, print_plan, print_recovery
 from pipeline.compress import (
     Subject,
     evaluate_plan,
     open_subject,
     write_compressed,
 )
+from pipeline.recipe import RecoverySpec
+from pipeline.recover import recover_file, recovery_step
+from pipeline.results import RecoveryReport
 from pipeline.study import Researcher, Study, plan_study
 
 _NO_DATA = (
@@ -87,6 +90,7 @@ def compress(
             "--external-data/--inline", help="Weights in a file of their own [default: by size]."
         ),
     ] = None,
+    recover_for: options.Recover = None,
     batch_size: options.BatchSize = 32,
     no_cache: options.NoCache = False,
 ) -> None:
@@ -98,9 +102,17 @@ def compress(
     accuracy at the same size. `--dry-run` shows the plan first:
 
     `compress-onnx compress model.onnx --method svd --params 0.5 --dry-run`
+
+    With `--recover 10min` the factors are then trained to reproduce the outputs of MODEL on the
+    calibration data; a run that is killed goes on where it was when it is repeated.
     """
     if output is None and not dry_run:
         raise RequestError("no --output: say where to write the model, or use --dry-run")
+    recovery = _recovery(recover_for)
+    if recovery is not None and calibration is None:
+        raise RequestError("--recover trains on calibration data: give --calibration")
+    if recovery is not None and dry_run:
+        raise RequestError("--recover trains the model that --dry-run does not write: drop one")
     request = options.validated(
         CompressionSpec,
         {
@@ -140,6 +152,8 @@ def compress(
             external_data=external_data,
             progress=ProgressBars(),
         )
+        if recovery is not None and researcher is not None:
+            print_recovery(_recover(output, researcher, recovery))
     print_plan(plan)
     if statistics is None:
         errors.print(_NO_DATA, markup=False, highlight=False)
@@ -150,6 +164,23 @@ def compress(
             temporary.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
     if output is not None and not dry_run:
         out.print(f"written: {output}", markup=False, highlight=False)
+
+
+def _recovery(budget: str | None) -> RecoverySpec | None:
+    return None if budget is None else options.validated(RecoverySpec, {"budget": budget})
+
+
+def _recover(candidate: Path, researcher: Researcher, settings: RecoverySpec) -> RecoveryReport:
+    with recovery_step(ProgressBars()) as update:
+        return recover_file(
+            researcher.subject.path,
+            candidate,
+            researcher.samples,
+            settings,
+            batch_size=researcher.batch_size,
+            checkpoints=researcher.cache,
+            progress=update,
+        )
 
 
 def _plan(

@@ -21,7 +21,13 @@ from rich.table import Table
 from graph_passes.plan import CompressionPlan, SitePlan
 from pipeline.progress import Update
 from pipeline.report.formats import significant
-from pipeline.results import Benchmark, GateResult, SearchReport, ValidationReport
+from pipeline.results import (
+    Benchmark,
+    GateResult,
+    RecoveryReport,
+    SearchReport,
+    ValidationReport,
+)
 
 _LOG_WIDTH = 160
 
@@ -80,6 +86,18 @@ def _plan_row(site: SitePlan) -> Sequence[str]:
         significant(error.bound) if error else "",
         site.decision,
         escape(site.reason),
+    )
+
+
+def print_recovery(report: RecoveryReport) -> None:
+    """What training changed, on one line."""
+    change = f"{report.start_loss:.4g} -> {report.end_loss:.4g}"
+    if not report.improved:
+        change = f"{report.start_loss:.4g}, nothing was better: the model stays as it was"
+    out.print(
+        f"recovery: distance on held-out batches {change} "
+        f"({report.steps} steps, {report.seconds:.0f} s; {report.stopped})",
+        highlight=False,
     )
 
 

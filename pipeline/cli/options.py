@@ -51,6 +51,14 @@ Gates = Annotated[
     list[str] | None,
     typer.Option("--gate", metavar="LIMIT", help="Fail (exit 1) unless it holds: cosine>=0.9"),
 ]
+Recover = Annotated[
+    str | None,
+    typer.Option(
+        "--recover",
+        metavar="TIME",
+        help="Then train the factors to reproduce the original's outputs: 90s, 10min, 1h.",
+    ),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 
 

@@ -17,10 +17,11 @@ from pipeline.cli.console import (
     print_benchmarks,
     print_gates,
     print_plan,
+    print_recovery,
     print_search,
     print_validation,
 )
-from pipeline.recipe import Recipe, read_recipe
+from pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from pipeline.run import run_recipe
 
 
@@ -46,6 +47,7 @@ def run(
             min=0, help="Find the smallest model that loses at most this (instead of --params)."
         ),
     ] = None,
+    recovery: options.Recover = None,
     no_cache: options.NoCache = False,
 ) -> None:
     """Export, calibrate, compress, validate, benchmark, report and bundle as RECIPE says.
@@ -54,6 +56,7 @@ def run(
     files and a sha256 manifest. The exit code is the verdict of the recipe's gates.
     """
     recipe = _overridden(read_recipe(recipe_path), method, params, max_drop)
+    recipe = _recovering(recipe, recovery)
     folder = output or recipe.output or Path("bundles") / recipe.name
     report = run_recipe(
         recipe,
@@ -66,6 +69,8 @@ def run(
     print_plan(report.plan)
     if report.search is not None:
         print_search(report.search)
+    if report.recovery is not None:
+        print_recovery(report.recovery)
     if report.validation is not None:
         print_validation(report.validation)
     print_benchmarks(report.benchmarks, report.unmeasured)
@@ -102,3 +107,16 @@ def _overridden(
         recipe = recipe.model_copy(update={"max_drop": max_drop})
     values = {**recipe.model_dump(), "compression": {**recipe.compression.model_dump(), **changes}}
     return options.validated(Recipe, values) if changes else recipe
+
+
+def _recovering(recipe: Recipe, budget: str | None) -> Recipe:
+    """The recipe with another budget for recovery; the rest of its settings stays.
+
+    Raises:
+        RequestError: the budget is no duration.
+    """
+    if budget is None:
+        return recipe
+    given = recipe.recovery.model_dump() if recipe.recovery is not None else {}
+    settings = options.validated(RecoverySpec, {**given, "budget": budget})
+    return recipe.model_copy(update={"recovery": settings})
