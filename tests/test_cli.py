@@ -273,6 +273,47 @@ def test_run_takes_the_method_from_the_command_line(cli, files):
     cli("run", "recipe.yaml", "-o", "b", "-m", "asvd", code=2)
 
 
+def test_compress_recovers_for_as_long_as_it_is_told(cli, files):
+    cli("compress", "model.onnx", "-o", "plain.onnx", "-m", "svd", "-p", "0.4")
+    recovered = ("-o", "better.onnx", "-m", "svd", "-p", "0.4", "-c", "data.npz", "--recover", "2s")
+    text = cli("compress", "model.onnx", *recovered).out
+    assert "recovery: distance on held-out batches" in text
+    with np.load("data.npz") as data:
+        feeds = {"x": data["x"]}
+    plain, better, reference = (
+        run(open_session(Path(f"{name}.onnx")), feeds)["y"] for name in ("plain", "better", "model")
+    )
+    assert np.linalg.norm(better - reference) < 0.8 * np.linalg.norm(plain - reference)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["-o", "x.onnx", "--recover", "10min"], "give --calibration"),
+        (["-c", "data.npz", "--dry-run", "--recover", "10min"], "--dry-run does not write"),
+        (["-o", "x.onnx", "-c", "data.npz", "--recover", "soon"], "write 90s, 10min or 1h"),
+    ],
+)
+def test_what_recover_refuses(cli, files, options, problem):
+    assert problem in error_line(cli("compress", "model.onnx", *options, code=2))
+    assert not (files / "x.onnx").exists()
+
+
+def test_run_recovers_as_the_command_line_says(cli, files):
+    recipe = {
+        "name": "tiny",
+        "source": {"model": "model.onnx"},
+        "calibration": {"kind": "npz", "path": "data.npz"},
+        "recovery": {"budget": None, "steps": 3, "train": "factors"},
+        "benchmark": None,
+    }
+    Path("recipe.yaml").write_text(json.dumps(recipe))
+    assert "(3 steps" in cli("run", "recipe.yaml", "-o", "bundle", "--recover", "1h").out
+    report = json.loads(Path("bundle/report.json").read_text())
+    assert report["recovery"]["steps"] == 3
+    assert "recovery" in Path("bundle/summary.md").read_text().lower()
+
+
 EXTRAS = {"torch", "transformers", "optimum", "datasets", "sklearn", "onnxscript", "matplotlib"}
 WORK_ON_A_FILE = (
     "analyze model.onnx",

@@ -106,6 +106,29 @@ def test_the_report_says_what_was_done(finished):
     assert [gate.passed for gate in report.gates] == [True, True]
 
 
+def test_recovery_is_part_of_the_run(folder, bundle, tmp_path):
+    weights_alone = {"method": {"name": "svd"}, "params": 0.5}
+    plain = carry_out(folder, tmp_path / "plain", compression=weights_alone)
+    settings = {"budget": None, "steps": 60}
+    report = carry_out(folder, bundle, compression=weights_alone, recovery=settings)
+    assert plain.recovery is None
+    assert report.recovery is not None
+    assert report.recovery.improved
+    assert report.recovery.steps == 60
+    assert "recover" in report.timings_s
+    assert report.validation is not None
+    assert plain.validation is not None
+    errors = [run.validation.outputs[0].relative_l2 for run in (plain, report)]
+    assert errors[1] < errors[0]
+    verify_manifest(bundle)
+
+
+def test_recovery_needs_calibration_data(folder, bundle):
+    with pytest.raises(RequestError, match="add calibration"):
+        carry_out(folder, bundle, recovery={"budget": "1min"}, calibration=None)
+    assert not bundle.exists()
+
+
 def test_a_benchmark_is_part_of_the_run(folder, bundle):
     settings = {"provider": "cpu", "iterations": 5, "warmup": 1, "batch": 3}
     report = carry_out(folder, bundle, benchmark=settings)
