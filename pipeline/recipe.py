@@ -175,6 +175,7 @@ class RecoverySpec(RecipeModel):
         train: ``factors``, or ``all``: biases and norm scales too.
         hidden: importance of values inside the model (norms and sites), next to 1 for each output.
         pooled: importance of outputs averaged over positions, next to 1 for their positions.
+        mixing: share of the steps on new samples, mixed from those that there are.
         patience: stop after so many checks of the held-out data without an improvement.
     """
 
@@ -184,6 +185,7 @@ class RecoverySpec(RecipeModel):
     train: Literal["factors", "all"] = "all"
     hidden: float = Field(default=0.0, ge=0)
     pooled: float = Field(default=1.0, ge=0)
+    mixing: float = Field(default=0.5, ge=0, le=1)
     patience: int = Field(default=30, ge=1)
 
     @model_validator(mode="after")

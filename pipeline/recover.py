@@ -60,7 +60,7 @@ _PROGRESS_TOTAL = 1000
 _HELD_OUT_EVERY = 10
 _CHECKPOINT_EVERY_S = 60.0
 _LEAST_STEPS_BETWEEN_CHECKS = 10
-_RATE_AT_DISTANCE_ONE = 0.002
+_RATE_AT_DISTANCE_ONE = 0.005
 _LEAST_LOSS = 1e-6
 
 
@@ -112,9 +112,10 @@ def recover(
     training = Training(
         Distillation(proto, list(start), teacher.compared, spec),
         start,
-        feeds=teacher.feeds,
+        teacher=teacher,
         batches=[index for index in numbers if index not in held_out],
         held_out=held_out,
+        mixing=settings.mixing,
         seed=seed,
     )
     course = _Course(training, settings, checkpoints, key, progress, clock, begun)

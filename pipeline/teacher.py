@@ -20,6 +20,7 @@ from graph_passes.errors import DataError, RequestError
 from graph_passes.linear_site import SITE_PROPERTY
 from pipeline.data.samples import Array, Batch, Samples
 from pipeline.distillation import Compared, share_of, target_of, weight_of
+from pipeline.mixing import mixed
 from pipeline.session import SessionSpec, open_session, run
 from pipeline.validate import check_samples, model_batches
 
@@ -73,6 +74,7 @@ class Teacher:
         self._session = open_session(model, spec, data_folder=data_folder)
         self._kept: dict[int, dict[str, Array]] = {}
         self._kept_bytes = 0
+        self._mask_name: str | None = None
         self.batches: list[Batch] = []
         self.compared: list[Compared] = []
 
@@ -83,6 +85,7 @@ class Teacher:
             DataError: the samples do not fit the model.
         """
         check_samples(self._session, samples)
+        self._mask_name = samples.mask_name
         self.batches = list(model_batches(self._session, samples, batch_size))
         first = self.batches[0]
         self.compared = [
@@ -100,14 +103,21 @@ class Teacher:
         """
         if index in self._kept:
             return self._kept[index]
-        batch = self.batches[index]
-        targets, feeds = self._run(batch), dict(batch.feeds)
-        for value in self.compared:
-            feeds |= self._terms(value, targets[value.name], batch)
+        feeds = self._feeds(self.batches[index])
         size = sum(array.nbytes for array in feeds.values())
         if self._kept_bytes + size <= _MEMORY_LIMIT_BYTES:
             self._kept[index] = feeds
             self._kept_bytes += size
+        return feeds
+
+    def mixed_feeds(self, index: int, rng: np.random.Generator) -> dict[str, Array]:
+        """The same for new samples, made out of those of one batch (:mod:`pipeline.mixing`)."""
+        return self._feeds(mixed(self.batches[index], self._mask_name, rng))
+
+    def _feeds(self, batch: Batch) -> dict[str, Array]:
+        targets, feeds = self._run(batch), dict(batch.feeds)
+        for value in self.compared:
+            feeds |= self._terms(value, targets[value.name], batch)
         return feeds
 
     def _run(self, batch: Batch) -> dict[str, Array]:

@@ -7,7 +7,7 @@ training which is restored goes on as if it had never stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pipeline.data.samples import Array
 from pipeline.distillation import Distillation
 from pipeline.optimizer import Adam
+from pipeline.teacher import Teacher
 
 Float32 = NDArray[np.float32]
-Feeds = Callable[[int], Mapping[str, Array]]
 
 
 class Training:
@@ -26,10 +26,11 @@ class Training:
     Args:
         distillation: loss and gradient.
         start: the weights by name; unchanged.
-        feeds: what the graphs are fed for a batch, by its number.
+        teacher: knows the batches, by number, and what the original computes for them.
         batches: to train on.
         held_out: to measure on.
-        seed: of the order of the batches.
+        mixing: the share of the steps that train on mixed samples.
+        seed: of the order of the batches, and of the mixing.
 
     Attributes:
         best: the weights with the least held-out loss, the start included.
@@ -43,13 +44,15 @@ class Training:
         distillation: Distillation,
         start: Mapping[str, Float32],
         *,
-        feeds: Feeds,
+        teacher: Teacher,
         batches: Sequence[int],
         held_out: Sequence[int],
+        mixing: float,
         seed: int,
     ) -> None:
         self._distillation = distillation
-        self._feeds = feeds
+        self._teacher = teacher
+        self._mixing = mixing
         self._batches = batches
         self._held_out = held_out
         self._seed = seed
@@ -74,8 +77,9 @@ class Training:
         """One step on one batch."""
         epoch, position = divmod(self.steps, len(self._batches))
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._batches))
-        feeds = self._feeds(self._batches[order[position]])
-        loss, gradients = self._distillation.gradient({**feeds, **self._weights})
+        loss, gradients = self._distillation.gradient(
+            {**self._training_feeds(self._batches[order[position]]), **self._weights}
+        )
         self._adam.step(gradients, rate)
         self.finite = math.isfinite(loss)
 
@@ -107,9 +111,15 @@ class Training:
         for name, array in self._adam.moments.items():
             np.copyto(array, state[name])
 
+    def _training_feeds(self, index: int) -> Mapping[str, Array]:
+        rng = np.random.default_rng([self._seed, self.steps, 1])
+        if rng.random() < self._mixing:
+            return self._teacher.mixed_feeds(index, rng)
+        return self._teacher.feeds(index)
+
     def _held_out_loss(self) -> float:
         losses = [
-            self._distillation.loss({**self._feeds(index), **self._weights})
+            self._distillation.loss({**self._teacher.feeds(index), **self._weights})
             for index in self._held_out
         ]
         return float(np.mean(losses))
