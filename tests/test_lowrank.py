@@ -509,7 +509,7 @@ class TestScopes:
         stats = statistics(also, {**weights(3, x=(5, 8)), "flag": np.array(True)})
         _, plan = compress(also, ASVD_HALF, stats)
         assert [site.decision for site in plan.sites] == ["factor", "dense", "dense"]
-        assert "nested graph" in plan.sites[1].reason
+        assert "inside an If, Loop or Scan" in plan.sites[1].reason
         assert len(compress(before, HALF)[1].factored) == 2
 
 

@@ -106,13 +106,8 @@ def compress(
     With `--recover 10min` the factors are then trained to reproduce the outputs of MODEL on the
     calibration data; a run that is killed goes on where it was when it is repeated.
     """
-    if output is None and not dry_run:
-        raise RequestError("no --output: say where to write the model, or use --dry-run")
     recovery = _recovery(recover_for)
-    if recovery is not None and calibration is None:
-        raise RequestError("--recover trains on calibration data: give --calibration")
-    if recovery is not None and dry_run:
-        raise RequestError("--recover trains the model that --dry-run does not write: drop one")
+    _check_goes_together(output, dry_run, recovery, calibration)
     request = options.validated(
         CompressionSpec,
         {
@@ -164,6 +159,17 @@ def compress(
             temporary.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
     if output is not None and not dry_run:
         out.print(f"written: {output}", markup=False, highlight=False)
+
+
+def _check_goes_together(
+    output: Path | None, dry_run: bool, recovery: RecoverySpec | None, calibration: Path | None
+) -> None:
+    if output is None and not dry_run:
+        raise RequestError("no --output: say where to write the model, or use --dry-run")
+    if recovery is not None and calibration is None:
+        raise RequestError("--recover trains on calibration data: give --calibration")
+    if recovery is not None and dry_run:
+        raise RequestError("--recover trains the model that --dry-run does not write: drop one")
 
 
 def _recovery(budget: str | None) -> RecoverySpec | None:
