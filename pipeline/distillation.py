@@ -28,7 +28,7 @@ import onnx_ad
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from graph_passes.errors import RequestError
+from graph_passes.errors import NotDifferentiableError
 from pipeline.data.samples import Array
 from pipeline.session import SessionSpec, one_line, open_session, run
 
@@ -73,7 +73,7 @@ class Distillation:
         spec: how both graphs are run.
 
     Raises:
-        RequestError: an operator of the model has no gradient.
+        NotDifferentiableError: an operator of the model has no gradient.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ def _differentiated(proto: onnx.ModelProto, trained: Sequence[str]) -> bytes:
             layout="onnx",
         )
     except Exception as error:  # onnx-ad raises many classes on graphs that it cannot read
-        raise RequestError(
+        raise NotDifferentiableError(
             f"the model cannot be trained, it has no gradient ({one_line(error)}): "
             "leave recovery out"
         ) from error

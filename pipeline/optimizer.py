@@ -27,7 +27,7 @@ class Adam:
         arrays: what is trained; changed by :meth:`step`.
 
     Attributes:
-        steps: taken so far.
+        steps: taken since the beginning, or since it last began again.
         moments: running means of gradients (``first/NAME``) and of squares (``second/NAME``).
     """
 
@@ -43,6 +43,12 @@ class Adam:
             for name, array in arrays.items()
             for moment in ("first", "second")
         }
+
+    def forget(self) -> None:
+        """Begin again with the arrays as they are now."""
+        self.steps = 0
+        for moment in self.moments.values():
+            moment[...] = 0
 
     def step(self, gradients: Mapping[str, Float32], rate: float) -> None:
         """Move every array against its gradient by about ``rate`` times its scale."""

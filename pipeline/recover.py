@@ -9,7 +9,8 @@ Rules:
 2. The result is never worse than the start on the held-out batches: the best weights that were
    measured there win, and where none were better the model stays as it was.
 3. Unless it is given, the learning rate grows with the distance from the original at the start: a
-   model that is nearly right must not be shaken.
+   model that is nearly right must not be shaken. Where the held-out loss does not improve for some
+   checks, training goes back to the best weights and on with half the learning rate.
 4. Training stops when the budget (seconds, steps, or whichever ends first) is used up, when the
    held-out loss has not improved for a while, or when a loss is not finite.
 5. A run that is killed goes on from its last checkpoint when the same recovery is asked for again:
@@ -60,6 +61,7 @@ _PROGRESS_TOTAL = 1000
 _HELD_OUT_EVERY = 10
 _CHECKPOINT_EVERY_S = 60.0
 _LEAST_STEPS_BETWEEN_CHECKS = 10
+_STALE_BEFORE_RETURN = 5
 _RATE_AT_DISTANCE_ONE = 0.005
 _LEAST_LOSS = 1e-6
 
@@ -94,7 +96,8 @@ def recover(
         clock: seconds, ever growing.
 
     Raises:
-        RequestError: the model has no factors, is too large, or has an operator without gradient.
+        RequestError: the model has no factors, or is too large.
+        NotDifferentiableError: it has an operator without gradient; the message names it.
         DataError: the samples do not fit the model, or are too few to hold some out.
     """
     begun = clock()
@@ -210,6 +213,10 @@ class _Course:
         return self.settings.learning_rate or _RATE_AT_DISTANCE_ONE * distance
 
     @property
+    def _rate_now(self) -> float:
+        return self.rate * scheduled(self._done()) * 0.5**self.training.returns
+
+    @property
     def elapsed_s(self) -> float:
         """Seconds of recovery, those before a kill included."""
         return self.clock() - self.begun
@@ -219,9 +226,11 @@ class _Course:
         training = self.training
         between = max(_LEAST_STEPS_BETWEEN_CHECKS, training.batches // 2)
         while (reason := self._reason_to_stop()) is None:
-            training.step(self.rate * scheduled(self._done()))
+            training.step(self._rate_now)
             if training.finite and training.steps % between == 0:
                 training.check()
+                if training.stale and training.stale % _STALE_BEFORE_RETURN == 0:
+                    training.go_back()
                 self._save_now_and_then()
             if self.progress is not None:
                 self.progress(int(_PROGRESS_TOTAL * min(self._done(), 1.0)))
@@ -286,7 +295,7 @@ def _training_graph(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
 def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, *settings: str) -> str:
     serialized = np.frombuffer(candidate.SerializeToString(deterministic=True), np.uint8)
     return content_key(
-        "recovery 1",
+        "recovery 2",
         content_digest(reference, load_model(reference)),
         {"candidate": serialized},
         samples.mask_name or "",

@@ -35,7 +35,9 @@ class Training:
     Attributes:
         best: the weights with the least held-out loss, the start included.
         start_loss, best_loss: held-out losses.
+        steps: taken so far.
         stale: checks since the best.
+        returns: how often training went back to the best.
         finite: False once a loss was not.
     """
 
@@ -60,18 +62,13 @@ class Training:
         self._adam = Adam(self._weights)
         self.best = {name: array.copy() for name, array in start.items()}
         self.start_loss = self.best_loss = self._held_out_loss()
-        self.stale = 0
+        self.steps = self.stale = self.returns = 0
         self.finite = math.isfinite(self.start_loss)
 
     @property
     def batches(self) -> int:
         """Batches in an epoch."""
         return len(self._batches)
-
-    @property
-    def steps(self) -> int:
-        """Taken so far."""
-        return self._adam.steps
 
     def step(self, rate: float) -> None:
         """One step on one batch."""
@@ -81,6 +78,7 @@ class Training:
             {**self._training_feeds(self._batches[order[position]]), **self._weights}
         )
         self._adam.step(gradients, rate)
+        self.steps += 1
         self.finite = math.isfinite(loss)
 
     def check(self) -> None:
@@ -93,18 +91,27 @@ class Training:
             for name, array in self._weights.items():
                 np.copyto(self.best[name], array)
 
+    def go_back(self) -> None:
+        """Go on from the best weights, with nothing remembered of how they were left."""
+        for name, array in self._weights.items():
+            np.copyto(array, self.best[name])
+        self._adam.forget()
+        self.returns += 1
+
     def state(self) -> dict[str, Array]:
         """Everything that :meth:`restore` needs."""
-        numbers = [self.steps, self.stale, self.start_loss, self.best_loss]
-        arrays: dict[str, Array] = {"numbers": np.array(numbers, np.float64)}
+        arrays: dict[str, Array] = {
+            "counts": np.array([self.steps, self._adam.steps, self.stale, self.returns]),
+            "losses": np.array([self.start_loss, self.best_loss]),
+        }
         arrays |= {f"now/{name}": array for name, array in self._weights.items()}
         arrays |= {f"best/{name}": array for name, array in self.best.items()}
         return arrays | self._adam.moments
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Go on from ``state``."""
-        steps, stale, self.start_loss, self.best_loss = map(float, state["numbers"])
-        self._adam.steps, self.stale = int(steps), int(stale)
+        self.steps, self._adam.steps, self.stale, self.returns = map(int, state["counts"])
+        self.start_loss, self.best_loss = map(float, state["losses"])
         for name in self.best:
             np.copyto(self._weights[name], state[f"now/{name}"])
             np.copyto(self.best[name], state[f"best/{name}"])

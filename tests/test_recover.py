@@ -11,7 +11,7 @@ from graphs import model as graph
 from graphs import weights
 from pydantic import ValidationError
 
-from graph_passes.errors import DataError, RequestError
+from graph_passes.errors import DataError, NotDifferentiableError, RequestError
 from graph_passes.factorization.balance import balanced
 from graph_passes.plan import MethodSpec
 from graph_passes.request import CompressionSpec
@@ -176,7 +176,7 @@ def test_an_operator_without_gradient_is_named():
         y = MaxRoiPool<pooled_shape = [2, 2]>(h, rois)
     }"""
     proto = graph(text, {**weights(w=(6, 4)), "rois": np.zeros((1, 5), np.float32)})
-    with pytest.raises(RequestError, match=r"no gradient .*MaxRoiPool"):
+    with pytest.raises(NotDifferentiableError, match=r"no gradient .*MaxRoiPool"):
         Distillation(proto, ["w"], [Compared("y", 4, pooled=False)], ONE_THREAD)
 
 
@@ -251,6 +251,11 @@ def test_not_a_number_ends_training_and_says_so(train):
     _, report = train(steps(30, learning_rate=1e30))
     assert "finite" in report.stopped
     assert report.steps < 30
+
+
+def test_a_rate_that_is_too_high_is_halved_from_the_best_weights(train):
+    _, report = train(steps(250, learning_rate=1.0))
+    assert report.improved
 
 
 def test_training_without_improvement_stops_early(train):

@@ -107,7 +107,7 @@ def compress(
     calibration data; a run that is killed goes on where it was when it is repeated.
     """
     recovery = _recovery(recover_for)
-    _check_goes_together(output, dry_run, recovery, calibration)
+    _check_consistent(output, dry_run, calibration, recovery)
     request = options.validated(
         CompressionSpec,
         {
@@ -161,8 +161,8 @@ def compress(
         out.print(f"written: {output}", markup=False, highlight=False)
 
 
-def _check_goes_together(
-    output: Path | None, dry_run: bool, recovery: RecoverySpec | None, calibration: Path | None
+def _check_consistent(
+    output: Path | None, dry_run: bool, calibration: Path | None, recovery: RecoverySpec | None
 ) -> None:
     if output is None and not dry_run:
         raise RequestError("no --output: say where to write the model, or use --dry-run")
