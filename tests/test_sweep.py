@@ -1,0 +1,63 @@
+"""A sweep tries every variant on the original model and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import small_models as small
+
+from graph_passes.errors import RequestError
+from graph_passes.plan import MethodSpec
+from graph_passes.request import CompressionSpec
+from pipeline.experiment import Experiment
+from pipeline.recipe import Recipe
+from pipeline.sweep import grid, sweep
+
+METHODS = [MethodSpec(name="svd"), MethodSpec(name="asvd")]
+
+
+def recipe(folder: Path) -> Recipe:
+    small.save_external(small.perceptron(), folder / "model.onnx")
+    small.save_rows(folder / "data.npz")
+    data = {"kind": "npz", "path": "data.npz"}
+    settings = {"calibration": data, "validation": data, "benchmark": None}
+    return Recipe.model_validate({"name": "s", "source": {"model": "model.onnx"}, **settings})
+
+
+def test_every_variant_is_a_row_in_order(tmp_path):
+    variants = grid(CompressionSpec(rank_multiple=1), METHODS, [0.3, 0.6], [])
+    rows = sweep(recipe(tmp_path), variants, base_dir=tmp_path).rows
+    assert [row.variant for row in rows] == variants
+    kept = [row.parameters_after for row in rows]
+    assert kept[0] < kept[1]
+    assert kept[2] < kept[3]
+    assert all(row.outputs and row.size for row in rows)
+
+
+def test_a_variant_without_gain_is_a_row_that_says_so(tmp_path):
+    variants = [CompressionSpec(method=METHODS[0], rank=rank) for rank in (1000, 4)]
+    rows = sweep(recipe(tmp_path), variants, base_dir=tmp_path).rows
+    assert "would not be smaller" in rows[0].problem
+    assert not rows[1].problem
+
+
+def test_each_variant_has_an_empty_folder_that_goes(tmp_path, monkeypatch):
+    folders = []
+    compress = Experiment.compress
+
+    def watched(experiment, request, candidate):
+        folders.append(candidate.parent)
+        assert [folder for folder in folders if folder.exists()] == [candidate.parent]
+        assert not list(candidate.parent.iterdir())
+        return compress(experiment, request, candidate)
+
+    monkeypatch.setattr(Experiment, "compress", watched)
+    sweep(recipe(tmp_path), grid(CompressionSpec(), METHODS, [], []), base_dir=tmp_path)
+    assert len(set(folders)) == 2
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_a_share_out_of_range_is_refused():
+    with pytest.raises(RequestError, match="params"):
+        grid(CompressionSpec(), [], [1.5], [])
