@@ -3,11 +3,14 @@
 Weights are random; biases and norms are jittered, so that a lost bias shows. Exporters:
 
 * ``dynamo``: ``torch.onnx.export(dynamo=True)`` at opset 20 and, for some, 23;
-* ``trace``: ``torch.onnx.export(dynamo=False)`` at opset 17 (and 14 for one);
+* ``trace``: ``torch.onnx.export(dynamo=False)`` at opset 17 (13 and 14 for some);
+* ``dynamo-static``, ``trace-static``: the same without dynamic axes;
 * ``optimum``: ``optimum.exporters.onnx``, which may write several graphs for one model.
 
-Of some traced graphs there are variants: in float16 (``fp16``), as ONNX Runtime optimizes them
-(``ort``), and with dynamic quantization (``int8``).
+Of some traced graphs there are variants: in float16 (``fp16``), with weights in bfloat16 (``bf16``;
+ONNX Runtime computes nothing in it on a CPU, so they are cast), as ONNX Runtime optimizes them
+(``ort``), with dynamic quantization (``int8``), and with weights in a file of their own
+(``external``).
 
 An export that fails is part of the collection too: it has an error instead of files.
 """
@@ -16,8 +19,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +29,7 @@ import numpy as np
 import onnx
 
 from pipeline.export.quiet import quiet
-from pipeline.inputs import load_structure, model_inputs, synthetic_feeds
+from pipeline.inputs import ModelInput, load_structure, model_inputs, synthetic_feeds
 from pipeline.session import one_line
 
 if TYPE_CHECKING:
@@ -48,15 +51,21 @@ class Graph:
     def __str__(self) -> str:
         return "-".join(filter(None, (self.architecture, self.exporter, self.part)))
 
+    def inputs(self) -> list[ModelInput]:
+        """Inputs of the graph, with the one size of images that the model is made for.
+
+        Optimum declares even the channels as dynamic.
+        """
+        assert self.path is not None
+        image = ARCHITECTURES[self.architecture].image
+        return [
+            replace(i, shape=(i.shape[0], *image)) if i.name in _PIXELS else i
+            for i in model_inputs(load_structure(self.path))
+        ]
+
     def feeds(self, batch: int = BATCH, length: int = LENGTH) -> list[Mapping[str, Any]]:
         """Inputs of the graph; for a merged decoder without a past and with one."""
-        assert self.path is not None
-        inputs = model_inputs(load_structure(self.path))
-        feeds = synthetic_feeds(inputs, batch=batch, length=length, seed=0)
-        if _PIXELS[0] in feeds:  # optimum declares even the channels as dynamic
-            shape = (batch, *ARCHITECTURES[self.architecture].image)
-            pixels = np.random.default_rng(0).standard_normal(shape)
-            feeds[_PIXELS[0]] = pixels.astype(feeds[_PIXELS[0]].dtype)
+        feeds = synthetic_feeds(self.inputs(), batch=batch, length=length, seed=0)
         branch = "use_cache_branch"
         if branch not in feeds:
             return [feeds]
@@ -114,7 +123,10 @@ _SEQ2SEQ = {
 _IDS = ("input_ids", "attention_mask")
 _BOTH_IDS = ("input_ids", "attention_mask", "decoder_input_ids")
 _PIXELS = ("pixel_values",)
-_EVERY = (("dynamo", 20), ("dynamo", 23), ("trace", 17), ("optimum", 17))
+_EVERY = (
+    ("dynamo", 20), ("dynamo", 23), ("dynamo-static", 20), ("trace", 17), ("trace-static", 17),
+    ("optimum", 17),
+)  # fmt: skip
 _MOST = (("dynamo", 20), ("trace", 17), ("optimum", 17))
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -123,7 +135,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _PIXELS,
         exporters=_EVERY,
         task="image-classification",
-        variants=("fp16", "ort"),
+        variants=("fp16", "bf16", "ort", "external"),
         image=(1, hf_models.IMAGE_SIZE, hf_models.IMAGE_SIZE),
     ),
     "bert": Architecture(
@@ -131,7 +143,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _IDS,
         exporters=(*_EVERY, ("trace", 14), ("optimum", 14)),
         task="fill-mask",
-        variants=("fp16", "ort", "int8"),
+        variants=("fp16", "bf16", "ort", "int8", "external"),
+    ),
+    "bert-eager": Architecture(
+        lambda: hf_models.bert("BertForMaskedLM", attn_implementation="eager"),
+        _IDS,
+        exporters=(("trace", 13),),
     ),
     "distilbert": Architecture(
         hf_models.distilbert, _IDS, exporters=_MOST, task="text-classification"
@@ -149,7 +166,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         task="text2text-generation",
     ),
     "t5": Architecture(
-        hf_models.t5, _BOTH_IDS, exporters=_MOST, task="text2text-generation-with-past"
+        hf_models.t5,
+        _BOTH_IDS,
+        exporters=_MOST,
+        task="text2text-generation-with-past",
     ),
     "whisper": Architecture(
         _hugging_face(
@@ -167,7 +187,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             depths=[1, 1], num_heads=[2, 2], window_size=4, num_labels=5,
         ),
         _PIXELS,
-        exporters=_MOST,
+        exporters=(*_MOST, ("trace", 13)),
         task="image-classification",
     ),
     "clip": Architecture(
@@ -204,7 +224,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         exporters=_MOST,
         task="image-classification",
     ),
-    "packed-qkv": Architecture(_torch("PackedAttention"), ("x",), output=None),
+    "packed-qkv": Architecture(
+        _torch("PackedAttention"),
+        ("x",),
+        output=None,
+        exporters=(("dynamo", 20), ("trace", 17), ("trace", 13)),
+    ),
     "experts": Architecture(_torch("DenseExperts"), ("x",), output=None),
     "experts-einsum": Architecture(_torch("EinsumExperts"), ("x",), output=None),
     "lstm": Architecture(_torch("LSTMTagger"), ("x",), output=None),
@@ -278,10 +303,11 @@ def _wrapped(architecture: Architecture) -> tuple[torch.nn.Module, dict[str, tor
     return torch_modules.Wrapped(module, architecture.inputs, architecture.output).eval(), example
 
 
-def _trace(architecture: Architecture, opset: int, folder: Path) -> None:
+def _trace(architecture: Architecture, opset: int, folder: Path, *, dynamic: bool = True) -> None:
     import torch
 
     module, example = _wrapped(architecture)
+    axes = {**{name: _axes(name) for name in example}, "output": {0: "batch"}}
     torch.onnx.export(
         module,
         tuple(example.values()),
@@ -290,14 +316,15 @@ def _trace(architecture: Architecture, opset: int, folder: Path) -> None:
         opset_version=opset,
         input_names=list(example),
         output_names=["output"],
-        dynamic_axes={**{name: _axes(name) for name in example}, "output": {0: "batch"}},
+        dynamic_axes=axes if dynamic else None,
     )
 
 
-def _dynamo(architecture: Architecture, opset: int, folder: Path) -> None:
+def _dynamo(architecture: Architecture, opset: int, folder: Path, *, dynamic: bool = True) -> None:
     import torch
 
     module, example = _wrapped(architecture)
+    axes = tuple(dict.fromkeys(_axes(name), torch.export.Dim.DYNAMIC) for name in example)
     program = torch.onnx.export(
         module,
         tuple(example.values()),
@@ -306,9 +333,7 @@ def _dynamo(architecture: Architecture, opset: int, folder: Path) -> None:
         opset_version=opset,
         input_names=list(example),
         output_names=["output"],
-        dynamic_shapes=(
-            tuple(dict.fromkeys(_axes(name), torch.export.Dim.DYNAMIC) for name in example),
-        ),
+        dynamic_shapes=(axes,) if dynamic else None,
     )
     assert program is not None
     program.save(folder / "model.onnx", external_data=False)
@@ -333,7 +358,9 @@ def _optimum(architecture: Architecture, opset: int, folder: Path) -> None:
 
 _EXPORTERS: Mapping[str, Callable[[Architecture, int, Path], None]] = {
     "trace": _trace,
+    "trace-static": partial(_trace, dynamic=False),
     "dynamo": _dynamo,
+    "dynamo-static": partial(_dynamo, dynamic=False),
     "optimum": _optimum,
 }
 
@@ -342,6 +369,32 @@ def _fp16(source: Path, target: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=False), target)
+
+
+def _bf16(source: Path, target: Path) -> None:
+    """Every matrix in bfloat16, with a Cast behind it."""
+    model = onnx.load(source)
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            name, exact = tensor.name, onnx.numpy_helper.to_array(tensor)
+            half = exact.astype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.bf16"))
+            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=1))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, target)
+
+
+def _external(source: Path, target: Path) -> None:
+    onnx.save(
+        onnx.load(source),
+        target,
+        save_as_external_data=True,
+        location=f"{target.name}.data",
+        size_threshold=0,
+    )
 
 
 def _ort(source: Path, target: Path) -> None:
@@ -360,7 +413,13 @@ def _int8(source: Path, target: Path) -> None:
     quantize_dynamic(source, target, extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
 
 
-_VARIANTS: Mapping[str, Callable[[Path, Path], None]] = {"fp16": _fp16, "ort": _ort, "int8": _int8}
+_VARIANTS: Mapping[str, Callable[[Path, Path], None]] = {
+    "fp16": _fp16,
+    "bf16": _bf16,
+    "ort": _ort,
+    "int8": _int8,
+    "external": _external,
+}
 
 
 def load(graph: Graph) -> onnx.ModelProto:

@@ -5,19 +5,23 @@ One test an architecture, so that a failure says which; every graph of the colle
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import pytest
 from graph_collection import ARCHITECTURES, Graph, collection, load
-from graphs import FULL_RANK, HALF, compress, interface, parameters, parity
+from graphs import FULL_RANK, HALF, compress, difference, interface, parameters, parity
 
 from graph_passes.errors import ModelFileError
+from pipeline.compress import open_subject, plan_subject, write_compressed
+from pipeline.model_file import data_files, load_model
 from pipeline.session import open_session, run
 
 pytestmark = pytest.mark.slow
 
 # Transformers masks by vmap, which the tracing exporter cannot follow; optimum replaces it.
 DO_NOT_EXPORT = {"whisper-trace17", "gpt2-trace17", "llama-trace17"}
-UNTOUCHED = {"bert-trace17-int8"}
+UNTOUCHED = {"bert-trace17-int8", "bert-trace17-bf16", "vit-trace17-bf16"}
 
 
 def graphs_of(architecture: str) -> list[Graph]:
@@ -62,6 +66,21 @@ def test_full_rank_reproduces_the_outputs(architecture: str) -> None:
             if (batch, length) == (2, 8) or runs_at(graph, before, batch, length):
                 for feeds in graph.feeds(batch, length):
                     assert parity(before, after, feeds) <= tolerance(graph), graph
+
+
+def test_external_data_goes_through_files(tmp_path: Path) -> None:
+    graphs = [g for name in ("bert", "vit") for g in graphs_of(name) if g.part == "external"]
+    assert len(graphs) == 2
+    for graph in graphs:
+        assert graph.path is not None
+        subject = open_subject(graph.path)
+        plan = plan_subject(subject, FULL_RANK, None)
+        written = tmp_path / f"{graph}.onnx"
+        write_compressed(subject, plan, None, written, external_data=True)
+        assert data_files(load_model(written)), graph
+        for feeds in graph.feeds():
+            before, after = (run(open_session(path), feeds) for path in (graph.path, written))
+            assert difference(before, after) <= tolerance(graph), graph
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
