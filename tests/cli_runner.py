@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -35,7 +36,12 @@ def start(*arguments, code=0):
 def python(*arguments, code=0):
     """Run Python as a process, and check its exit code and that no traceback is printed."""
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], check=False, capture_output=True, text=True
+        [sys.executable, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        # Named, because readline (which pytest imports) adds COLUMNS behind Python's back.
+        env=dict(os.environ),
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
