@@ -103,7 +103,7 @@ def _row(experiment: Experiment, variant: CompressionSpec) -> SweepRow:
         validation = experiment.validate(candidate)
         benchmarks, _ = experiment.benchmark(candidate, plan)
         return SweepRow(
-            variant=variant,
+            variant=variant.model_copy(update={"allocation": plan.allocation}),
             recovery=recovery,
             parameters_before=plan.parameters_before,
             parameters_after=plan.parameters_after,
