@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from graph_passes.allocation import get_allocator
 from graph_passes.damage import damage_curve
 from graph_passes.errors import NotDifferentiableError
-from graph_passes.factorization import ActivationStats, Factorization, make_method
+from graph_passes.factorization import ActivationStats, Factorization, Method, make_method
+from graph_passes.factorization.gauss_newton import GaussNewton
 from graph_passes.plan import CompressionPlan
 from graph_passes.planning import group_by_weight
 from graph_passes.request import CompressionSpec
@@ -30,7 +31,7 @@ from pipeline.model_file import content_digest
 from pipeline.objective import Objective
 from pipeline.progress import Progress, Silent
 from pipeline.sensitivity import measure_slopes, probing_samples
-from pipeline.sequential import factor_sequentially
+from pipeline.sequential import DAMPING, factor_sequentially
 from pipeline.session import SessionSpec
 
 
@@ -202,7 +203,21 @@ def plan_study(subject: Subject, study: Study) -> CompressionPlan:
         known = {name: s for name, s in calibration.stats.items() if s.gradients is not None}
         calibration = replace(calibration, stats=known)
     plan = plan_subject(subject, request, calibration, damage)
-    return plan.model_copy(update={"notes": study.notes})
+    return plan.model_copy(update={"notes": (*study.notes, *_dampings(method, plan))})
+
+
+def _dampings(method: Method, plan: CompressionPlan) -> tuple[str, ...]:
+    """What is added to a matrix before it is inverted belongs into the report."""
+    notes: list[str] = []
+    if isinstance(method, GaussNewton):
+        notes.append(
+            f"gauss-newton damps gradient moments by {method.damping:g} of their mean eigenvalue"
+        )
+    if plan.sequential:
+        notes.append(
+            f"sequential repair damps input covariances by {DAMPING:g} of their mean eigenvalue"
+        )
+    return tuple(notes)
 
 
 def goes_by_gradients(request: CompressionSpec) -> bool:

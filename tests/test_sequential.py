@@ -98,6 +98,12 @@ def test_a_plan_can_be_applied_again(tmp_path):
     np.testing.assert_array_equal(first, again)
 
 
+def test_what_is_damped_is_in_the_notes(tmp_path):
+    plan = compressed(tmp_path)[2]
+    assert any(note.startswith("gauss-newton damps") and "0.02" in note for note in plan.notes)
+    assert any(note.startswith("sequential repair damps") for note in plan.notes)
+
+
 def test_without_gradients_auto_measures_and_says_so(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise NotDifferentiableError("no reverse rule for Fancy")
@@ -107,6 +113,7 @@ def test_without_gradients_auto_measures_and_says_so(tmp_path, monkeypatch):
     assert plan.allocation == "sensitivity"
     assert {site.method.name for site in plan.factored} == {"asvd"}
     assert any("Fancy" in note for note in plan.notes)
+    assert not any("gauss-newton damps" in note for note in plan.notes)
     assert error(before, after) < error(before, 0 * before)
     with pytest.raises(NotDifferentiableError, match="Fancy"):
         compressed(tmp_path, "gauss-newton")
