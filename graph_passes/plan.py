@@ -93,11 +93,25 @@ class SkippedNode(BaseModel):
     reason: str
 
 
+class PlanCost(BaseModel):
+    """What the weights that could be factored take of the budget, before and after, as predicted.
+
+    Those that have to stay dense, whatever the budget, are in neither figure.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unit: Literal["bytes", "FLOPs", "ms"]
+    before: float
+    after: float
+
+
 class CompressionPlan(BaseModel):
     """What every MatMul and Gemm of one model becomes.
 
     ``sequential`` plans are applied with the errors of earlier sites in sight; ``objective`` is
-    what gradients are taken of, for methods that need them. ``notes`` say what the plan had to do
+    what gradients are taken of, for methods that need them. ``cost`` is what
+    the budget counts, None where that is parameters. ``notes`` say what the plan had to do
     without.
     """
 
@@ -106,6 +120,7 @@ class CompressionPlan(BaseModel):
     schema_version: Literal[1] = PLAN_SCHEMA_VERSION
     allocation: str
     budget: str
+    cost: PlanCost | None = None
     sequential: bool = False
     objective: Literal["positions", "pooled"] = "positions"
     sites: tuple[SitePlan, ...]

@@ -1,7 +1,8 @@
 """Decide what each linear site becomes: factored at a rank, dense, or skipped, each with a reason.
 
 Weights, not sites, are what is decided on: sites that share a weight share its factors. A weight
-stays dense where factors would not be smaller, r·(K + N) ≥ K·N, unless that is explicitly allowed.
+stays dense where factors would not be smaller, r·(K + N) ≥ K·N, or would not take less of the
+budget, unless that is explicitly allowed.
 
 Calibration cannot look everywhere: the matrices of a stack have no activation statistics of their
 own, nor has a site inside an If, Loop or Scan; a weight on the left has statistics, but neither
@@ -13,20 +14,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
 from graph_passes.allocation import Allocator, Candidate, Damage, get_allocator
+from graph_passes.allocation.price import Price
 from graph_passes.errors import NothingToCompressError, RequestError
 from graph_passes.factorization import Method, make_method
 from graph_passes.factorization.base import Float64
-from graph_passes.plan import CompressionPlan, SitePlan
-from graph_passes.request import CompressionSpec, Selection
+from graph_passes.plan import CompressionPlan, PlanCost, SitePlan
+from graph_passes.prices import PriceCurve, byte_price
+from graph_passes.request import QUANTITIES, Budget, CompressionSpec, Selection
 from graph_passes.sites import LinearSite, SiteTable
 from graph_passes.strategy import AUTO, concrete
 
 DamageCurve = Callable[[Sequence[LinearSite]], Float64 | None]
 WeightGroups = Mapping[str, Sequence[LinearSite]]
+
+_UNITS: Mapping[Budget, Literal["bytes", "FLOPs", "ms"]] = {
+    "bytes": "bytes",
+    "flops": "FLOPs",
+    "latency": "ms",
+}
+_NEED = {**QUANTITIES, "latency": "milliseconds"}
+_ROUNDING = 1e-9
 
 
 def group_by_weight(sites: Sequence[LinearSite]) -> WeightGroups:
@@ -42,6 +55,7 @@ def make_plan(
     request: CompressionSpec,
     calibrated: Collection[str] = frozenset(),
     damage: DamageCurve | None = None,
+    price: PriceCurve | None = None,
 ) -> CompressionPlan:
     """Plan the compression of the model whose sites are ``table``.
 
@@ -51,10 +65,11 @@ def make_plan(
         calibrated: names of the sites that have activation statistics.
         damage: what a weight costs the model at each rank (None where that is not known), for the
             allocations that go by it; without, an open allocation is uniform.
+        price: what a weight takes of a budget of FLOPs or latency.
 
     Raises:
-        RequestError: unknown method, option or allocation, a pattern that matches nothing, or a
-            method that needs statistics where there are none.
+        RequestError: unknown method, option or allocation, a pattern that matches nothing, a
+            method that needs statistics where there are none, or a budget without its prices.
     """
     if damage is None and request.allocation == AUTO:
         request = request.model_copy(update={"allocation": "uniform"})
@@ -81,14 +96,17 @@ def make_plan(
         if curve is None:
             evidence = _EVIDENCE[allocator.damage]
             dense[key] = _missing(evidence, open_groups.pop(key), "--allocation uniform")
-    candidates = [_candidate(sites, curves.get(key)) for key, sites in open_groups.items()]
+    prices = _prices(request, open_groups, method, price)
+    for key, found in prices.items():
+        if found is None:
+            evidence = f"known {QUANTITIES[request.budget]}"
+            dense[key] = _missing(evidence, open_groups.pop(key), "--params")
+    candidates = [
+        _candidate(sites, curves.get(key), prices.get(key)) for key, sites in open_groups.items()
+    ]
     ranks = _ranks(candidates, request, allocator)
     for candidate in candidates:
-        rank = ranks[candidate.key]
-        if rank is None:
-            dense[candidate.key] = "its parameters are worth more to it than to the others"
-        elif rank * candidate.cost >= candidate.dense and not request.allow_larger:
-            dense[candidate.key] = f"rank {rank} would not be smaller than the dense weight"
+        dense[candidate.key] = _better_dense(candidate, ranks[candidate.key], request)
     factored = [key for key, reason in dense.items() if reason is None]
     bias = _bias_parameters([s for key in factored for s in groups[key]], method)
 
@@ -116,7 +134,7 @@ def make_plan(
             bias_parameters=bias.get(site.name, 0),
         )
 
-    return CompressionPlan(
+    plan = CompressionPlan(
         allocation="fixed rank" if request.rank is not None else request.allocation,
         budget=_why(request),
         sequential=bool(request.sequential),
@@ -124,12 +142,34 @@ def make_plan(
         sites=tuple(plan_site(site) for site in table.sites),
         skipped=table.skipped,
     )
+    return _with_cost(plan, request, prices) if prices else plan
 
 
-def _candidate(sites: Sequence[LinearSite], damage: Float64 | None) -> Candidate:
+def _prices(
+    request: CompressionSpec,
+    groups: WeightGroups,
+    method: Method,
+    price: PriceCurve | None,
+) -> dict[str, Price | None]:
+    """By weight key, what each takes of the budget; nothing where that is parameters."""
+    if request.rank is not None or request.budget == "params":
+        return {}
+    if request.budget == "bytes":
+        sites = [site for members in groups.values() for site in members]
+        price = partial(byte_price, bias_parameters=_bias_parameters(sites, method))
+    if price is None:
+        raise RequestError(
+            f"nobody knows what the weights take of a budget of {QUANTITIES[request.budget]}"
+        )
+    return {key: price(members) for key, members in groups.items()}
+
+
+def _candidate(
+    sites: Sequence[LinearSite], damage: Float64 | None, price: Price | None
+) -> Candidate:
     """The weight that ``sites`` share, as allocators see it."""
     weight, (rows, columns) = sites[0].weight, (sites[0].in_features, sites[0].out_features)
-    return Candidate(weight.key, rows, columns, weight.matrices, damage)
+    return Candidate(weight.key, rows, columns, weight.matrices, damage, price)
 
 
 def _ranks(
@@ -138,6 +178,35 @@ def _ranks(
     if request.rank is not None:
         return {c.key: min(request.rank, c.max_rank) for c in candidates}
     return allocator(candidates, request.share, request.rank_multiple)
+
+
+def _better_dense(candidate: Candidate, rank: int | None, request: CompressionSpec) -> str | None:
+    """Why the weight stays dense at the ``rank`` that was allocated; None where it does not."""
+    if rank is None and candidate.pays(1):
+        return f"its {_NEED[request.budget]} are worth more to it than to the others"
+    if rank is not None and (request.allow_larger or candidate.pays(rank)):
+        return None
+    smaller = (rank or 1) * candidate.cost < candidate.dense
+    gain = "faster" if smaller and request.budget == "latency" else "smaller"
+    return f"rank {rank or 1} would not be {gain} than the dense weight"
+
+
+def _with_cost(
+    plan: CompressionPlan, request: CompressionSpec, prices: Mapping[str, Price | None]
+) -> CompressionPlan:
+    """The plan with what it takes of the budget, and a note where that is more than was asked."""
+    ranks = {site.weight: site.rank for site in plan.selected}
+    known = [(price, ranks[key]) for key, price in prices.items() if price is not None]
+    before = sum(price.dense for price, _ in known)
+    after = sum(price.dense if rank is None else price.at(rank) for price, rank in known)
+    cost = PlanCost(unit=_UNITS[request.budget], before=before, after=after)
+    notes = plan.notes
+    if after > request.share * before * (1 + _ROUNDING):
+        notes += (
+            f"the budget is not kept: {after / before:.1%} of {QUANTITIES[request.budget]} instead "
+            f"of {request.share:.1%}, as the sites' least ranks take too much",
+        )
+    return plan.model_copy(update={"cost": cost, "notes": notes})
 
 
 def require_gain(plan: CompressionPlan) -> None:
@@ -161,7 +230,7 @@ def require_gain(plan: CompressionPlan) -> None:
 def _why(request: CompressionSpec) -> str:
     if request.rank is not None:
         return f"rank {request.rank}"
-    return f"{request.share:.0%} of parameters, {request.allocation}"
+    return f"{request.share:.0%} of {QUANTITIES[request.budget]}, {request.allocation}"
 
 
 def _check_patterns(select: Selection, sites: Sequence[LinearSite]) -> None:

@@ -1,7 +1,8 @@
-"""Rank allocation: how a budget of parameters is shared out among weights.
+"""Rank allocation: how a budget is shared out among weights.
 
-An allocator is a rule that shares the budget out, and the *damage* it needs to know: what each
-weight costs the model at each rank. Where that comes from is not its concern.
+An allocator is a rule that shares the budget out. It goes by the *price* of each weight at each
+rank (:mod:`graph_passes.allocation.price`) and, if it needs that, by the *damage*: what each weight
+costs the model at each rank. Where they come from is not its concern.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from graph_passes.allocation.price import LinearPrice, Price
 
 Float64 = NDArray[np.float64]
 Damage = Literal["none", "energy", "sensitivity", "gauss-newton"]
@@ -27,6 +30,7 @@ class Candidate:
         matrices: how many.
         damage: ``[max_rank + 1]`` what the model loses at each rank, never rising, in one unit for
             all candidates; None where the allocator does not ask.
+        quoted: its price where the budget is not one of parameters.
     """
 
     key: str
@@ -34,6 +38,12 @@ class Candidate:
     out_features: int
     matrices: int = 1
     damage: Float64 | None = None
+    quoted: Price | None = None
+
+    @property
+    def price(self) -> Price:
+        """What it takes of the budget."""
+        return self.quoted or LinearPrice(self.dense, self.cost)
 
     @property
     def cost(self) -> int:
@@ -50,6 +60,10 @@ class Candidate:
         """The rank at which factors are exact."""
         return min(self.in_features, self.out_features)
 
+    def pays(self, rank: int) -> bool:
+        """Whether factors of ``rank`` are smaller than the weight, and take less of the budget."""
+        return rank * self.cost < self.dense and self.price.at(rank) < self.price.dense
+
 
 class Rule(Protocol):
     """Shares a budget out; deterministic."""
@@ -61,7 +75,7 @@ class Rule(Protocol):
 
         Args:
             candidates: all weights that may be factored.
-            share: of the candidates' summed dense parameters, what may be kept.
+            share: of the candidates' summed dense prices, what may be kept.
             multiple: ranks are multiples of this where they reach it.
         """
 

@@ -1,11 +1,12 @@
 """The least summed damage that the budget buys.
 
-Each weight offers some sizes: rank 1, the multiples of ``multiple`` while they are smaller than the
-dense weight, and the dense weight itself, which does no damage. On the lower convex hull of
-(parameters, damage) every step buys less per parameter than the one before, so taking the steps of
-all weights in the order of what they buy solves
+Each weight offers some sizes: rank 1, the multiples of ``multiple`` while they pay, and the dense
+weight itself, which does no damage. A size that does more damage than one that takes no more is
+left out: what remains rises in cost and never in damage, however crooked the prices are. On the
+lower convex hull of (cost, damage) every step buys less for its cost than the one before, so
+taking the steps of all weights in the order of what they buy solves
 
-    min Σ damage   subject to   Σ parameters <= budget
+    min Σ damage   subject to   Σ cost <= budget
 
 exactly at each budget that the order passes through. What is left over when the next step does not
 fit goes to the best step that does, on the hull or off it.
@@ -13,7 +14,7 @@ fit goes to the best step that does, on the hull or off it.
 Rules:
 
 1. A weight that is worth most whole stays dense (None).
-2. The budget is kept, unless not even rank 1 of every weight fits into it.
+2. The budget is kept, unless not even the cheapest size of every weight fits into it.
 3. Equal bargains are decided by the candidates' order, so the result is deterministic.
 """
 
@@ -29,22 +30,22 @@ from graph_passes.errors import RequestError
 
 @dataclass(frozen=True)
 class _Size:
-    """One size of one weight; ``rank`` None is the dense weight."""
+    """One size of one weight and its price; ``rank`` None is the dense weight."""
 
     rank: int | None
-    cost: int
+    cost: float
     damage: float
 
 
 def least_damage(
     candidates: Sequence[Candidate], share: float, multiple: int
 ) -> Mapping[str, int | None]:
-    """Share ``share`` of the candidates' parameters out; see the module's rules.
+    """Share ``share`` of the candidates' dense prices out; see the module's rules.
 
     Raises:
         RequestError: a candidate comes without its damage.
     """
-    budget = int(share * sum(candidate.dense for candidate in candidates))
+    budget = share * sum(candidate.price.dense for candidate in candidates)
     menus = {c.key: _sizes(c, multiple) for c in candidates}
     chosen = {key: menu[0] for key, menu in menus.items()}
     left = budget - sum(size.cost for size in chosen.values())
@@ -59,18 +60,27 @@ def least_damage(
 
 
 def _sizes(candidate: Candidate, multiple: int) -> list[_Size]:
-    """From the smallest rank to the dense weight; strictly rising in cost."""
+    """From the cheapest size to the dense weight; rising in price, never in damage."""
     damage = candidate.damage
     if damage is None:
         raise RequestError(
             f"nobody knows what {candidate.key} loses at which rank: use the allocation uniform"
         )
+    ranks = sorted({1, *range(multiple, candidate.max_rank + 1, multiple)})
     sizes = [
-        _Size(rank, rank * candidate.cost, float(damage[rank]))
-        for rank in sorted({1, *range(multiple, candidate.max_rank + 1, multiple)})
-        if rank * candidate.cost < candidate.dense
+        _Size(rank, candidate.price.at(rank), float(damage[rank]))
+        for rank in ranks
+        if candidate.pays(rank)
     ]
-    return [*sizes, _Size(None, candidate.dense, 0.0)]
+    return _undominated([*sizes, _Size(None, candidate.price.dense, 0.0)])
+
+
+def _undominated(sizes: Sequence[_Size]) -> list[_Size]:
+    menu: list[_Size] = []
+    for size in sorted(sizes, key=lambda size: (size.cost, size.damage)):
+        if not menu or (size.cost > menu[-1].cost and size.damage <= menu[-1].damage):
+            menu.append(size)
+    return menu
 
 
 def _hull(sizes: Sequence[_Size]) -> list[_Size]:
@@ -84,7 +94,7 @@ def _hull(sizes: Sequence[_Size]) -> list[_Size]:
 
 
 def _gain(smaller: _Size, larger: _Size) -> float:
-    """Damage that one more parameter prevents."""
+    """Damage that one more unit of the budget prevents."""
     return (smaller.damage - larger.damage) / (larger.cost - smaller.cost)
 
 
@@ -98,7 +108,7 @@ def _bargains(menus: Mapping[str, Sequence[_Size]]) -> list[tuple[str, _Size]]:
     return [(key, size) for _, key, size in steps]
 
 
-def _spend(menus: Mapping[str, Sequence[_Size]], chosen: dict[str, _Size], left: int) -> None:
+def _spend(menus: Mapping[str, Sequence[_Size]], chosen: dict[str, _Size], left: float) -> None:
     """Spend what is ``left`` on the best steps that fit, in place."""
     while True:
         steps = [

@@ -1,8 +1,13 @@
-"""Every weight keeps the same share of its parameters: r = share · K·N / (K + N).
+"""Every weight keeps the same share of its price; in parameters, r = share · K·N / (K + N).
 
-Rounding ranks down to a multiple would leave a good part of a small model's budget unused, so what
-is left over raises ranks by one multiple, those first that rounding cut most, while the summed
-parameters stay within the budget.
+Rules:
+
+1. A weight that not even rank 1 makes cheaper stays dense (None), and the others make up for it.
+2. Ranks are rounded down to the multiple. As that would leave a good part of a small model's budget
+   unused, what is left over raises ranks by one multiple, those first that rounding cut most, while
+   the summed price stays within the budget.
+3. A rank is at least 1, or the largest of those that take least: only such a one can exceed the
+   weight's share.
 """
 
 from __future__ import annotations
@@ -12,16 +17,30 @@ from collections.abc import Mapping, Sequence
 from graph_passes.allocation.base import Candidate, round_rank
 
 
-def uniform(candidates: Sequence[Candidate], share: float, multiple: int) -> Mapping[str, int]:
+def uniform(
+    candidates: Sequence[Candidate], share: float, multiple: int
+) -> Mapping[str, int | None]:
     """Allocate the same share to each candidate, as nearly as ``multiple`` allows."""
-    wanted = {c.key: share * c.dense / c.cost for c in candidates}
+    stuck = [c for c in candidates if c.price.at(1) >= c.price.dense]
+    others = [c for c in candidates if c.price.at(1) < c.price.dense]
+    total = sum(c.price.dense for c in others)
+    if stuck and others:
+        share -= (1 - share) * sum(c.price.dense for c in stuck) / total
+    return {**{c.key: None for c in stuck}, **_same_share(others, share, total, multiple)}
+
+
+def _same_share(
+    candidates: Sequence[Candidate], share: float, total: float, multiple: int
+) -> dict[str, int]:
+    wanted = {c.key: c.price.rank_within(share * c.price.dense) for c in candidates}
     ranks = {c.key: round_rank(wanted[c.key], multiple, c.max_rank) for c in candidates}
-    left = share * sum(c.dense for c in candidates) - sum(ranks[c.key] * c.cost for c in candidates)
+    left = share * total - sum(c.price.at(ranks[c.key]) for c in candidates)
     for candidate in sorted(candidates, key=lambda c: ranks[c.key] - wanted[c.key]):
-        raised = ranks[candidate.key] + multiple
+        rank = ranks[candidate.key]
+        raised = rank + multiple
+        extra = candidate.price.at(raised) - candidate.price.at(rank)
         # A rank below the multiple is exact already; one that costs more than dense is no use.
-        pays = raised % multiple == 0 and raised * candidate.cost < candidate.dense
-        if pays and multiple * candidate.cost <= left:
+        if raised % multiple == 0 and candidate.pays(raised) and extra <= left:
             ranks[candidate.key] = raised
-            left -= multiple * candidate.cost
+            left -= extra
     return ranks
