@@ -48,8 +48,8 @@ results: $(READY)  ## Measure the tables of the README again (docs/results).
 	$(BIN)/compress-onnx sweep models/minilm.yaml -p 0.5 -o docs/results/minilm \
 	    -m svd -m svdlora:stages=3 -m asvd-diagonal -m asvd
 	$(BIN)/compress-onnx sweep models/minilm.yaml -m asvd -m auto -p 0.7 -p 0.5 -p 0.33 \
-	    --no-latency -o docs/results/minilm-shares
-	$(BIN)/compress-onnx sweep models/digits-vit.yaml --no-latency -p 0.5 -p 0.33 -p 0.19 \
+	    --no-benchmark -o docs/results/minilm-shares
+	$(BIN)/compress-onnx sweep models/digits-vit.yaml --no-benchmark -p 0.5 -p 0.33 -p 0.19 \
 	    -o docs/results/digits-vit -m svd -m asvd-diagonal -m asvd -m auto
 	$(BIN)/compress-onnx sweep models/digits-vit.yaml -p 0.33 --rank-multiple 1 \
 	    -o docs/results/digits-vit-stages $(foreach n,1 2 3 4 5 6 7 8 9,-m svdlora:stages=$(n))

@@ -83,6 +83,6 @@ class CompressionSpec(BaseModel):
         return self.model_copy(update={self.budget: share, "rank": None})
 
 
-def budget_changes(budget: Budget, share: float) -> dict[str, object]:
+def budget_changes(budget: str, share: float) -> dict[str, object]:
     """What to change in a request so that ``share`` of ``budget`` is the only limit."""
     return {**dict.fromkeys((*BUDGETS, "rank")), budget: share}

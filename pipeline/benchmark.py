@@ -12,7 +12,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -201,22 +201,22 @@ def benchmark_providers(
 
 
 def interleave(
-    models: tuple[Callable[[], None], Callable[[], None]],
+    models: Sequence[Callable[[], None]],
     rounds: int,
     rng: np.random.Generator,
     *,
     progress: Callable[[int], None] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Times:
-    """Time both models once a round, in random order.
+    """Time all models once a round, in random order.
 
     Returns:
-        Nanoseconds ``[rounds, 2]``, in the order of ``models`` whatever the order in time was.
+        Nanoseconds ``[rounds, models]``, in the order of ``models`` whatever the order in time was.
     """
-    times_ns = np.empty((rounds, 2), dtype=np.float64)
+    times_ns = np.empty((rounds, len(models)), dtype=np.float64)
     with _no_garbage_collection():
         for index in range(rounds):
-            for which in rng.permutation(2):
+            for which in rng.permutation(len(models)):
                 run_once = models[which]
                 start = clock()
                 run_once()

@@ -22,6 +22,7 @@ from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.lowrank import LowRankPass, Store, in_memory
 from graph_passes.plan import CompressionPlan
 from graph_passes.planning import DamageCurve, make_plan, require_gain
+from graph_passes.prices import PriceCurve
 from graph_passes.request import CompressionSpec
 from graph_passes.sites import SiteTable, find_sites
 from graph_passes.spectra import spectrum
@@ -96,6 +97,7 @@ def plan_subject(
     request: CompressionSpec,
     calibration: Calibration | None,
     damage: DamageCurve | None = None,
+    price: PriceCurve | None = None,
 ) -> CompressionPlan:
     """Decide on every site; refuse when nothing would be factored.
 
@@ -103,7 +105,7 @@ def plan_subject(
         RequestError: the request makes no sense for this model.
         NothingToCompressError: no weight can be factored with a gain.
     """
-    plan = make_plan(subject.table, request, statistics(calibration), damage)
+    plan = make_plan(subject.table, request, statistics(calibration), damage, price)
     require_gain(plan)
     return plan
 

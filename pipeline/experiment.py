@@ -30,6 +30,7 @@ from pipeline.data.sources import load_samples
 from pipeline.export import ExportedModel, export
 from pipeline.inputs import load_structure, model_inputs
 from pipeline.latency import measure_latency
+from pipeline.prices import Meter
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
 from pipeline.recover import recover_file, recovery_step
@@ -65,6 +66,7 @@ class Experiment:
         held_out: validation data, which calibration never saw; None without.
         samples: calibration data; None without.
         calibration: their activation statistics.
+        meter: finds out what weights take of a budget of FLOPs or latency.
         cache: where gradients and training are kept between runs; None computes afresh.
         progress: shows the steps.
         watch: times them.
@@ -75,6 +77,7 @@ class Experiment:
     held_out: Samples | None
     samples: Samples | None
     calibration: Calibration | None
+    meter: Meter
     cache: ArrayCache | None
     progress: Progress
     watch: Stopwatch
@@ -106,7 +109,7 @@ class Experiment:
             subject, request = open_subject(self.reference), requested(request, self.recipe.metric)
             researcher = self._researcher(subject)
             study = researcher.study(request) if researcher else Study(concrete(request, "none"))
-            plan = plan_study(subject, study)
+            plan = plan_study(subject, study, self.meter)
             return write_compressed(
                 subject,
                 plan,
@@ -234,7 +237,16 @@ def prepare(
                 cache=cache,
                 progress=progress,
             )
-    return Experiment(recipe, exported, held_out, samples, calibration, cache, progress, watch)
+    meter = Meter(
+        exported.path,
+        recipe.benchmark,
+        samples=held_out or samples,
+        seed=recipe.seed,
+        progress=progress,
+    )
+    return Experiment(
+        recipe, exported, held_out, samples, calibration, meter, cache, progress, watch
+    )
 
 
 def requested(request: CompressionSpec, metric: MetricSpec | None) -> CompressionSpec:

@@ -6,12 +6,35 @@ from pathlib import Path
 
 from graph_passes.plan import CompressionPlan
 from pipeline.benchmark import benchmark, benchmark_providers
-from pipeline.data.samples import Samples
+from pipeline.data.samples import Array, Samples
 from pipeline.inputs import load_structure, model_inputs, synthetic_feeds
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import BenchmarkSpec
 from pipeline.results import Benchmark
 from pipeline.session import Provider, SessionSpec
+
+
+def benchmark_feeds(
+    model: Path, settings: BenchmarkSpec, *, samples: Samples | None, seed: int
+) -> dict[str, Array]:
+    """The inputs that ``model`` is measured on.
+
+    Args:
+        model: what takes them.
+        settings: their batch and length.
+        samples: rows to feed; made-up inputs without.
+        seed: of made-up inputs.
+
+    Raises:
+        DataError: ``samples`` does not fit the model.
+    """
+    return synthetic_feeds(
+        model_inputs(load_structure(model)),
+        batch=settings.batch,
+        length=settings.length,
+        seed=seed,
+        samples=samples,
+    )
 
 
 def measure_latency(
@@ -41,13 +64,7 @@ def measure_latency(
     Raises:
         ProviderError: a provider that was asked for by name is not available.
     """
-    feeds = synthetic_feeds(
-        model_inputs(load_structure(reference)),
-        batch=settings.batch,
-        length=settings.length,
-        seed=seed,
-        samples=samples,
-    )
+    feeds = benchmark_feeds(reference, settings, samples=samples, seed=seed)
     ratios = (
         {s.node: s.parameters_after / s.parameters_before for s in plan.factored} if plan else None
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graph_passes.errors import NothingToCompressError, RequestError
-from graph_passes.request import CompressionSpec
+from graph_passes.request import QUANTITIES, CompressionSpec
 from pipeline.experiment import Experiment
 from pipeline.results import Drop, SearchReport, SearchStep, ValidationReport
 
@@ -73,12 +73,12 @@ def smallest_within(
     if not held:
         largest = max(step.share for step in steps)
         raise NothingToCompressError(
-            f"no share up to {largest:.0%} of the parameters stays within a drop of {max_drop:g}: "
-            "allow more, or use a stronger method"
+            f"no share up to {largest:.0%} of {QUANTITIES[request.budget]} stays within a drop of "
+            f"{max_drop:g}: allow more, or use a stronger method"
         )
     found = min(held, key=lambda step: step.share)
     report = SearchReport(max_drop=max_drop, steps=tuple(steps), found=found)
-    return _with_share(request, found.share), report
+    return request.with_share(found.share), report
 
 
 def _measure(
@@ -87,7 +87,7 @@ def _measure(
     candidate = folder / f"share-{share:.6f}" / "model.onnx"
     candidate.parent.mkdir(parents=True)
     try:
-        plan = experiment.compress(_with_share(request, share), candidate)
+        plan = experiment.compress(request.with_share(share), candidate)
     except NothingToCompressError as error:
         return SearchStep(share=share, within=False, problem=str(error))
     validation = experiment.validate(candidate)
@@ -100,7 +100,3 @@ def _measure(
         drop=drop,
         within=drop.value <= max_drop,
     )
-
-
-def _with_share(request: CompressionSpec, share: float) -> CompressionSpec:
-    return request.model_copy(update={"params": share, "rank": None})

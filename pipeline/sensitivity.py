@@ -72,7 +72,7 @@ def measure_slopes(
         weight = members[0].weight.array()
         merged = ActivationStats.merge(stats[site.name] for site in members)
         decomposition = method.decompose(weight, merged)
-        rank = uniform([Candidate(key, *weight.shape)], share, 1)[key]
+        rank = uniform([Candidate(key, *weight.shape)], share, 1)[key] or 1
         error = decomposition.energy * float(decomposition.tail[rank])
         residual = decomposition.factorize(rank).product() - weight.astype(np.float64)
         changes = [probe.change(site, residual, stats[site.name].mean) for site in members]

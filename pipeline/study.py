@@ -29,6 +29,7 @@ from pipeline.data.samples import Samples
 from pipeline.gradients import OutputGradients, output_gradients
 from pipeline.model_file import content_digest
 from pipeline.objective import Objective
+from pipeline.prices import Meter
 from pipeline.progress import Progress, Silent
 from pipeline.sensitivity import measure_slopes, probing_samples
 from pipeline.sequential import DAMPING, factor_sequentially
@@ -186,8 +187,13 @@ class Researcher:
             )
 
 
-def plan_study(subject: Subject, study: Study) -> CompressionPlan:
+def plan_study(subject: Subject, study: Study, meter: Meter | None = None) -> CompressionPlan:
     """Decide on every site; refuse when nothing would be factored.
+
+    Args:
+        subject: the model.
+        study: what is known about it.
+        meter: finds out what weights take of a budget of FLOPs or latency.
 
     Raises:
         RequestError: the request makes no sense for this model.
@@ -202,8 +208,11 @@ def plan_study(subject: Subject, study: Study) -> CompressionPlan:
     if calibration is not None and method.needs_gradients:
         known = {name: s for name, s in calibration.stats.items() if s.gradients is not None}
         calibration = replace(calibration, stats=known)
-    plan = plan_subject(subject, request, calibration, damage)
-    return plan.model_copy(update={"notes": (*study.notes, *_dampings(method, plan))})
+    prices = meter.prices(subject, request) if meter else None
+    plan = plan_subject(subject, request, calibration, damage, prices.curve if prices else None)
+    measured = (prices.note,) if prices else ()
+    notes = (*study.notes, *measured, *plan.notes, *_dampings(method, plan))
+    return plan.model_copy(update={"notes": notes})
 
 
 def _dampings(method: Method, plan: CompressionPlan) -> tuple[str, ...]:

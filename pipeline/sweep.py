@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from graph_passes.errors import NothingToCompressError, RequestError
 from graph_passes.plan import MethodSpec
-from graph_passes.request import CompressionSpec
+from graph_passes.request import CompressionSpec, budget_changes
 from graph_passes.validation_text import first_problem
 from pipeline.cache import ArrayCache
 from pipeline.experiment import Experiment, prepare
@@ -31,20 +31,27 @@ from pipeline.results import SweepReport, SweepRow
 def grid(
     base: CompressionSpec,
     methods: Sequence[MethodSpec],
-    shares: Sequence[float],
+    shares: Mapping[str, Sequence[float]],
     allocations: Sequence[str],
 ) -> list[CompressionSpec]:
     """Every combination; an empty axis keeps what ``base`` says.
 
+    Args:
+        base: what is not varied.
+        methods: how to factor.
+        shares: of each budget.
+        allocations: by name.
+
     Raises:
         RequestError: a share is out of range.
     """
+    limits = [budget_changes(budget, share) for budget in shares for share in shares[budget]]
     return [
-        _variant(base, {"method": method, "params": share, "rank": None, "allocation": allocation})
-        for method, allocation, share in product(
+        _variant(base, {"method": method, "allocation": allocation, **limit})
+        for method, allocation, limit in product(
             methods or [base.method],
             allocations or [base.allocation],
-            shares or [base.share],
+            limits or [{}],
         )
     ]
 

@@ -26,7 +26,7 @@ def recipe(folder: Path) -> Recipe:
 
 
 def test_every_variant_is_a_row_in_order(tmp_path):
-    variants = grid(CompressionSpec(rank_multiple=1), METHODS, [0.3, 0.6], [])
+    variants = grid(CompressionSpec(rank_multiple=1), METHODS, {"params": [0.3, 0.6]}, [])
     rows = sweep(recipe(tmp_path), variants, base_dir=tmp_path).rows
     # The row says what the open allocation came to.
     said = [variant.model_copy(update={"allocation": "uniform"}) for variant in variants]
@@ -55,11 +55,11 @@ def test_each_variant_has_an_empty_folder_that_goes(tmp_path, monkeypatch):
         return compress(experiment, request, candidate)
 
     monkeypatch.setattr(Experiment, "compress", watched)
-    sweep(recipe(tmp_path), grid(CompressionSpec(), METHODS, [], []), base_dir=tmp_path)
+    sweep(recipe(tmp_path), grid(CompressionSpec(), METHODS, {}, []), base_dir=tmp_path)
     assert len(set(folders)) == 2
     assert not any(folder.exists() for folder in folders)
 
 
 def test_a_share_out_of_range_is_refused():
     with pytest.raises(RequestError, match="params"):
-        grid(CompressionSpec(), [], [1.5], [])
+        grid(CompressionSpec(), [], {"params": [1.5]}, [])

@@ -22,6 +22,7 @@ from pipeline.compress import (
     open_subject,
     write_compressed,
 )
+from pipeline.prices import Meter
 from pipeline.recipe import RecoverySpec
 from pipeline.recover import recover_file, recovery_step
 from pipeline.results import RecoveryReport
@@ -45,6 +46,9 @@ def compress(
     ] = None,
     method: options.Method = "auto",
     params: options.Params = None,
+    bytes_: options.Bytes = None,
+    flops: options.Flops = None,
+    latency: options.Latency = None,
     rank: options.Rank = None,
     calibration: options.CalibrationFile = None,
     mask: options.Mask = None,
@@ -96,7 +100,8 @@ def compress(
 ) -> None:
     """Replace the linear layers of MODEL by low-rank factors.
 
-    Without `--params` and `--rank`, half of the parameters are kept. With `--calibration`, the
+    `--params`, `--bytes`, `--flops` or `--latency` say how much of the original the selected layers
+    may take; without any, and without `--rank`, half of the parameters. With `--calibration`, the
     method `auto` weighs every site by what it does to the outputs, shares the ranks out by that,
     and lets later sites repair earlier ones; without, it is plain SVD, which loses far more
     accuracy at the same size. `--dry-run` shows the plan first:
@@ -112,7 +117,7 @@ def compress(
         CompressionSpec,
         {
             "method": options.method_spec(method),
-            "params": params,
+            **options.budgets(params, bytes_, flops, latency),
             "rank": rank,
             "allocation": allocation,
             "sequential": sequential,
@@ -130,7 +135,10 @@ def compress(
         researcher = Researcher(
             subject, samples, batch_size=batch_size, cache=cache, progress=ProgressBars()
         )
-    study, plan = _plan(subject, researcher, plan_path, request)
+    meter = Meter(
+        subject.path, samples=researcher.samples if researcher else None, progress=ProgressBars()
+    )
+    study, plan = _plan(subject, researcher, meter, plan_path, request)
     statistics = study.calibration
     ready = researcher.factor(plan, study) if researcher else None
     if dry_run:
@@ -192,12 +200,13 @@ def _recover(candidate: Path, researcher: Researcher, settings: RecoverySpec) ->
 def _plan(
     subject: Subject,
     researcher: Researcher | None,
+    meter: Meter,
     plan_path: Path | None,
     request: CompressionSpec,
 ) -> tuple[Study, CompressionPlan]:
     if plan_path is None:
         study = researcher.study(request) if researcher else Study(concrete(request, "none"))
-        return study, plan_study(subject, study)
+        return study, plan_study(subject, study, meter)
     plan = read_plan(plan_path)
     require_gain(plan)
     study = researcher.study_plan(plan) if researcher else Study(concrete(request, "none"))

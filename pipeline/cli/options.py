@@ -34,6 +34,18 @@ Params = Annotated[
     float | None,
     typer.Option("--params", "-p", help="Share of the selected linear parameters to keep."),
 ]
+Bytes = Annotated[
+    float | None,
+    typer.Option("--bytes", help="Share of the bytes that the selected weights take in the file."),
+]
+Flops = Annotated[
+    float | None,
+    typer.Option("--flops", help="Share of the FLOPs that the selected layers take on an input."),
+]
+Latency = Annotated[
+    float | None,
+    typer.Option("--latency", help="Share of the time of the selected layers, measured here."),
+]
 Rank = Annotated[
     int | None, typer.Option(help="The same rank for every site, clipped to min(K, N).")
 ]
@@ -79,6 +91,17 @@ def method_spec(text: str) -> MethodSpec:
             )
         options[key] = _value(value)
     return MethodSpec(name=name, options=options)
+
+
+def budgets(params: T | None, bytes_: T | None, flops: T | None, latency: T | None) -> dict[str, T]:
+    """The budgets that were given, by name."""
+    named = {
+        "params": params,
+        "bytes": bytes_,
+        "flops": flops,
+        "latency": latency,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _value(text: str) -> OptionValue:

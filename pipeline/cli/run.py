@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from graph_passes.errors import RequestError
+from graph_passes.request import BUDGETS
 from pipeline.cli import options
 from pipeline.cli.console import (
     ProgressBars,
@@ -41,10 +43,14 @@ def run(
         typer.Option("--method", "-m", help="Instead of the recipe's method: NAME[:KEY=VALUE,…]."),
     ] = None,
     params: options.Params = None,
+    bytes_: options.Bytes = None,
+    flops: options.Flops = None,
+    latency: options.Latency = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Find the smallest model that loses at most this (instead of --params)."
+            min=0,
+            help="Find the smallest share of the recipe's budget that loses at most this.",
         ),
     ] = None,
     recovery: options.Recover = None,
@@ -55,7 +61,8 @@ def run(
     Leaves a folder with the model, `plan.json`, `report.json`, `summary.md`, pictures, tokenizer
     files and a sha256 manifest. The exit code is the verdict of the recipe's gates.
     """
-    recipe = _overridden(read_recipe(recipe_path), method, params, max_drop)
+    budgets = options.budgets(params, bytes_, flops, latency)
+    recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop)
     recipe = _recovering(recipe, recovery)
     folder = output or recipe.output or Path("bundles") / recipe.name
     report = run_recipe(
@@ -89,20 +96,25 @@ def run(
 
 
 def _overridden(
-    recipe: Recipe, method: str | None, params: float | None, max_drop: float | None
+    recipe: Recipe,
+    method: str | None,
+    budgets: Mapping[str, float],
+    max_drop: float | None,
 ) -> Recipe:
     """The recipe with what the command line says instead.
 
     Raises:
         RequestError: a value is out of range, or two exclude each other.
     """
-    if params is not None and max_drop is not None:
-        raise RequestError("--params and --max-drop exclude each other: give one of them")
+    if budgets and max_drop is not None:
+        raise RequestError(
+            f"--{next(iter(budgets))} and --max-drop exclude each other: give one of them"
+        )
     changes: dict[str, object] = {}
     if method is not None:
         changes["method"] = options.method_spec(method).model_dump()
-    if params is not None:
-        changes |= {"params": params, "rank": None}
+    if budgets:
+        changes |= {**dict.fromkeys((*BUDGETS, "rank")), **budgets}
     if max_drop is not None:
         recipe = recipe.model_copy(update={"max_drop": max_drop})
     values = {**recipe.model_dump(), "compression": {**recipe.compression.model_dump(), **changes}}

@@ -1,4 +1,4 @@
-"""``compress-onnx sweep``: method x allocation x share over a recipe, as one table."""
+"""``compress-onnx sweep``: method x allocation x budget over a recipe, as one table."""
 
 from __future__ import annotations
 
@@ -29,8 +29,17 @@ def sweep(
     methods: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="May be given several times.")
     ] = None,
-    shares: Annotated[
+    params: Annotated[
         list[float] | None, typer.Option("--params", "-p", help="May be given several times.")
+    ] = None,
+    bytes_: Annotated[
+        list[float] | None, typer.Option("--bytes", help="May be given several times.")
+    ] = None,
+    flops: Annotated[
+        list[float] | None, typer.Option("--flops", help="May be given several times.")
+    ] = None,
+    latency: Annotated[
+        list[float] | None, typer.Option("--latency", help="May be given several times.")
     ] = None,
     allocations: Annotated[
         list[str] | None, typer.Option("--allocation", help="May be given several times.")
@@ -41,12 +50,12 @@ def sweep(
     allow_larger: Annotated[
         bool, typer.Option("--allow-larger", help="Also rewrite where factors are not smaller.")
     ] = False,
-    latency: Annotated[
-        bool, typer.Option("--latency/--no-latency", help="Benchmark each variant.")
-    ] = True,
+    no_benchmark: Annotated[
+        bool, typer.Option("--no-benchmark", help="Leave the latency of the variants out.")
+    ] = False,
     no_cache: options.NoCache = False,
 ) -> None:
-    """Try every combination of methods, allocations and shares on the model of RECIPE.
+    """Try every combination of methods, allocations and budgets on the model of RECIPE.
 
     `compress-onnx sweep models/minilm.yaml -m svd -m svdlora:stages=3 -m asvd -p 0.7 -p 0.5`
     """
@@ -60,10 +69,10 @@ def sweep(
     variants = grid(
         base,
         [options.method_spec(text) for text in methods or ()],
-        shares or (),
+        options.budgets(params, bytes_, flops, latency),
         allocations or (),
     )
-    if not latency:
+    if no_benchmark:
         recipe = recipe.model_copy(update={"benchmark": None})
     report = sweep_recipe(
         recipe,

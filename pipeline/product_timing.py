@@ -1,0 +1,138 @@
+"""How long a product takes, dense and as a chain of factors, measured in graphs of nothing else.
+
+    dense:    y = x·W               x [rows, K], W [K, N]
+    rank r:   y = (x·down)·up       down [K, r], up [r, N]
+
+Each graph holds several copies of the product, each with weights of its own: that spreads the fixed
+cost of a run over them, and keeps the weights of a small product from staying in the innermost
+cache, where those of a whole model would not be. All graphs of one product take turns, in random
+order in each round, so that drift of the machine hits them alike; medians over the rounds count.
+
+Ranks are measured on the grid that ranks are allocated on, as far as factors are smaller than the
+weight; of a fine grid only evenly spread points, with straight lines in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+
+from graph_passes.allocation.price import TabulatedPrice
+from pipeline.benchmark import BoundModel, interleave
+from pipeline.model_file import save_model
+from pipeline.session import SessionSpec
+
+ROUNDS = 25
+_WARMUP = 3
+_POINTS = 16
+_MAX_COPIES = 16
+_COPIES_BYTES = 16_000_000
+_OPSET, _IR_VERSION = 17, 8
+
+
+@dataclass(frozen=True)
+class Product:
+    """``x [rows, in_features] · W [in_features, out_features]``, for each of ``matrices``."""
+
+    matrices: int
+    rows: int
+    in_features: int
+    out_features: int
+    dtype: ir.DataType
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The axes in front of those of a matrix: none, unless it is a stack."""
+        return () if self.matrices == 1 else (self.matrices,)
+
+    @property
+    def copies(self) -> int:
+        """How many of them are measured at once."""
+        numbers = self.matrices * self.in_features * self.out_features
+        return max(1, min(_MAX_COPIES, int(_COPIES_BYTES / (numbers * self.dtype.itemsize))))
+
+
+def time_product(
+    product: Product,
+    ranks: Sequence[int],
+    spec: SessionSpec,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> TabulatedPrice:
+    """Milliseconds of ``product``, dense and at ``ranks``.
+
+    Args:
+        product: what to measure.
+        ranks: rising.
+        spec: how it is run.
+        progress: called with the number of rounds done so far.
+
+    Raises:
+        ProviderError: the provider does not work here.
+        ModelFileError: ONNX Runtime has no product of this type there.
+    """
+    rng = np.random.default_rng(0)
+    shape = *product.leading, product.rows, product.in_features
+    feeds = {"x": rng.standard_normal(shape).astype(product.dtype.numpy())}
+    with TemporaryDirectory(prefix="compress-onnx-") as folder:
+        models = []
+        for index, inner in enumerate([(), *((rank,) for rank in ranks)]):
+            path = Path(folder) / f"{index}.onnx"
+            save_model(_chains(product, inner, rng), path)
+            models.append(BoundModel(path, feeds, spec))
+        interleave(models, _WARMUP, rng)
+        times_ms = interleave(models, ROUNDS, rng, progress=progress) / 1e6
+    dense, *chains = np.median(times_ms, axis=0) / product.copies
+    return TabulatedPrice.fit(float(dense), ranks, [float(time) for time in chains])
+
+
+def ranks_to_measure(in_features: int, out_features: int, multiple: int) -> tuple[int, ...]:
+    """Multiples of ``multiple`` whose factors are smaller than the weight, at most a few of them.
+
+    Where even the first is not, the largest rank that is, or 1.
+    """
+    largest = max(1, (in_features * out_features - 1) // (in_features + out_features))
+    grid = np.arange(multiple, largest + 1, multiple)
+    if not len(grid):
+        return (largest,)
+    chosen = np.unique(np.linspace(0, len(grid) - 1, _POINTS).round().astype(int))
+    return tuple(int(rank) for rank in grid[chosen])
+
+
+def _chains(product: Product, inner: tuple[int, ...], rng: np.random.Generator) -> ir.Model:
+    """Copies of ``x·W_1·W_2…`` from K over the ``inner`` sizes to N."""
+    sizes = product.in_features, *inner, product.out_features
+    x = _value("x", product, product.in_features)
+    nodes, outputs, initializers = [], [], []
+    for copy in range(product.copies):
+        value = x
+        for step, (rows, columns) in enumerate(pairwise(sizes)):
+            numbers = rng.standard_normal((*product.leading, rows, columns)) / np.sqrt(rows)
+            name = f"w{copy}.{step}"
+            tensor = ir.tensor(numbers.astype(product.dtype.numpy()), name=name)
+            weight = ir.Value(name=name, const_value=tensor)
+            result = _value(f"y{copy}.{step}", product, columns)
+            nodes.append(ir.Node("", "MatMul", [value, weight], outputs=[result]))
+            initializers.append(weight)
+            value = result
+        outputs.append(value)
+    graph = ir.Graph(
+        [x],
+        outputs,
+        nodes=nodes,
+        initializers=initializers,
+        opset_imports={"": _OPSET},
+        name="products",
+    )
+    return ir.Model(graph, ir_version=_IR_VERSION)
+
+
+def _value(name: str, product: Product, features: int) -> ir.Value:
+    shape = ir.Shape((*product.leading, product.rows, features))
+    return ir.Value(name=name, shape=shape, type=ir.TensorType(product.dtype))
