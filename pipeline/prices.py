@@ -31,7 +31,7 @@ from graph_passes.sites import LinearSite
 from pipeline.compress import Subject
 from pipeline.data.samples import Array, Samples
 from pipeline.latency import benchmark_feeds
-from pipeline.product_timing import ROUNDS, Product, ranks_to_measure, time_product
+from pipeline.product_timing import Product, ranks_to_measure, time_product
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import BenchmarkSpec
 from pipeline.session import SessionSpec, open_session, run
@@ -119,8 +119,8 @@ class Meter:
         key = product, ranks
         if key not in self._timed:
             step = f"time {product.in_features}x{product.out_features}"
-            with self._progress.step(step, ROUNDS) as update:
-                self._timed[key] = time_product(product, ranks, self._spec, progress=update)
+            with self._progress.step(step):
+                self._timed[key] = time_product(product, ranks, self._spec)
         return self._timed[key]
 
 

@@ -3,10 +3,12 @@
     dense:    y = x·W               x [rows, K], W [K, N]
     rank r:   y = (x·down)·up       down [K, r], up [r, N]
 
-Each graph holds several copies of the product, each with weights of its own: that spreads the fixed
-cost of a run over them, and keeps the weights of a small product from staying in the innermost
-cache, where those of a whole model would not be. All graphs of one product take turns, in random
-order in each round, so that drift of the machine hits them alike; medians over the rounds count.
+A graph of a small product holds several copies of it, each with weights of its own, to spread the
+fixed cost of a run over them. All graphs of one product take turns, in random order in each round,
+so that drift of the machine hits them alike, and no weights stay in the innermost cache, as they
+would not in a whole model. What counts is the least time over the rounds: other processes can only
+add to it, and they hit long runs more often than short ones, which medians would take for the
+kernels' doing (on a machine with four processes a core they were off by a factor of three).
 
 Ranks are measured on the grid that ranks are allocated on, as far as factors are smaller than the
 weight; of a fine grid only evenly spread points, with straight lines in between.
@@ -14,7 +16,7 @@ weight; of a fine grid only evenly spread points, with straight lines in between
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,11 +30,13 @@ from pipeline.benchmark import BoundModel, interleave
 from pipeline.model_file import save_model
 from pipeline.session import SessionSpec
 
-ROUNDS = 25
-_WARMUP = 3
+_WARMUP_ROUNDS = 3
+_MEASURE_S = 2.0
+_LEAST_ROUNDS, _MOST_ROUNDS = 10, 100
 _POINTS = 16
 _MAX_COPIES = 16
-_COPIES_BYTES = 16_000_000
+# A run of about a millisecond at 100 GFLOP/s, so that many are not interrupted.
+_RUN_FLOPS = 1e8
 _OPSET, _IR_VERSION = 17, 8
 
 
@@ -54,24 +58,17 @@ class Product:
     @property
     def copies(self) -> int:
         """How many of them are measured at once."""
-        numbers = self.matrices * self.in_features * self.out_features
-        return max(1, min(_MAX_COPIES, int(_COPIES_BYTES / (numbers * self.dtype.itemsize))))
+        flops = 2 * self.matrices * self.rows * self.in_features * self.out_features
+        return int(np.clip(_RUN_FLOPS / max(flops, 1), 1, _MAX_COPIES))
 
 
-def time_product(
-    product: Product,
-    ranks: Sequence[int],
-    spec: SessionSpec,
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> TabulatedPrice:
+def time_product(product: Product, ranks: Sequence[int], spec: SessionSpec) -> TabulatedPrice:
     """Milliseconds of ``product``, dense and at ``ranks``.
 
     Args:
         product: what to measure.
         ranks: rising.
         spec: how it is run.
-        progress: called with the number of rounds done so far.
 
     Raises:
         ProviderError: the provider does not work here.
@@ -86,9 +83,10 @@ def time_product(
             path = Path(folder) / f"{index}.onnx"
             save_model(_chains(product, inner, rng), path)
             models.append(BoundModel(path, feeds, spec))
-        interleave(models, _WARMUP, rng)
-        times_ms = interleave(models, ROUNDS, rng, progress=progress) / 1e6
-    dense, *chains = np.median(times_ms, axis=0) / product.copies
+        warmup_s = interleave(models, _WARMUP_ROUNDS, rng).min(axis=0).sum() / 1e9
+        rounds = int(np.clip(_MEASURE_S / warmup_s, _LEAST_ROUNDS, _MOST_ROUNDS))
+        times_ms = interleave(models, rounds, rng) / 1e6
+    dense, *chains = times_ms.min(axis=0) / product.copies
     return TabulatedPrice.fit(float(dense), ranks, [float(time) for time in chains])
 
 

@@ -73,6 +73,12 @@ def print_plan(plan: CompressionPlan) -> None:
         f"sites {before:,} -> {after:,}{share}; the whole file loses {plan.parameters_saved:,}",
         highlight=False,
     )
+    if (cost := plan.cost) is not None:
+        out.print(
+            f"predicted {cost.unit} {significant(cost.before)} -> {significant(cost.after)} "
+            f"({cost.after / cost.before:.1%})",
+            highlight=False,
+        )
 
 
 def _plan_row(site: SitePlan) -> Sequence[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graph_passes.plan import MethodSpec
+from graph_passes.request import QUANTITIES, CompressionSpec
 from pipeline.atomic import atomic_file
 from pipeline.report import formats
 from pipeline.report.markdown import escape
@@ -80,10 +81,17 @@ def method_text(method: MethodSpec) -> str:
     return f"{method.name}:{options}" if options else method.name
 
 
+def asked(variant: CompressionSpec) -> str:
+    """The budget of a variant; ``50%`` alone is one of parameters."""
+    if variant.rank is not None:
+        return f"rank {variant.rank}"
+    share = f"{variant.share:.0%}"
+    return share if variant.budget == "params" else f"{share} of {QUANTITIES[variant.budget]}"
+
+
 def _row(row: SweepRow, metrics: Sequence[str], providers: Sequence[str]) -> list[str]:
     variant = row.variant
-    asked = f"{variant.share:.0%}" if variant.rank is None else f"rank {variant.rank}"
-    texts = [method_text(variant.method), variant.allocation, asked]
+    texts = [method_text(variant.method), variant.allocation, asked(variant)]
     if row.problem is not None or row.size is None:
         return [
             *texts,
