@@ -273,6 +273,21 @@ def test_run_takes_the_method_from_the_command_line(cli, files):
     cli("run", "recipe.yaml", "-o", "b", "-m", "asvd", code=2)
 
 
+def test_run_takes_another_budget_from_the_command_line(cli, files):
+    recipe = {"name": "tiny", "source": {"model": "model.onnx"}, "benchmark": None}
+    Path("recipe.yaml").write_text(json.dumps(recipe | {"compression": {"params": 0.6}}))
+    text = cli("run", "recipe.yaml", "-o", "b", "--flops", "0.5").out
+    assert "predicted FLOPs" in text
+    plan = json.loads(Path("b/plan.json").read_text())
+    assert plan["budget"] == "50% of FLOPs, uniform"
+    assert 0.4 < plan["cost"]["after"] / plan["cost"]["before"] <= 0.5
+    assert "Selected linear layers, predicted FLOPs" in Path("b/summary.md").read_text()
+    for limits in (("--bytes", "0.5"), ("--max-drop", "0.1")):
+        refused = cli("run", "recipe.yaml", "-o", "c", "--flops", "0.5", *limits, code=2)
+        assert "flops" in error_line(refused)
+        assert "exclude each other" in error_line(refused)
+
+
 def test_compress_recovers_for_as_long_as_it_is_told(cli, files):
     cli("compress", "model.onnx", "-o", "plain.onnx", "-m", "svd", "-p", "0.4")
     recovered = ("-o", "better.onnx", "-m", "svd", "-p", "0.4", "-c", "data.npz", "--recover", "2s")

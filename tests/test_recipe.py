@@ -80,6 +80,8 @@ def test_little_is_required(tmp_path):
         ("top_k: 5", "top_k: 0", "metric.accuracy.top_k"),
         ("params: 0.5", "params: 0.5\n  rank: 8", "compression: .*exclude each other"),
         ("params: 0.5", "params: 1.5", "compression: .*between 0 and 1"),
+        ("params: 0.5", "params: 0.5\n  flops: 0.5", "compression: .*params and flops exclude"),
+        ("params: 0.5", "latency: fast", "compression.latency"),
         ("group: attention", "group: heads", "compression.select.group"),
         ("max: 0.01", "max: 0.01, min: 0", "gates.0: .*exactly one of min and max"),
         ("iterations: 20", "iterations: 1", "benchmark.iterations"),

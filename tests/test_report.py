@@ -18,10 +18,12 @@ from report_factory import (
 )
 
 from graph_passes.errors import OutputError, RequestError
-from graph_passes.plan import SiteError, SkippedNode
+from graph_passes.plan import PlanCost, SiteError, SkippedNode
+from graph_passes.request import CompressionSpec
 from pipeline.report import draw_pictures, formats, read_report, render_summary, write_report
 from pipeline.report.environment import environment
 from pipeline.report.markdown import escape, name, printable
+from pipeline.report.sweep import asked
 from pipeline.report.writer import report_json
 from pipeline.results import ValidationReport
 
@@ -214,6 +216,21 @@ def test_before_and_after_are_readable():
             "0.613×, speed-up 1.63× (1.60× to 1.67×), ideal 1.82×",
         ],
     ]
+
+
+def test_a_predicted_cost_stands_beside_what_was_measured():
+    cost = PlanCost(unit="ms", before=8.0, after=5.0)
+    rows = cells(render_summary(make_report(plan=make_plan(cost=cost))), "", "before", "after")
+    names = [row[0] for row in rows]
+    predicted = names.index("Selected linear layers, predicted ms")
+    assert rows[predicted][1:] == ["8.000", "5.000", "0.625×"]
+    assert "Latency p50, cpu" in names[predicted:]
+    assert "predicted" not in render_summary(make_report())
+
+
+def test_a_sweep_says_what_was_asked_for():
+    variants = [CompressionSpec(), CompressionSpec(latency=0.6), CompressionSpec(rank=4)]
+    assert [asked(variant) for variant in variants] == ["50%", "60% of latency", "rank 4"]
 
 
 def test_a_site_says_what_it_became_and_why():

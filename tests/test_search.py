@@ -77,6 +77,16 @@ def test_a_share_that_leaves_all_dense_is_no_answer(tmp_path):
     assert (first.share, first.problem, first.within) == (0.5, "all stay dense", False)
 
 
+@pytest.mark.parametrize("budget", ["bytes", "flops", "latency"])
+def test_it_searches_the_budget_that_was_asked_for(tmp_path, budget):
+    asked = CompressionSpec.model_validate({"method": {"name": "svd"}, budget: 0.9})
+
+    request, search = smallest_within(Known(), asked, 0.3, tmp_path)
+
+    assert (request.budget, request.share) == (budget, search.found.share)
+    assert request.params is None
+
+
 def test_nothing_within_the_drop_is_said(tmp_path):
     with pytest.raises(NothingToCompressError, match="no share up to 98%"):
         smallest_within(Known(), REQUEST, 0.001, tmp_path)

@@ -60,6 +60,17 @@ def test_each_variant_has_an_empty_folder_that_goes(tmp_path, monkeypatch):
     assert not any(folder.exists() for folder in folders)
 
 
+def test_a_grid_of_several_budgets():
+    shares = {"params": [0.3], "bytes": [0.4, 0.5]}
+    variants = grid(CompressionSpec(flops=0.9), METHODS[:1], shares, ["uniform"])
+    assert [(v.budget, v.share) for v in variants] == [
+        ("params", 0.3),
+        ("bytes", 0.4),
+        ("bytes", 0.5),
+    ]
+    assert grid(CompressionSpec(rank=4), METHODS[:1], {}, [])[0].rank == 4
+
+
 def test_a_share_out_of_range_is_refused():
     with pytest.raises(RequestError, match="params"):
         grid(CompressionSpec(), [], {"params": [1.5]}, [])
