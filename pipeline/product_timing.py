@@ -16,7 +16,7 @@ weight; of a fine grid only evenly spread points, with straight lines in between
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,15 +28,16 @@ import onnx_ir as ir
 from graph_passes.allocation.price import TabulatedPrice
 from pipeline.benchmark import BoundModel, interleave
 from pipeline.model_file import save_model
-from pipeline.session import SessionSpec
+from pipeline.session import Provider, SessionSpec
 
 _WARMUP_ROUNDS = 3
 _MEASURE_S = 2.0
 _LEAST_ROUNDS, _MOST_ROUNDS = 10, 100
 _POINTS = 16
-_MAX_COPIES = 16
-# A run of about a millisecond at 100 GFLOP/s, so that many are not interrupted.
-_RUN_FLOPS = 1e8
+_MOST_COPIES = 16
+_COPIES_BYTES = 256_000_000
+# Runs of about a millisecond: long next to their fixed cost, and most are not interrupted.
+_RUN_FLOPS: Mapping[Provider, float] = {"cpu": 1e8, "cuda": 1e10}
 _OPSET, _IR_VERSION = 17, 8
 
 
@@ -55,12 +56,6 @@ class Product:
         """The axes in front of those of a matrix: none, unless it is a stack."""
         return () if self.matrices == 1 else (self.matrices,)
 
-    @property
-    def copies(self) -> int:
-        """How many of them are measured at once."""
-        flops = 2 * self.matrices * self.rows * self.in_features * self.out_features
-        return int(np.clip(_RUN_FLOPS / max(flops, 1), 1, _MAX_COPIES))
-
 
 def time_product(product: Product, ranks: Sequence[int], spec: SessionSpec) -> TabulatedPrice:
     """Milliseconds of ``product``, dense and at ``ranks``.
@@ -75,18 +70,19 @@ def time_product(product: Product, ranks: Sequence[int], spec: SessionSpec) -> T
         ModelFileError: ONNX Runtime has no product of this type there.
     """
     rng = np.random.default_rng(0)
+    copies = _copies(product, spec.provider)
     shape = *product.leading, product.rows, product.in_features
     feeds = {"x": rng.standard_normal(shape).astype(product.dtype.numpy())}
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
         models = []
         for index, inner in enumerate([(), *((rank,) for rank in ranks)]):
             path = Path(folder) / f"{index}.onnx"
-            save_model(_chains(product, inner, rng), path)
+            save_model(_chains(product, inner, copies, rng), path)
             models.append(BoundModel(path, feeds, spec))
         warmup_s = interleave(models, _WARMUP_ROUNDS, rng).min(axis=0).sum() / 1e9
         rounds = int(np.clip(_MEASURE_S / warmup_s, _LEAST_ROUNDS, _MOST_ROUNDS))
         times_ms = interleave(models, rounds, rng) / 1e6
-    dense, *chains = times_ms.min(axis=0) / product.copies
+    dense, *chains = times_ms.min(axis=0) / copies
     return TabulatedPrice.fit(float(dense), ranks, [float(time) for time in chains])
 
 
@@ -103,12 +99,22 @@ def ranks_to_measure(in_features: int, out_features: int, multiple: int) -> tupl
     return tuple(int(rank) for rank in grid[chosen])
 
 
-def _chains(product: Product, inner: tuple[int, ...], rng: np.random.Generator) -> ir.Model:
+def _copies(product: Product, provider: Provider) -> int:
+    """How many products a graph holds."""
+    numbers = product.matrices * product.in_features * product.out_features
+    by_time = _RUN_FLOPS[provider] / max(2 * product.rows * numbers, 1)
+    by_memory = _COPIES_BYTES / (numbers * product.dtype.itemsize)
+    return int(np.clip(min(by_time, by_memory), 1, _MOST_COPIES))
+
+
+def _chains(
+    product: Product, inner: tuple[int, ...], copies: int, rng: np.random.Generator
+) -> ir.Model:
     """Copies of ``x·W_1·W_2…`` from K over the ``inner`` sizes to N."""
     sizes = product.in_features, *inner, product.out_features
     x = _value("x", product, product.in_features)
     nodes, outputs, initializers = [], [], []
-    for copy in range(product.copies):
+    for copy in range(copies):
         value = x
         for step, (rows, columns) in enumerate(pairwise(sizes)):
             numbers = rng.standard_normal((*product.leading, rows, columns)) / np.sqrt(rows)
