@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -40,7 +41,7 @@ class Candidate:
     damage: Float64 | None = None
     quoted: Price | None = None
 
-    @property
+    @cached_property
     def price(self) -> Price:
         """What it takes of the budget."""
         return self.quoted or LinearPrice(self.dense, self.cost)
