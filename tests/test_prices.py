@@ -14,7 +14,13 @@ from graph_passes.allocation.least_damage import least_damage
 from graph_passes.allocation.price import LinearPrice, TabulatedPrice
 from graph_passes.allocation.uniform import uniform
 
-steps = st.floats(0, 3)
+
+def eighths(low, high):
+    """Numbers whose sums are exact, so that equal and nearly equal prices are told apart."""
+    return st.integers(8 * low, 8 * high).map(lambda number: number / 8)
+
+
+steps = eighths(0, 3)
 
 
 @st.composite
@@ -28,7 +34,7 @@ def priced(draw, most=5):
         prices = tuple(float(p) for p in 0.5 + np.cumsum(rises))
         falls = draw(st.lists(steps, min_size=min(k, n), max_size=min(k, n)))
         damage = np.append(np.cumsum(falls)[::-1], 0.0)
-        dense = draw(st.floats(0.5, 12))
+        dense = draw(eighths(1, 12))
         price = TabulatedPrice(dense, ranks, prices)
         candidates.append(Candidate(str(index), k, n, damage=damage, quoted=price))
     return candidates
