@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from graph_passes.allocation import Damage
 from graph_passes.errors import RequestError
+from graph_passes.factoring import statistics_of
 from graph_passes.factorization import ActivationStats, Method
 from graph_passes.factorization.base import Float64
 from graph_passes.factorization.gauss_newton import GaussNewton
@@ -47,13 +48,12 @@ def damage_curve(
     if kind == "gauss-newton" and not any(known.gradients for known in stats.values()):
         raise RequestError("the allocation gauss-newton needs calibration data with gradients")
 
-    def merged(sites: Sequence[LinearSite]) -> ActivationStats | None:
-        known = [stats[site.name] for site in sites if site.name in stats]
-        complete = len(known) == len(sites) and not sites[0].weight.stacked
-        return ActivationStats.merge(known) if complete else None
-
     def curve(sites: Sequence[LinearSite]) -> Float64 | None:
-        weight, key, seen = sites[0].weight.array(), sites[0].weight.key, merged(sites)
+        weight, key, seen = (
+            sites[0].weight.array(),
+            sites[0].weight.key,
+            statistics_of(sites, stats),
+        )
         if kind == "gauss-newton":
             if seen is None or seen.gradients is None:
                 return None

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from graph_passes.errors import RequestError
-from graph_passes.factorization import ActivationStats, Decomposition, Factorization, make_method
-from graph_passes.factorization.base import Array, Method
-from graph_passes.factorization.error import activation_error, bound, weight_error
+from graph_passes.factorization import ActivationStats, Factorization, make_method
+from graph_passes.factorization.base import Float64, Method
+from graph_passes.factorization.error import activation_error, least_errors, weight_error
 from graph_passes.factorization.stack import decompose
 from graph_passes.plan import CompressionPlan, SiteError, SitePlan
 from graph_passes.planning import group_by_weight
@@ -19,12 +19,21 @@ from graph_passes.sites import LinearSite, SiteTable
 
 @dataclass(frozen=True)
 class FactoredWeight:
-    """One weight taken apart for all the sites that share it."""
+    """One weight taken apart for all the sites that share it.
+
+    Attributes:
+        sites: that share it.
+        plan: of the last of them.
+        factorization: its factors as stored.
+        error: of these.
+        least: ``[q + 1]`` the least squared error at each rank in the metric of ``error.bound``.
+    """
 
     sites: Sequence[LinearSite]
     plan: SitePlan
     factorization: Factorization
     error: SiteError
+    least: Float64
 
 
 def factor_weights(
@@ -57,21 +66,33 @@ def _factor(
     stats: Mapping[str, ActivationStats],
     ready: Factorization | None,
 ) -> FactoredWeight:
-    known = [stats[site.name] for site in sites if site.name in stats]
     weight = sites[0].weight.array()
-    # A stack of matrices has no statistics: those of its input are not about any one matrix.
-    complete = len(known) == len(sites) and not sites[0].weight.stacked
-    merged = ActivationStats.merge(known) if complete else None
+    merged = statistics_of(sites, stats)
     method = _method(plan, merged)
     rank = _rank(plan)
     decomposition = decompose(method, weight, merged)
     factorization = ready or decomposition.factorize(rank)
+    metric = "weight" if merged is None else "activation"
+    least = least_errors(weight, merged, decomposition if method.metric == metric else None)
     error = SiteError(
         weight=weight_error(weight, factorization),
         activation=None if merged is None else activation_error(weight, factorization, merged),
-        bound=_bound(method, decomposition, rank, weight, merged),
+        bound=float(np.sqrt(least[rank] / least[0])) if least[0] > 0 else 0.0,
     )
-    return FactoredWeight(sites, plan, factorization, error)
+    return FactoredWeight(sites, plan, factorization, error, least)
+
+
+def statistics_of(
+    sites: Sequence[LinearSite], stats: Mapping[str, ActivationStats]
+) -> ActivationStats | None:
+    """What is known about the inputs of a weight, that is of all ``sites`` that share it.
+
+    None where a site is missing. A stack of matrices has no statistics: those of its input are not
+    about any one matrix.
+    """
+    known = [stats[site.name] for site in sites if site.name in stats]
+    complete = len(known) == len(sites) and not sites[0].weight.stacked
+    return ActivationStats.merge(known) if complete else None
 
 
 def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
@@ -107,15 +128,6 @@ def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
             raise RequestError(f"sites that share the weight {planned.weight} are planned apart")
 
 
-def with_errors(plan: CompressionPlan, errors: Mapping[str, SiteError]) -> CompressionPlan:
-    """The plan with the measured error of each factored weight (by weight key)."""
-    sites = tuple(
-        site.model_copy(update={"error": errors[site.weight]}) if site.weight in errors else site
-        for site in plan.sites
-    )
-    return plan.model_copy(update={"sites": sites})
-
-
 def _rank(plan: SitePlan) -> int:
     if plan.rank is None:
         raise RequestError(f"the plan factors {plan.site!r} without a rank")
@@ -136,16 +148,3 @@ def _method(plan: SitePlan, stats: ActivationStats | None) -> Method:
             "gradients that reach the site"
         )
     return method
-
-
-def _bound(
-    method: Method,
-    decomposition: Decomposition,
-    rank: int,
-    weight: Array,
-    stats: ActivationStats | None,
-) -> float:
-    metric = "weight" if stats is None else "activation"
-    if method.metric == metric:  # its own spectrum is the bound: nothing to decompose again
-        return float(np.sqrt(decomposition.tail[rank]))
-    return float(bound(weight, stats)[rank])

@@ -26,10 +26,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.factoring import FactoredWeight, factor_weights, with_errors
+from graph_passes.bound import PlanErrors
+from graph_passes.factoring import FactoredWeight, factor_weights
 from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.naming import NAME_SCOPES, UniqueNames
-from graph_passes.plan import CompressionPlan, SiteError
+from graph_passes.plan import CompressionPlan
 from graph_passes.sites import SITE_PROPERTY, LinearSite, find_sites
 from graph_passes.weights import read
 
@@ -54,7 +55,7 @@ class LowRankPass(ir.passes.InPlacePass):
         store: where the new weights go; a model that does not fit into memory needs another place.
 
     Attributes:
-        plan: after the call, the plan with the error that each factorization really has.
+        plan: after the call, the plan with the errors that the factors really have.
     """
 
     def __init__(
@@ -80,15 +81,17 @@ class LowRankPass(ir.passes.InPlacePass):
                 ``requires``, which would hide the error behind one of its own.)
         """
         names = UniqueNames(_value_names(model), separator="_")
-        errors: dict[str, SiteError] = {}
-        weights = factor_weights(find_sites(model), self.plan, self._stats, self._ready)
+        table = find_sites(model)
+        errors = PlanErrors(table, self.plan, self._stats)
+        weights = factor_weights(table, self.plan, self._stats, self._ready)
+        done = 0
         for done, factored in enumerate(weights, start=1):
             _rewrite(factored, names, self._store)
-            errors[factored.plan.weight] = factored.error
+            errors.add(factored)
             if self._progress is not None:
                 self._progress(done)
-        self.plan = with_errors(self.plan, errors)
-        return ir.passes.PassResult(model, modified=bool(errors))
+        self.plan = errors.result()
+        return ir.passes.PassResult(model, modified=done > 0)
 
 
 def _rewrite(factored: FactoredWeight, names: UniqueNames, store: Store) -> None:

@@ -54,6 +54,35 @@ class SiteError(BaseModel):
         return self.weight if self.activation is None else self.activation
 
 
+class PlanError(BaseModel):
+    """How far all selected weights together are from what they were, beside the least possible.
+
+    Squared errors of the sites' outputs are summed over all weights and calibrated positions and
+    set in relation to the summed squares of the outputs (0 = exact, 1 = all lost); a weight that
+    stays dense has none. All three are about the outputs of the sites, each on the inputs that it
+    has in the original model: they bound neither what errors do to later sites nor the outputs of
+    the model. See :mod:`graph_passes.bound`.
+
+    Attributes:
+        metric: of the sites' outputs (``activation``), or without calibration of the weights.
+        reached: the error of the factors as stored.
+        bound: the least error that factors of the plan's ranks can have (Eckart-Young).
+        allocation_bound: the least error that factors with as many parameters can have, however
+            the ranks are shared out.
+        weights: how many weights it is about.
+        left_out: selected weights without statistics, or that no plan may touch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    metric: Literal["activation", "weight"]
+    reached: float
+    bound: float
+    allocation_bound: float
+    weights: int
+    left_out: int = 0
+
+
 class SitePlan(BaseModel):
     """One linear site ``y = x·W + b`` with W of shape [in_features, out_features].
 
@@ -110,9 +139,9 @@ class CompressionPlan(BaseModel):
     """What every MatMul and Gemm of one model becomes.
 
     ``sequential`` plans are applied with the errors of earlier sites in sight; ``objective`` is
-    what gradients are taken of, for methods that need them. ``cost`` is what
-    the budget counts, None where that is parameters. ``notes`` say what the plan had to do
-    without.
+    what gradients are taken of, for methods that need them. ``cost`` is what the budget counts,
+    None where that is parameters. ``error`` is measured when the plan is carried out. ``notes`` say
+    what the plan had to do without.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -124,6 +153,7 @@ class CompressionPlan(BaseModel):
     sequential: bool = False
     objective: Literal["positions", "pooled"] = "positions"
     sites: tuple[SitePlan, ...]
+    error: PlanError | None = None
     skipped: tuple[SkippedNode, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graph_passes.bound import PlanErrors
 from graph_passes.canonicalize import canonicalize
 from graph_passes.cleanup import cleanup
 from graph_passes.errors import ModelFileError
-from graph_passes.factoring import check_fits, factor_weights, with_errors
+from graph_passes.factoring import check_fits, factor_weights
 from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.lowrank import LowRankPass, Store, in_memory
 from graph_passes.plan import CompressionPlan
@@ -118,12 +119,14 @@ def evaluate_plan(
     ready: Mapping[str, Factorization] | None = None,
 ) -> CompressionPlan:
     """The plan with the error that each factorization would have; changes nothing."""
-    errors = {}
+    stats = statistics(calibration)
+    errors = PlanErrors(subject.table, plan, stats)
     with (progress or Silent()).step("factor", weights_in(plan)) as update:
-        for factored in factor_weights(subject.table, plan, statistics(calibration), ready):
-            errors[factored.plan.weight] = factored.error
-            update(len(errors))
-    return with_errors(plan, errors)
+        weights = factor_weights(subject.table, plan, stats, ready)
+        for done, factored in enumerate(weights, start=1):
+            errors.add(factored)
+            update(done)
+    return errors.result()
 
 
 def apply_plan(

@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from graph_passes.plan import CompressionPlan, MethodSpec, SiteError, SitePlan, SkippedNode
+from graph_passes.plan import (
+    CompressionPlan,
+    MethodSpec,
+    PlanError,
+    SiteError,
+    SitePlan,
+    SkippedNode,
+)
 from pipeline.report import SiteSpectrum
 from pipeline.results import (
     Benchmark,
@@ -58,6 +65,9 @@ def make_plan(layers=6, sites=None, **changes):
         "allocation": "uniform",
         "budget": "50 % of the selected linear parameters",
         "sites": sites,
+        "error": PlanError(
+            metric="activation", reached=0.2311, bound=0.2234, allocation_bound=0.1987, weights=36
+        ),
         "skipped": (
             SkippedNode(node="qk_0", op_type="MatMul", reason="both operands are computed"),
             SkippedNode(node="qk_1", op_type="MatMul", reason="both operands are computed"),

@@ -19,7 +19,7 @@ from graph_passes.factorization import (
     MomentAccumulator,
     make_method,
 )
-from graph_passes.factorization.error import activation_error, bound, weight_error
+from graph_passes.factorization.error import activation_error, least_errors, weight_error
 from graph_passes.factorization.gauss_newton import damped_half
 from graph_passes.factorization.projection import project
 from graph_passes.factorization.svdlora import split_rank
@@ -158,7 +158,8 @@ class TestASVD:
         weight, x = rng.standard_normal((rows, columns)), inputs(rng, count, rows)
         stats = moments(x)
         decomposition = make_method("asvd").decompose(weight, stats)
-        least = bound(weight, stats)
+        squared = least_errors(weight, stats)
+        least = np.sqrt(squared / squared[0])
         for rank in range(1, min(rows, columns) + 1):
             factorization = decomposition.factorize(rank)
             reached = activation_error(weight, factorization, stats)

@@ -248,6 +248,18 @@ def test_a_site_says_what_it_became_and_why():
     assert "1 factored, 1 left dense, 0 not selected" in summary
 
 
+def test_the_whole_plan_stands_beside_its_bounds():
+    rows = cells(render_summary(make_report()), "Outputs of all sites together")
+    assert [row[1] for row in rows] == ["0.2311", "0.2234", "0.1987"]
+    plan = make_plan()
+    weights = plan.error.model_copy(update={"metric": "weight", "left_out": 2})
+    summary = render_summary(make_report(plan=plan.model_copy(update={"error": weights})))
+    assert cells(summary, "Weights of all sites together")
+    assert "2 selected weights are left out" in summary
+    bare = render_summary(make_report(plan=plan.model_copy(update={"error": None})))
+    assert "sites together" not in bare
+
+
 def test_skipped_nodes_are_grouped_and_operators_compared():
     summary = render_summary(make_report())
     assert cells(summary, "Reason") == [

@@ -59,6 +59,31 @@ def least_damage(
     return {key: size.rank for key, size in chosen.items()}
 
 
+def least_possible(candidates: Sequence[Candidate], budget: int) -> float:
+    """The least summed damage that ``budget`` parameters can buy, at any ranks.
+
+    The last step that does not fit is taken in part: that is the optimum of the linear relaxation,
+    so no choice of ranks is below it.
+
+    Args:
+        candidates: with the damage of each.
+        budget: at least the parameters of rank 1 of every candidate.
+
+    Raises:
+        RequestError: a candidate comes without its damage.
+    """
+    menus = {c.key: _sizes(c, 1) for c in candidates}
+    chosen = {key: menu[0] for key, menu in menus.items()}
+    damage = sum(size.damage for size in chosen.values())
+    left = float(budget - sum(size.cost for size in chosen.values()))
+    for key, size in _bargains(menus):
+        taken = max(min(left, size.cost - chosen[key].cost), 0.0)
+        damage -= taken * _gain(chosen[key], size)
+        left -= taken
+        chosen[key] = size
+    return max(damage, 0.0)
+
+
 def _sizes(candidate: Candidate, multiple: int) -> list[_Size]:
     """From the cheapest size to the dense weight; rising in price, never in damage."""
     damage = candidate.damage

@@ -5,19 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 from graph_passes.factorization.activations import ActivationStats
-from graph_passes.factorization.base import Array, Factorization, Float64
-from graph_passes.factorization.projection import project
+from graph_passes.factorization.asvd import ASVD
+from graph_passes.factorization.base import Array, Decomposition, Factorization, Float64
+from graph_passes.factorization.stack import decompose
+from graph_passes.factorization.svd import SVD
 
 
-def bound(weight: Array, stats: ActivationStats | None) -> Float64:
-    """The least relative error that any factorization of ``weight`` [K, N] can have.
+def least_errors(
+    weight: Array, stats: ActivationStats | None, known: Decomposition | None = None
+) -> Float64:
+    """The least squared error that any factors of ``weight`` can have, at each rank (Eckart-Young).
+
+    Args:
+        weight: ``[.., K, N]``; a stack has no ``stats``.
+        stats: of the inputs; None for the error of the weight itself.
+        known: the decomposition of ``weight`` in that very metric, where there is one already.
 
     Returns:
-        ``[q + 1]`` at each rank: ``‖X(W − B)‖_F / ‖XW‖_F`` of the optimum with X centred, or the
-        same without X where there are no statistics.
+        ``[q + 1]``: the minimum of ``‖X(W − B)‖_F²`` with X [count, K] centred, or of
+        ``‖W − B‖_F²``; at rank 0 that is all there is.
     """
-    root = None if stats is None else stats.root
-    return np.sqrt(project(weight, root).tail)
+    found = known or decompose(SVD() if stats is None else ASVD(), weight, stats)
+    rows = 1 if stats is None else stats.count
+    return rows * found.energy * found.tail
 
 
 def weight_error(weight: Array, factorization: Factorization) -> float:

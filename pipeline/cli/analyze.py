@@ -14,8 +14,8 @@ from graph_passes.planning import make_plan
 from graph_passes.request import CompressionSpec
 from pipeline.atomic import atomic_file
 from pipeline.cli import options
-from pipeline.cli.console import ProgressBars, errors, out, table
-from pipeline.compress import calibrate_subject, open_subject, spectra_of
+from pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
+from pipeline.compress import calibrate_subject, evaluate_plan, open_subject, spectra_of
 from pipeline.report.formats import significant
 from pipeline.report.pictures import SiteSpectrum
 
@@ -60,13 +60,14 @@ def analyze(
     )
     plan = make_plan(subject.table, request)
     spectra = spectra_of(subject, plan, calibrated, ProgressBars())
-    ranks = {site.site: site.rank for site in plan.sites}
+    plan = evaluate_plan(subject, plan, calibrated, ProgressBars())
+    errors_at_share = {site.site: site.error for site in plan.sites}
     shown = table(
         "site", "group", "shape", "rank for 90 %", "for 99 %", f"least error at {params:.0%}"
     )
     for site, spectrum in zip(subject.table.sites, spectra, strict=True):
-        rank = ranks[site.name]
-        least = "dense" if rank is None else significant(float(np.sqrt(tail_of(spectrum)[rank])))
+        error = errors_at_share[site.name]
+        least = "dense" if error is None else significant(error.bound)
         energies = (str(rank_for(tail_of(spectrum), energy)) for energy in _ENERGIES)
         shape = f"{site.in_features}x{site.out_features}"
         shown.add_row(escape(site.name), site.group, shape, *energies, least)
@@ -78,6 +79,9 @@ def analyze(
         f"{len(plan.skipped)} other matrix products",
         highlight=False,
     )
+    if plan.error is not None:
+        out.print(f"plain SVD at {params:.0%}, uniform ranks, on these data:", highlight=False)
+        print_plan_error(plan.error)
     for note in calibrated.notes if calibrated else ():
         errors.print(f"note: {note}", markup=False, highlight=False)
     if json_path is not None:

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from graph_passes.plan import CompressionPlan, SitePlan
+from graph_passes.plan import CompressionPlan, PlanError, SitePlan
 from pipeline.progress import Update
 from pipeline.report.formats import significant
 from pipeline.results import (
@@ -79,6 +79,23 @@ def print_plan(plan: CompressionPlan) -> None:
             f"({cost.after / cost.before:.1%})",
             highlight=False,
         )
+    if plan.error is not None:
+        print_plan_error(plan.error)
+
+
+def print_plan_error(error: PlanError) -> None:
+    """The error of all weights together beside its bounds, and what these are about."""
+    what = "all weights together"
+    if error.metric == "activation":
+        what = "all site outputs together (not the model's), on the original's inputs"
+    out.print(
+        f"{what}: error {significant(error.reached)}, least at these ranks "
+        f"{significant(error.bound)}, at any ranks of as many parameters "
+        f"{significant(error.allocation_bound)}",
+        highlight=False,
+    )
+    if error.left_out:
+        out.print(f"left out of that: {error.left_out} weights without statistics", style="dim")
 
 
 def _plan_row(site: SitePlan) -> Sequence[str]:
