@@ -5,24 +5,29 @@
 ``error-against-rank``     the least error at every rank for a selection of sites, and the choice
 ``before-and-after``       sizes and latencies
 =========================  =====================================================================
-
-Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.atomic import atomic_file
 from pipeline.report import formats
+from pipeline.report.drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    STYLE,
+    new_figure,
+    save_figure,
+    shorten,
+)
 from pipeline.report.markdown import printable
 from pipeline.results import RunReport, SweepReport
 
@@ -32,22 +37,9 @@ if TYPE_CHECKING:
 
 PICTURES_FOLDER = "pictures"
 
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
-_GROUP_COLOURS = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLE: dict[Any, Any] = {  # the stubs want literal keys
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "savefig.dpi": 120,
-    "text.parse_math": False,  # site names are no formulas
-}
+_GROUP_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANELS = 12
 _COLUMNS = 4
-_LONGEST_TITLE = 34
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +56,8 @@ class SiteSpectrum:
         rank: the rank chosen; ``None`` where the site stays dense.
         reached: the relative error reached at ``rank``, *not* squared, in the activation metric
             where there is one.
+        input_tail: the share of the inputs' variance beyond their first 0, 1, … principal
+            components, ``[K + 1]``; ``None`` without calibration.
     """
 
     site: str
@@ -72,6 +66,7 @@ class SiteSpectrum:
     activation_tail: NDArray[np.float64] | None
     rank: int | None
     reached: float | None
+    input_tail: NDArray[np.float64] | None = None
 
 
 def draw_pictures(report: RunReport, spectra: Sequence[SiteSpectrum], folder: Path) -> list[Path]:
@@ -91,7 +86,7 @@ def draw_pictures(report: RunReport, spectra: Sequence[SiteSpectrum], folder: Pa
     import matplotlib as mpl
 
     factored = [spectrum for spectrum in spectra if spectrum.rank is not None]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figures: dict[str, Figure] = {}
         if spectra:
             figures["explained-variance"] = _explained_variance(spectra)
@@ -99,22 +94,9 @@ def draw_pictures(report: RunReport, spectra: Sequence[SiteSpectrum], folder: Pa
             figures["error-against-rank"] = _error_against_rank(factored)
         figures["before-and-after"] = _before_and_after(report)
         return [
-            _save(figure, folder / PICTURES_FOLDER / f"{name}.png")
+            save_figure(figure, folder / PICTURES_FOLDER / f"{name}.png")
             for name, figure in figures.items()
         ]
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic_file(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # it draws a box instead
-        figure.savefig(temporary)
-    return path
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _explained_variance(spectra: Sequence[SiteSpectrum]) -> Figure:
@@ -122,7 +104,7 @@ def _explained_variance(spectra: Sequence[SiteSpectrum]) -> Figure:
     calibrated = [(s.group, s.activation_tail) for s in spectra if s.activation_tail is not None]
     if calibrated:
         tails["of the outputs on calibrated inputs"] = calibrated
-    figure = _figure(4.6 * len(tails), 3.8)
+    figure = new_figure(4.6 * len(tails), 3.8)
     panels = figure.subplots(1, len(tails), sharey=True, squeeze=False)[0]
     groups = sorted({spectrum.group for spectrum in spectra})
     for panel, (title, lines) in zip(panels, tails.items(), strict=True):
@@ -136,7 +118,7 @@ def _explained_variance(spectra: Sequence[SiteSpectrum]) -> Figure:
 
 
 def _group_colour(index: int) -> str:
-    return _GROUP_COLOURS[index] if index < len(_GROUP_COLOURS) else _GREY
+    return _GROUP_COLOURS[index] if index < len(_GROUP_COLOURS) else GREY
 
 
 def _draw_group(panel: Axes, tails: Sequence[NDArray[np.float64]], group: str, colour: str) -> None:
@@ -147,7 +129,7 @@ def _draw_group(panel: Axes, tails: Sequence[NDArray[np.float64]], group: str, c
     kept = np.array([np.interp(share, np.linspace(0, 1, len(t)), 1 - t) for t in tails])
     faint = max(0.06, 0.5 / math.sqrt(len(tails)))
     panel.plot(share, kept.T, color=colour, alpha=faint, linewidth=0.7)
-    label = f"{_shorten(group)} ({len(tails)})"
+    label = f"{shorten(group)} ({len(tails)})"
     panel.plot(share, np.median(kept, axis=0), color=colour, linewidth=2, label=label)
 
 
@@ -155,7 +137,7 @@ def _error_against_rank(factored: Sequence[SiteSpectrum]) -> Figure:
     shown = _selection(factored)
     columns = min(_COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = _figure(max(2.6 * columns, 5.2), 1.9 * rows + 0.7)
+    figure = new_figure(max(2.6 * columns, 5.2), 1.9 * rows + 0.7)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for panel, spectrum in zip(panels.flat, shown, strict=False):
         _draw_error(panel, spectrum)
@@ -196,20 +178,20 @@ def _selection_title(shown: int, factored: int) -> str:
 
 def _draw_error(panel: Axes, spectrum: SiteSpectrum) -> None:
     ranks = np.arange(len(spectrum.weight_tail))
-    panel.plot(ranks, _error(spectrum.weight_tail), color=_GREY, label="least, of the weight")
+    panel.plot(ranks, _error(spectrum.weight_tail), color=GREY, label="least, of the weight")
     if spectrum.activation_tail is not None:
         error = _error(spectrum.activation_tail)
-        panel.plot(ranks, error, color=_BLUE, label="least, on calibrated inputs")
+        panel.plot(ranks, error, color=BLUE, label="least, on calibrated inputs")
     if spectrum.rank is not None:
         _mark_choice(panel, spectrum.rank, spectrum.reached)
-    panel.set_title(_shorten(spectrum.site), fontsize=7.5)
+    panel.set_title(shorten(spectrum.site), fontsize=7.5)
     panel.set(xlim=(0, ranks[-1]), ylim=(0, 1.05))
 
 
 def _mark_choice(panel: Axes, rank: int, reached: float | None) -> None:
-    panel.axvline(rank, color=_ORANGE, linewidth=0.8, linestyle="--")
+    panel.axvline(rank, color=ORANGE, linewidth=0.8, linestyle="--")
     if reached is not None:
-        panel.plot([rank], [reached], "o", color=_ORANGE, markersize=5, label="chosen and reached")
+        panel.plot([rank], [reached], "o", color=ORANGE, markersize=5, label="chosen and reached")
     panel.annotate(
         f"rank {rank}: {formats.significant(reached, 2)}",
         (0.97, 0.95),
@@ -222,12 +204,6 @@ def _mark_choice(panel: Axes, rank: int, reached: float | None) -> None:
 
 def _error(tail: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.clip(tail, 0, None))
-
-
-def _shorten(text: str) -> str:
-    """The end of a name, where module paths differ."""
-    line = printable(text)
-    return line if len(line) <= _LONGEST_TITLE else f"…{line[1 - _LONGEST_TITLE :]}"
 
 
 @dataclass(frozen=True)
@@ -243,7 +219,7 @@ class _Pair:
 
 def _before_and_after(report: RunReport) -> Figure:
     pairs = list(_pairs(report))
-    figure = _figure(max(2.1 * len(pairs), 4.2), 3.2)
+    figure = new_figure(max(2.1 * len(pairs), 4.2), 3.2)
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for panel, pair in zip(panels, pairs, strict=True):
         _draw_pair(panel, pair)
@@ -271,11 +247,11 @@ def _pairs(report: RunReport) -> Iterator[_Pair]:
 
 def _draw_pair(panel: Axes, pair: _Pair) -> None:
     labels = ["before", f"after\n{formats.ratio(pair.after, pair.before)}"]
-    bars = panel.bar(labels, [pair.before, pair.after], color=[_GREY, _BLUE], width=0.6)
+    bars = panel.bar(labels, [pair.before, pair.after], color=[GREY, BLUE], width=0.6)
     panel.bar_label(bars, [pair.text(pair.before), pair.text(pair.after)], padding=2, fontsize=8)
     if pair.ideal is not None:
-        panel.hlines(pair.ideal, 1.32, 1.42, color=_ORANGE, linewidth=2)
-        panel.text(1.46, pair.ideal, "ideal", color=_ORANGE, fontsize=8, va="center")
+        panel.hlines(pair.ideal, 1.32, 1.42, color=ORANGE, linewidth=2)
+        panel.text(1.46, pair.ideal, "ideal", color=ORANGE, fontsize=8, va="center")
     panel.set_title(pair.title)
     panel.set_yticks([])
     panel.spines["left"].set_visible(False)
@@ -291,8 +267,8 @@ def draw_pareto(report: SweepReport, path: Path) -> None:
     """
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE):
-        figure = _figure(5.2, 3.6)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(5.2, 3.6)
         panel = figure.subplots()
         for index, (label, points) in enumerate(_pareto_lines(report).items()):
             share, value = zip(*sorted(points), strict=True)
@@ -300,7 +276,7 @@ def draw_pareto(report: SweepReport, path: Path) -> None:
         panel.set_xlabel("linear parameters kept [%]")
         panel.set_ylabel(next((name for row in report.rows for name in row.metrics), "cosine"))
         panel.legend(fontsize=7)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _pareto_lines(report: SweepReport) -> dict[str, list[tuple[float, float]]]:
