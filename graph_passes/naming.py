@@ -31,6 +31,8 @@ _MLP = re.compile(
     re.IGNORECASE,
 )
 
+_NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
+
 
 def module_path(node: ir.Node, parameters: Iterable[ir.Value | None] = ()) -> str:
     """The module that ``node`` belongs to, or the node's own name where nothing tells."""
@@ -70,6 +72,18 @@ def group_of(path: str) -> str:
     if _ATTENTION.search(path):
         return "attention"
     return "mlp" if _MLP.search(path) else "other"
+
+
+def kind_of(path: str) -> tuple[str, int | None]:
+    """What ``path`` is in every layer, and in which layer it is: its first number.
+
+    ``encoder.layer.3.attention.query`` is ``encoder.layer.*.attention.query`` in layer 3; a path
+    without a number is of its own kind, in no layer.
+    """
+    number = _NUMBER.search(path)
+    if number is None:
+        return path, None
+    return f"{path[: number.start()]}*{path[number.end() :]}", int(number[0])
 
 
 class UniqueNames:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from graph_passes.factorization import ActivationStats
 from graph_passes.factorization.base import Float64
-from graph_passes.factorization.projection import project
+from graph_passes.factorization.projection import project, tail_of
 from graph_passes.factorization.stack import decompose
 from graph_passes.factorization.svd import SVD
 from graph_passes.sites import LinearSite
@@ -14,21 +16,27 @@ from graph_passes.sites import LinearSite
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Relative squared error at each rank, of the optimum in two metrics.
+    """Relative squared error at each rank, of the optimum in two metrics, and of the inputs.
 
     Attributes:
         weight_tail: ``[q + 1]`` in the weight metric, q = min(K, N).
         activation_tail: ``[q + 1]`` in the metric of the site's inputs; None without statistics.
+        input_tail: ``[K + 1]`` variance of the inputs that their first principal components leave;
+            None without statistics.
     """
 
     weight_tail: Float64
     activation_tail: Float64 | None
+    input_tail: Float64 | None
 
 
 def spectrum(site: LinearSite, stats: ActivationStats | None) -> Spectrum:
     """Decompose the weight of ``site`` in both metrics; keeps only the spectra."""
     weight = site.weight.array()
     if site.weight.stacked:
-        return Spectrum(decompose(SVD(), weight, None).tail, None)
-    activation = None if stats is None else project(weight, stats.root).tail
-    return Spectrum(project(weight).tail, activation)
+        return Spectrum(decompose(SVD(), weight, None).tail, None, None)
+    if stats is None:
+        return Spectrum(project(weight).tail, None, None)
+    # The rows of the root are the principal axes, each as long as its standard deviation.
+    variances = np.sort(np.sum(stats.root**2, axis=1))[::-1]
+    return Spectrum(project(weight).tail, project(weight, stats.root).tail, tail_of(variances))

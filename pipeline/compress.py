@@ -259,6 +259,7 @@ def spectra_of(
                     activation_tail=found.activation_tail,
                     rank=choice.rank,
                     reached=choice.error.reached if choice.error else None,
+                    input_tail=found.input_tail,
                 )
             )
             update(len(result))

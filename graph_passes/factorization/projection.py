@@ -88,7 +88,7 @@ def project(weight: NDArray[np.generic], root: Float64 | None = None) -> Project
     rank = int(np.count_nonzero(energy > _UNSEEN * energy[0]))
     vectors = vectors[:, :rank]
     seen = vectors if tall else np.linalg.qr(seen_by_metric.T @ vectors)[0]
-    return Projection(exact, seen, _tail(energy), float(energy.sum()))
+    return Projection(exact, seen, tail_of(energy), float(energy.sum()))
 
 
 def _descending(matrix: Float64) -> tuple[Float64, Float64]:
@@ -97,7 +97,7 @@ def _descending(matrix: Float64) -> tuple[Float64, Float64]:
     return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
 
 
-def _tail(energy: Float64) -> Float64:
-    """``[q + 1]`` share of the energy beyond each rank; all zeros for a zero weight."""
+def tail_of(energy: Float64) -> Float64:
+    """``[q + 1]`` share of ``energy`` [q], largest first, beyond each rank; zeros if none is."""
     left = np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
     return left / left[0] if left[0] > 0 else left
