@@ -46,7 +46,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class _Tap:
+class Tap:
     """One distinct site input: a value, and whether the site reads its transpose."""
 
     value: str
@@ -55,6 +55,7 @@ class _Tap:
 
     @property
     def key(self) -> str:
+        """Identifies the input."""
         return f"{self.value}{'.T' if self.transposed else ''}"
 
 
@@ -87,11 +88,7 @@ def calibrate(
         DataError: the samples do not fit the model, or all positions are padding.
         ModelFileError: the model cannot be run.
     """
-    taps = {
-        site.name: _Tap(site.input.name or "", site.transpose_input, site.in_features)
-        for site in sites
-        if not site.nested
-    }
+    taps = taps_of(sites)
     distinct = {tap.key: tap for tap in taps.values()}
     mask = samples.mask_name or ""
     key = content_key(_FORMAT, digest, mask, "\n".join(sorted(distinct)), samples.inputs)
@@ -99,7 +96,7 @@ def calibrate(
     moments = None if stored is None else _unpack(stored, distinct)
     cached = moments is not None
     if moments is None:
-        session = open_session(_tapped(model, distinct.values()), spec, data_folder=data_folder)
+        session = open_session(tapped(model, distinct.values()), spec, data_folder=data_folder)
         check_samples(session, samples)
         batches = model_batches(session, samples, batch_size)
         moments, unmasked = _collect(session, batches, list(distinct.values()), progress)
@@ -120,21 +117,44 @@ def calibrate(
     )
 
 
+def taps_of(sites: Iterable[LinearSite]) -> dict[str, Tap]:
+    """The input of each site by the site's name; sites inside nested graphs cannot be tapped."""
+    return {
+        site.name: Tap(site.input.name or "", site.transpose_input, site.in_features)
+        for site in sites
+        if not site.nested
+    }
+
+
+def observe(
+    session: ort.InferenceSession, batch: Batch, taps: Iterable[Tap]
+) -> Iterator[tuple[Tap, NDArray[np.generic], bool]]:
+    """Run one batch; yields the rows ``[n, K]`` of each tap, and whether padding is out of them.
+
+    Args:
+        session: of the model as :func:`tapped`.
+        batch: what to run.
+        taps: where to look.
+    """
+    taps = tuple(taps)
+    outputs = {value.name for value in session.get_outputs()}
+    names = sorted({tap.value for tap in taps} & outputs)
+    values = {**batch.feeds, **run(session, batch.feeds, names)}
+    for tap in taps:
+        yield tap, *_rows(values[tap.value], tap, batch)
+
+
 def _collect(
     session: ort.InferenceSession,
     batches: Iterator[Batch],
-    taps: Sequence[_Tap],
+    taps: Sequence[Tap],
     progress: Callable[[int], None] | None,
 ) -> tuple[dict[str, ActivationStats], set[str]]:
     accumulators = {tap.key: MomentAccumulator(tap.features) for tap in taps}
     unmasked: set[str] = set()
-    outputs = {value.name for value in session.get_outputs()}
-    names = sorted({tap.value for tap in taps} & outputs)
     done = 0
     for batch in batches:
-        values = {**batch.feeds, **run(session, batch.feeds, names)}
-        for tap in taps:
-            rows, masked = _rows(values[tap.value], tap, batch)
+        for tap, rows, masked in observe(session, batch, taps):
             if not masked:
                 unmasked.add(tap.key)
             accumulators[tap.key].update(rows)
@@ -147,7 +167,7 @@ def _collect(
     return {key: accumulator.result() for key, accumulator in accumulators.items()}, unmasked
 
 
-def _tapped(model: ir.Model, taps: Iterable[_Tap]) -> bytes:
+def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:
     """The serialized model with every tapped value as an output; ``model`` is left as it was."""
     wanted = {tap.value for tap in taps} - {value.name for value in model.graph.outputs}
     extra = [v for node in model.graph for v in node.outputs if v.name in wanted]
@@ -159,7 +179,7 @@ def _tapped(model: ir.Model, taps: Iterable[_Tap]) -> bytes:
         del model.graph.outputs[before:]
 
 
-def _rows(value: Array, tap: _Tap, batch: Batch) -> tuple[NDArray[np.generic], bool]:
+def _rows(value: Array, tap: Tap, batch: Batch) -> tuple[NDArray[np.generic], bool]:
     """``[n, K]`` the rows that the site really sees, and whether padding is out of them."""
     if tap.transposed:
         value = np.swapaxes(value, -1, -2)
@@ -204,7 +224,7 @@ def _pack(moments: Mapping[str, ActivationStats], unmasked: set[str]) -> dict[st
 
 
 def _unpack(
-    arrays: Mapping[str, Array], taps: Mapping[str, _Tap]
+    arrays: Mapping[str, Array], taps: Mapping[str, Tap]
 ) -> dict[str, ActivationStats] | None:
     try:
         return {

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.markup import escape
 
+from graph_passes.errors import RequestError
+from graph_passes.plan import CompressionPlan
 from graph_passes.planning import make_plan
 from graph_passes.request import CompressionSpec
+from pipeline.analysis import CalibrationData
+from pipeline.analysis import analyze as analyze_model
+from pipeline.analysis.profile import ranks_for
 from pipeline.atomic import atomic_file
+from pipeline.cache import ArrayCache
+from pipeline.calibrate import Calibration
 from pipeline.cli import options
 from pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
-from pipeline.compress import calibrate_subject, evaluate_plan, open_subject, spectra_of
+from pipeline.compress import (
+    Subject,
+    calibrate_subject,
+    evaluate_plan,
+    open_subject,
+    spectra_of,
+)
+from pipeline.data.samples import Samples
+from pipeline.experiment import prepare
+from pipeline.recipe import Recipe, read_recipe
+from pipeline.report.analysis import write_analysis
 from pipeline.report.formats import significant
 from pipeline.report.pictures import SiteSpectrum
+from pipeline.session import SessionSpec
 
-_ENERGIES = (0.9, 0.99)
+_HELD_OUT_EVERY = 4
+"""Every fourth calibration sample is held out where no other data is given."""
 
 
 def register(app: typer.Typer) -> None:
@@ -28,12 +52,23 @@ def register(app: typer.Typer) -> None:
 
 
 def analyze(
-    model: options.Model,
+    model: Annotated[
+        Path,
+        typer.Argument(help="An ONNX model, which is never changed; or a recipe (YAML)."),
+    ],
     calibration: options.CalibrationFile = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help=".npz to compare methods on [default: a quarter of --calibration]."),
+    ] = None,
     mask: options.Mask = None,
     params: Annotated[
         float, typer.Option("--params", "-p", help="Show the least error at this share.")
     ] = 0.5,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for analysis.md, analysis.json, pictures."),
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the whole spectra here.")
     ] = None,
@@ -43,34 +78,151 @@ def analyze(
     """List the linear sites of MODEL with the least error that any factorization could have.
 
     Errors are relative (0 exact, 1 all lost); with `--calibration` they are those of the sites'
-    outputs on that data, else those of the weights. Changes nothing.
+    outputs on that data, else those of the weights. Changes nothing. With `-o`, also pictures of
+    explained variance and of densities, and a test of what normalizations do to activation-aware
+    SVD. A recipe brings its own model and data:
+
+    `compress-onnx analyze models/minilm.yaml -o build/analysis`
     """
-    subject = open_subject(model)
-    calibrated = None
-    if calibration is not None:
-        calibrated = calibrate_subject(
-            subject,
-            options.samples_for(model, calibration, mask),
-            batch_size=batch_size,
-            cache=options.cache_unless(no_cache),
-            progress=ProgressBars(),
-        )
     request = options.validated(
         CompressionSpec, {"method": {"name": "svd"}, "params": params, "rank_multiple": 1}
     )
-    plan = make_plan(subject.table, request)
-    spectra = spectra_of(subject, plan, calibrated, ProgressBars())
-    plan = evaluate_plan(subject, plan, calibrated, ProgressBars())
-    errors_at_share = {site.site: site.error for site in plan.sites}
+    cache, progress = options.cache_unless(no_cache), ProgressBars()
+    files = _Files(calibration, held_out, mask)
+    with _opened(model, files, output is not None, batch_size, cache) as material:
+        subject, known = material.subject, material.calibration
+        plan = make_plan(subject.table, request)
+        spectra = spectra_of(subject, plan, known, progress)
+        plan = evaluate_plan(subject, plan, known, progress)
+        _print_sites(plan, spectra, params)
+        for note in known.notes if known else ():
+            errors.print(f"note: {note}", markup=False, highlight=False)
+        if json_path is not None:
+            with atomic_file(json_path) as temporary:
+                temporary.write_text(json.dumps([_plain(s) for s in spectra], indent=1), "utf-8")
+        if output is not None:
+            _write_pictures(material, plan, spectra, output, cache)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The data files that were given."""
+
+    calibration: Path | None = None
+    held_out: Path | None = None
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What is analyzed, on what, and how it is run."""
+
+    name: str
+    subject: Subject
+    samples: Samples | None = None
+    held_out: Samples | None = None
+    calibration: Calibration | None = None
+    spec: SessionSpec | None = None
+    batch_size: int = 32
+
+
+def _opened(
+    source: Path, files: _Files, split: bool, batch_size: int, cache: ArrayCache | None
+) -> AbstractContextManager[_Material]:
+    """The material in ``source``; its own data for a recipe, else that of ``files``.
+
+    Raises:
+        RequestError: data is given where there is some, or is missing where it is needed.
+    """
+    if source.suffix not in {".yaml", ".yml"}:
+        return nullcontext(_model_material(source, files, split, batch_size, cache))
+    if files != _Files():
+        raise RequestError("a recipe brings its own data: drop --calibration, --held-out, --mask")
+    recipe = read_recipe(source)
+    if split and (recipe.calibration is None or recipe.validation is None):
+        raise RequestError(
+            "--output compares methods on held-out data: add calibration and validation to the "
+            "recipe"
+        )
+    return _recipe_material(recipe, source.parent, cache)
+
+
+def _model_material(
+    model: Path, files: _Files, split: bool, batch_size: int, cache: ArrayCache | None
+) -> _Material:
+    if files.calibration is None and (split or files.held_out is not None):
+        raise RequestError("--output and --held-out look at activations: give --calibration")
+    subject = open_subject(model)
+    if files.calibration is None:
+        return _Material(model.name, subject)
+    samples = options.samples_for(model, files.calibration, files.mask)
+    held_out = None
+    if files.held_out is not None:
+        held_out = options.samples_for(model, files.held_out, files.mask)
+    elif split:
+        samples, held_out = samples.split(_HELD_OUT_EVERY)
+    calibration = calibrate_subject(
+        subject, samples, batch_size=batch_size, cache=cache, progress=ProgressBars()
+    )
+    return _Material(model.name, subject, samples, held_out, calibration, batch_size=batch_size)
+
+
+@contextmanager
+def _recipe_material(
+    recipe: Recipe, base_dir: Path, cache: ArrayCache | None
+) -> Iterator[_Material]:
+    with TemporaryDirectory(prefix="compress-onnx-") as folder:
+        experiment = prepare(
+            recipe, Path(folder), base_dir=base_dir, cache=cache, progress=ProgressBars()
+        )
+        yield _Material(
+            recipe.name,
+            open_subject(experiment.reference),
+            experiment.samples,
+            experiment.held_out,
+            experiment.calibration,
+            experiment.session,
+            recipe.batch_size,
+        )
+
+
+def _write_pictures(
+    material: _Material,
+    plan: CompressionPlan,
+    spectra: Sequence[SiteSpectrum],
+    output: Path,
+    cache: ArrayCache | None,
+) -> None:
+    assert material.samples is not None  # see _opened
+    assert material.held_out is not None
+    assert material.calibration is not None
+    analysis = analyze_model(
+        material.subject,
+        material.name,
+        plan,
+        spectra,
+        CalibrationData(material.samples, material.calibration, material.held_out),
+        spec=material.spec,
+        batch_size=material.batch_size,
+        cache=cache,
+        progress=ProgressBars(),
+    )
+    write_analysis(analysis, output)
+    for sentence in analysis.report.test.verdict:
+        out.print(sentence, markup=False, highlight=False)
+    out.print(f"written: {output}", markup=False, highlight=False)
+
+
+def _print_sites(plan: CompressionPlan, spectra: Sequence[SiteSpectrum], params: float) -> None:
+    """A row for each site, then the products that are none, and the sums."""
     shown = table(
         "site", "group", "shape", "rank for 90 %", "for 99 %", f"least error at {params:.0%}"
     )
-    for site, spectrum in zip(subject.table.sites, spectra, strict=True):
-        error = errors_at_share[site.name]
-        least = "dense" if error is None else significant(error.bound)
-        energies = (str(rank_for(tail_of(spectrum), energy)) for energy in _ENERGIES)
+    for site, spectrum in zip(plan.sites, spectra, strict=True):
+        least = "dense" if site.error is None else significant(site.error.bound)
+        energies = map(str, ranks_for(tail_of(spectrum)))
         shape = f"{site.in_features}x{site.out_features}"
-        shown.add_row(escape(site.name), site.group, shape, *energies, least)
+        shown.add_row(escape(site.site), site.group, shape, *energies, least)
     out.print(shown)
     for node in plan.skipped:
         out.print(f"skipped {node.op_type} {node.node}: {node.reason}", style="dim", markup=False)
@@ -82,22 +234,12 @@ def analyze(
     if plan.error is not None:
         out.print(f"plain SVD at {params:.0%}, uniform ranks, on these data:", highlight=False)
         print_plan_error(plan.error)
-    for note in calibrated.notes if calibrated else ():
-        errors.print(f"note: {note}", markup=False, highlight=False)
-    if json_path is not None:
-        with atomic_file(json_path) as temporary:
-            temporary.write_text(json.dumps([_plain(s) for s in spectra], indent=1), "utf-8")
 
 
-def tail_of(spectrum: SiteSpectrum) -> np.ndarray:
+def tail_of(spectrum: SiteSpectrum) -> NDArray[np.float64]:
     """The squared error at each rank in the best metric known."""
     activation = spectrum.activation_tail
     return spectrum.weight_tail if activation is None else activation
-
-
-def rank_for(tail: np.ndarray, energy: float) -> int:
-    """The least rank that keeps ``energy`` of the variance."""
-    return int(np.argmax(tail <= 1 - energy))
 
 
 def _plain(spectrum: SiteSpectrum) -> dict[str, object]:

@@ -96,6 +96,18 @@ class Samples:
         inputs = {name: array[index] for name, array in self.inputs.items()}
         return Samples(inputs, self.mask_name, labels, self.origin)
 
+    def split(self, every: int) -> tuple[Samples, Samples]:
+        """All but every ``every``-th sample, and those.
+
+        Raises:
+            DataError: there are too few samples.
+        """
+        if len(self) < every:
+            raise DataError(f"{self.origin}: {len(self)} samples are too few to hold some out")
+        index = np.arange(len(self))
+        held_out = index % every == every - 1
+        return self.select(index[~held_out]), self.select(index[held_out])
+
     def batches(self, size: int) -> Iterator[Batch]:
         """Cut into batches of at most ``size``; with a mask, samples of like length together."""
         if self.mask_name is None:

@@ -43,7 +43,7 @@ def render_summary(report: RunReport, pictures: Sequence[str] = ()) -> str:
         report: the run.
         pictures: paths of pictures to show, relative to where the summary will be.
     """
-    return _template().render(
+    return template("summary.md.jinja").render(
         report=report,
         metrics=metric_rows(report),
         skipped=skipped_by_reason(report.plan.skipped),
@@ -129,7 +129,8 @@ def changed_operators(report: RunReport) -> list[tuple[str, int, int]]:
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(file: str) -> jinja2.Template:
+    """The template in ``file``; everything that it prints is escaped."""
     environment = jinja2.Environment(
         autoescape=False,  # noqa: S701 - that is for HTML; `finalize` escapes for Markdown
         finalize=lambda value: value if isinstance(value, Markdown) else escape(value),
@@ -149,5 +150,5 @@ def _template() -> jinja2.Template:
         "size": formats.size,
         "times": formats.times,
     }
-    source = files("pipeline.report").joinpath("summary.md.jinja").read_text(encoding="utf-8")
+    source = files("pipeline.report").joinpath(file).read_text(encoding="utf-8")
     return environment.from_string(source)
