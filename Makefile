@@ -11,7 +11,7 @@ PARAMS ?=
 OUT    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results graphs memory lock wheel clean
+.PHONY: help setup compress-onnx test test-fast check format results analysis graphs memory lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,10 @@ results: $(READY)  ## Measure the tables of the README again (docs/results).
 	$(BIN)/compress-onnx sweep models/digits-vit.yaml -m svdlora:stages=3 --rank-multiple 1 \
 	    --allow-larger -o docs/results/digits-vit-shares \
 	    $(foreach p,0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0,-p $(p))
+
+analysis: $(READY)  ## Draw the spectra and densities of the recipes' models again (docs/analysis).
+	$(BIN)/compress-onnx analyze models/minilm.yaml -o docs/analysis/minilm
+	$(BIN)/compress-onnx analyze models/digits-vit.yaml -o docs/analysis/digits-vit
 
 graphs: $(READY)  ## Rewrite the collection of exports at full rank again (docs/graphs.md).
 	$(BIN)/python tests/graph_table.py docs/graphs.md
