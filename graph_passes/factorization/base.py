@@ -5,12 +5,14 @@ factorization, one for each stage of SVDLoRA in the ``branches`` layout. It cost
 parameters instead of K·N.
 
 A method is built from hyper-parameters, gets its data in :meth:`Method.decompose`, and answers for
-every rank from that one decomposition. Factors come back in the weight's own dtype, because that
-is what the graph will hold and what errors must be measured with; all arithmetic is float64.
+every rank from that one decomposition. Factors come back as the graph will compute them (in the
+weight's own dtype, rounded first where the file is to hold less: :mod:`.storage`), because that is
+what errors must be measured with; all arithmetic is float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes.factorization.activations import ActivationStats
+from graph_passes.factorization.storage import Combine, Packed, Storage, combined, pack
 
 Array = NDArray[np.generic]
 Float64 = NDArray[np.float64]
@@ -26,10 +29,42 @@ Metric = Literal["weight", "activation", "scaled", "output"]
 
 @dataclass(frozen=True)
 class Term:
-    """One chain ``down [.., K, r] · up [.., r, N]``, both in the dtype that the graph stores."""
+    """One chain ``down [.., K, r] · up [.., r, N]``, both as the graph computes them.
+
+    ``packed`` is how the file holds ``(down, up)`` where it does not hold them as they are.
+    """
 
     down: Array
     up: Array
+    packed: tuple[Packed, Packed] | None = None
+
+    @classmethod
+    def rounded(
+        cls, down: Float64, up: Float64, dtype: np.dtype[np.generic], storage: Storage
+    ) -> Term:
+        """Factors ``[K, r]`` and ``[r, N]`` of a weight of type ``dtype``, stored as ``storage``.
+
+        Raises:
+            RequestError: ``storage`` cannot hold the numbers.
+        """
+        first, second = pack(down, storage, dtype, axis=0), pack(up, storage, dtype, axis=1)
+        if first is None or second is None:
+            return cls(down.astype(dtype), np.ascontiguousarray(up).astype(dtype))
+        return cls(first.values(dtype), second.values(dtype), (first, second))
+
+    @classmethod
+    def merged(cls, terms: Sequence[Term]) -> Term:
+        """``terms`` of matrices, side by side along the rank: their sum as one chain."""
+        return _combined(terms, np.hstack, np.vstack)
+
+    @classmethod
+    def stacked(cls, terms: Sequence[Term], leading: tuple[int, ...]) -> Term:
+        """``terms`` of equal shapes as a stack of shape ``leading``."""
+
+        def stack(matrices: Sequence[Array]) -> Array:
+            return np.stack(matrices).reshape(*leading, *matrices[0].shape)
+
+        return _combined(terms, stack, stack)
 
     @property
     def rank(self) -> int:
@@ -37,8 +72,19 @@ class Term:
         return int(self.down.shape[-1])
 
     def product(self) -> Float64:
-        """``[.., K, N]`` the product of the stored factors, in float64."""
+        """``[.., K, N]`` the product of the factors, in float64."""
         return self.down.astype(np.float64) @ self.up.astype(np.float64)
+
+
+def _combined(terms: Sequence[Term], downs: Combine, ups: Combine) -> Term:
+    packed = [term.packed for term in terms if term.packed is not None]
+    return Term(
+        downs([term.down for term in terms]),
+        ups([term.up for term in terms]),
+        (combined([down for down, _ in packed], downs), combined([up for _, up in packed], ups))
+        if packed
+        else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -72,8 +118,12 @@ class Decomposition(Protocol):
     def energy(self) -> float:
         """The squared error at rank 0, in the method's metric."""
 
-    def factorize(self, rank: int) -> Factorization:
-        """Factors of ``rank`` (1 … min(K, N))."""
+    def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
+        """Factors of ``rank`` (1 … min(K, N)), as ``storage`` keeps them.
+
+        Raises:
+            RequestError: ``storage`` cannot hold them.
+        """
 
 
 class Method(Protocol):

@@ -28,6 +28,7 @@ from scipy import linalg
 from graph_passes.factorization.activations import ActivationStats
 from graph_passes.factorization.base import Array, Factorization, Float64, Metric, Term
 from graph_passes.factorization.projection import Projection, project
+from graph_passes.factorization.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,12 @@ class TwoSidedWeight:
         """The squared change of the model's outputs without the site."""
         return self.projection.energy
 
-    def factorize(self, rank: int) -> Factorization:
+    def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
         """``down = W·H·Q``, ``up = Qᵀ·H⁻¹`` at ``rank``, balanced."""
         basis = self.projection.basis(rank)
         up = linalg.solve_triangular(self.half, basis, lower=True, trans="T").T
-        term = _balanced(self.projection.weight @ basis, up, self.weight.dtype)
+        down, up = _balanced(self.projection.weight @ basis, up)
+        term = Term.rounded(down, up, self.weight.dtype, storage)
         return Factorization((term,), self.mean @ (self.weight.astype(np.float64) - term.product()))
 
 
@@ -108,9 +110,9 @@ def damped_half(moment: Float64, damping: float) -> Float64:
     return half
 
 
-def _balanced(down: Float64, up: Float64, dtype: np.dtype[np.generic]) -> Term:
+def _balanced(down: Float64, up: Float64) -> tuple[Float64, Float64]:
     ours, theirs = np.linalg.norm(down, axis=0), np.linalg.norm(up, axis=1)
     positive = (ours > 0) & (theirs > 0)
     scale = np.sqrt(np.divide(theirs, ours, out=np.ones_like(ours), where=positive))
     scale[~positive] = 1.0
-    return Term((down * scale).astype(dtype), (up / scale[:, None]).astype(dtype))
+    return down * scale, up / scale[:, None]

@@ -21,6 +21,7 @@ from graph_passes.factorization.base import (
     Method,
     Term,
 )
+from graph_passes.factorization.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,11 @@ class StackDecomposition:
         """The squared error at rank 0."""
         return float(sum(part.energy for part in self.parts))
 
-    def factorize(self, rank: int) -> Factorization:
+    def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
         """Factors [.., K, r] and [.., r, N], a pair for each term that the method makes."""
-        factorizations = [part.factorize(rank) for part in self.parts]
+        factorizations = [part.factorize(rank, storage) for part in self.parts]
         terms = zip(*(factorization.terms for factorization in factorizations), strict=True)
-        return Factorization(
-            tuple(
-                Term(self._stack([t.down for t in same]), self._stack([t.up for t in same]))
-                for same in terms
-            )
-        )
-
-    def _stack(self, matrices: Sequence[Array]) -> Array:
-        return np.stack(matrices).reshape(*self.leading, *matrices[0].shape)
+        return Factorization(tuple(Term.stacked(same, self.leading) for same in terms))
 
 
 def decompose(method: Method, weight: Array, stats: ActivationStats | None) -> Decomposition:

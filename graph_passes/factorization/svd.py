@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as options
 
 from graph_passes.factorization.activations import ActivationStats
 from graph_passes.factorization.base import Array, Factorization, Float64, Metric, Term
 from graph_passes.factorization.projection import Projection, project
+from graph_passes.factorization.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,11 @@ class ProjectedWeight:
         """The squared error at rank 0."""
         return self.projection.energy
 
-    def factorize(self, rank: int) -> Factorization:
+    def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
         """``down = W·Q``, ``up = Qᵀ`` at ``rank``."""
         exact = self.projection.weight
         basis = self.projection.basis(rank)
-        dtype = self.weight.dtype
-        term = Term((exact @ basis).astype(dtype), np.ascontiguousarray(basis.T).astype(dtype))
+        term = Term.rounded(exact @ basis, basis.T, self.weight.dtype, storage)
         bias = None if self.mean is None else self.mean @ (exact - term.product())
         return Factorization((term,), bias)
 

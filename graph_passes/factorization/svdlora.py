@@ -2,9 +2,10 @@
 
 With exact stages the sum equals one truncated SVD of the summed rank: stage i takes singular
 triplets that the earlier ones left untouched (Eckart-Young). Stages can only differ from that where
-something non-linear stands between them. Here this is the rounding of the stored factors: every
-stage works on what is really left after rounding, so a later stage repairs the rounding of the
-earlier ones, which matters for float16 weights and hardly for float32.
+something non-linear stands between them. Here this is the rounding of the stored factors
+(:mod:`~graph_passes.factorization.storage`): with ``R_0 = W``, a stage factors what is really left,
+``R_i = R_{i-1} − round(down_i)·round(up_i)``, so that later stages also repair the rounding of the
+earlier ones. That is worth more the coarser the storage is, and nothing for float32.
 
 Layouts: ``merged`` concatenates the factors (two MatMuls, stages cost nothing at run time);
 ``branches`` keeps one chain a stage, summed, as in the paper.
@@ -22,6 +23,7 @@ from pydantic.dataclasses import dataclass as options
 from graph_passes.factorization.activations import ActivationStats
 from graph_passes.factorization.base import Array, Factorization, Float64, Metric, Term
 from graph_passes.factorization.projection import Projection, project
+from graph_passes.factorization.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,15 @@ class StagedWeight:
         """The squared error at rank 0."""
         return self.first.energy
 
-    def factorize(self, rank: int) -> Factorization:
+    def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
         """Stages of nearly equal rank that sum to ``rank``; never more stages than rank."""
-        dtype = self.weight.dtype
         residual = self.weight.astype(np.float64)
         terms: list[Term] = []
         for stage_rank in split_rank(rank, self.stages):
             basis = (project(residual) if terms else self.first).basis(stage_rank)
-            up = np.ascontiguousarray(basis.T).astype(dtype)
-            terms.append(Term((residual @ basis).astype(dtype), up))
+            terms.append(Term.rounded(residual @ basis, basis.T, self.weight.dtype, storage))
             residual = residual - terms[-1].product()
-        return Factorization(tuple(terms) if self.layout == "branches" else (merge(terms),))
+        return Factorization(tuple(terms) if self.layout == "branches" else (Term.merged(terms),))
 
 
 @options(frozen=True, config=ConfigDict(extra="forbid"))
@@ -82,11 +82,3 @@ def split_rank(rank: int, stages: int) -> list[int]:
     """Split ``rank`` into at most ``stages`` positive parts that differ by at most one."""
     stages = min(stages, rank)
     return [rank // stages + (stage < rank % stages) for stage in range(stages)]
-
-
-def merge(terms: list[Term]) -> Term:
-    """Concatenate terms along the rank: the same sum as one chain."""
-    return Term(
-        np.concatenate([term.down for term in terms], axis=1),
-        np.concatenate([term.up for term in terms], axis=0),
-    )

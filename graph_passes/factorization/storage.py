@@ -1,0 +1,123 @@
+"""How a file holds factors: in the weight's own type, or rounded to a smaller one.
+
+===========  ==================================================================================
+``same``     the weight's own type
+``float16``  each number rounded to float16; a weight of 16 bits keeps its type
+``int8``     integers of −127 … 127, and one float32 scale for each rank index
+``int4``     integers of −7 … 7, and one float32 scale for each rank index
+===========  ==================================================================================
+
+With integers P [K, r] and Q [r, N] and scales s, t [r], a term is ``(P·diag(s))·(diag(t)·Q)``.
+
+Rules:
+
+1. A scale belongs to one rank index: to a column of ``down``, to a row of ``up``. So terms can be
+   put side by side along the rank, which is what the layout ``merged`` does, and no number changes.
+   Blocks across rank indices would not allow that; blocks along a column cost 32 bits each, and buy
+   less than the search of rule 3 (docs/stages.md).
+2. Zero is stored exactly, and the integers are symmetric around it: no zero points.
+3. A scale is that of least squared error among some that clip the largest numbers more or less.
+4. What counts is what a graph computes from the file: ``float32(integer)·scale``, then the weight's
+   own type. Errors and later stages are measured with these numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graph_passes.errors import RequestError
+
+Array = NDArray[np.generic]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Storage = Literal["same", "float16", "int8", "int4"]
+Combine = Callable[[Sequence[Any]], Any]
+"""Puts arrays together, such as a concatenation along one axis."""
+
+INTEGERS: Mapping[Storage, int] = {"int8": 127, "int4": 7}
+"""The storages that need scales, and the largest integer of each."""
+_CLIPPING = np.linspace(1.0, 0.3, 15)
+"""Rule 3: the largest number that is not clipped, in parts of the largest there is."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A factor, or a stack of them, as the file holds it.
+
+    Attributes:
+        storage: ``float16``, ``int8`` or ``int4``.
+        numbers: ``[.., K, r]`` or ``[.., r, N]``: float16, or integers as int8.
+        scale: float32 that multiplies integers: ``[.., 1, r]`` or ``[.., r, 1]``.
+    """
+
+    storage: Storage
+    numbers: Array
+    scale: Float32 | None = None
+
+    def values(self, dtype: np.dtype[np.generic]) -> Array:
+        """The numbers that a graph of type ``dtype`` computes (rule 4)."""
+        if self.scale is None:
+            return self.numbers.astype(dtype)
+        return (self.numbers.astype(np.float32) * self.scale).astype(dtype)
+
+    def transposed(self) -> Packed:
+        """The same for the transposed factor."""
+        scale = None if self.scale is None else np.swapaxes(self.scale, -1, -2)
+        return Packed(self.storage, np.swapaxes(self.numbers, -1, -2), scale)
+
+
+def pack(
+    factor: Float64, storage: Storage, dtype: np.dtype[np.generic], axis: int
+) -> Packed | None:
+    """Round one factor of a weight of type ``dtype``; None where it is stored as ``dtype``.
+
+    Args:
+        factor: ``[K, r]`` or ``[r, N]``.
+        storage: how to store it.
+        dtype: the weight's type.
+        axis: the one that is not the rank.
+
+    Raises:
+        RequestError: float16 cannot hold the numbers.
+    """
+    if storage == "same" or (storage == "float16" and dtype.itemsize <= 2):
+        return None
+    if storage == "float16":
+        return Packed(storage, _half(factor))
+    return _integers(factor, storage, axis)
+
+
+def _half(factor: Float64) -> Array:
+    if np.abs(factor).max(initial=0.0) > np.finfo(np.float16).max:
+        raise RequestError(
+            "factors above 65504 do not fit into float16: store them as int8, or same"
+        )
+    return factor.astype(np.float16)
+
+
+def _integers(factor: Float64, storage: Storage, axis: int) -> Packed:
+    limit = INTEGERS[storage]
+    largest = np.abs(factor).max(axis=axis, keepdims=True, initial=0.0)
+    numbers, scale = np.zeros(factor.shape, np.int8), np.zeros(largest.shape, np.float32)
+    least = np.square(factor).sum(axis=axis, keepdims=True)
+    for part in _CLIPPING:
+        step = (largest * (part / limit)).astype(np.float32)
+        exact = np.where(step > 0, step, np.inf).astype(np.float64)
+        rounded = np.rint(factor / exact).clip(-limit, limit).astype(np.int8)
+        loss = np.square(factor - rounded * step.astype(np.float64)).sum(axis=axis, keepdims=True)
+        better = loss < least
+        numbers, scale = np.where(better, rounded, numbers), np.where(better, step, scale)
+        least = np.minimum(loss, least)
+    return Packed(storage, numbers, scale)
+
+
+def combined(parts: Sequence[Packed], combine: Combine) -> Packed:
+    """``parts`` of one storage as one, numbers and scales put together alike (rule 1)."""
+    scales = [part.scale for part in parts if part.scale is not None]
+    numbers = combine([part.numbers for part in parts])
+    return Packed(parts[0].storage, numbers, combine(scales) if scales else None)
