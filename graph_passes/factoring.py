@@ -12,6 +12,8 @@ from graph_passes.factorization import ActivationStats, Factorization, make_meth
 from graph_passes.factorization.base import Float64, Method
 from graph_passes.factorization.error import activation_error, least_errors, weight_error
 from graph_passes.factorization.stack import decompose
+from graph_passes.factorization.storage import Storage
+from graph_passes.initializers import check_opset
 from graph_passes.plan import CompressionPlan, SiteError, SitePlan
 from graph_passes.planning import group_by_weight
 from graph_passes.sites import LinearSite, SiteTable
@@ -71,7 +73,7 @@ def _factor(
     method = _method(plan, merged)
     rank = _rank(plan)
     decomposition = decompose(method, weight, merged)
-    factorization = ready or decomposition.factorize(rank)
+    factorization = ready or decomposition.factorize(rank, plan.store)
     metric = "weight" if merged is None else "activation"
     least = least_errors(weight, merged, decomposition if method.metric == metric else None)
     error = SiteError(
@@ -100,10 +102,11 @@ def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
 
     Raises:
         RequestError: a factored site is missing, has another shape, or an impossible rank, or
-            sites that share a weight are planned differently.
+            sites that share a weight are planned differently, or the model cannot hold factors
+            as they should be stored.
     """
     sites = {site.name: site for site in table.sites}
-    decided: dict[str, tuple[str, int | None]] = {}
+    decided: dict[str, tuple[str, int | None, Storage]] = {}
     for planned in plan.sites:
         if planned.decision == "factor":
             site = sites.get(planned.site)
@@ -119,11 +122,12 @@ def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
                     f"the plan was made for another model: {planned.site} is {planned.weight} "
                     f"{shape} in the plan, {site.weight.key} {site.weight.shape} in the model"
                 )
+            check_opset(planned.store, table.opset)
             if not 1 <= _rank(planned) <= min(shape):
                 raise RequestError(
                     f"rank {planned.rank} of {planned.site} is not between 1 and {min(shape)}"
                 )
-        choice = (planned.decision, planned.rank)
+        choice = (planned.decision, planned.rank, planned.store)
         if decided.setdefault(planned.weight, choice) != choice:
             raise RequestError(f"sites that share the weight {planned.weight} are planned apart")
 

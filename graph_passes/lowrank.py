@@ -9,7 +9,8 @@ and the transpose of all that where the weight is on the left: ``up_iᵀ·(down_
 
 Rules:
 
-1. Only standard operators are emitted: MatMul, Gemm where a Gemm was, Add.
+1. Only standard operators are emitted: MatMul, Gemm where a Gemm was, Add; and Cast and Mul for
+   factors that the file holds in a smaller type (:mod:`graph_passes.initializers`).
 2. A bias is never edited in place (exporters merge equal ones): the site gets an initializer of its
    own. Where there is no bias to replace, the correction becomes an Add.
 3. Sites that share a weight share its factors.
@@ -29,19 +30,14 @@ from numpy.typing import NDArray
 from graph_passes.bound import PlanErrors
 from graph_passes.factoring import FactoredWeight, factor_weights
 from graph_passes.factorization import ActivationStats, Factorization
+from graph_passes.factorization.storage import Packed
+from graph_passes.initializers import INT4_IR_VERSION, Array, Initializers, Store, in_memory
 from graph_passes.naming import NAME_SCOPES, UniqueNames
 from graph_passes.plan import CompressionPlan
 from graph_passes.sites import SITE_PROPERTY, LinearSite, find_sites
 from graph_passes.weights import read
 
 Factors = Sequence[tuple[ir.Value, ir.Value]]
-Store = Callable[[NDArray[np.generic], ir.DataType, str], ir.TensorProtocol]
-"""Makes a tensor of an array, given its type and name."""
-
-
-def in_memory(array: NDArray[np.generic], dtype: ir.DataType, name: str) -> ir.TensorProtocol:
-    """The plain :data:`Store`."""
-    return ir.Tensor(array, dtype=dtype, name=name)
 
 
 class LowRankPass(ir.passes.InPlacePass):
@@ -81,65 +77,58 @@ class LowRankPass(ir.passes.InPlacePass):
                 ``requires``, which would hide the error behind one of its own.)
         """
         names = UniqueNames(_value_names(model), separator="_")
+        initializers = Initializers(names, self._store)
         table = find_sites(model)
         errors = PlanErrors(table, self.plan, self._stats)
         weights = factor_weights(table, self.plan, self._stats, self._ready)
         done = 0
         for done, factored in enumerate(weights, start=1):
-            _rewrite(factored, names, self._store)
+            _rewrite(factored, initializers)
             errors.add(factored)
             if self._progress is not None:
                 self._progress(done)
+        if any(site.store == "int4" for site in self.plan.factored):
+            model.ir_version = max(model.ir_version, INT4_IR_VERSION)
         self.plan = errors.result()
         return ir.passes.PassResult(model, modified=done > 0)
 
 
-def _rewrite(factored: FactoredWeight, names: UniqueNames, store: Store) -> None:
+def _rewrite(factored: FactoredWeight, initializers: Initializers) -> None:
     site = factored.sites[0]
     weight = site.weight.initializer
-
-    def value_of(role: str, factor: NDArray[np.generic]) -> ir.Value:
-        seen = np.swapaxes(factor, -1, -2) if site.on_left else factor
-        return _initializer(weight, role, seen, names, store)
-
-    factors = [
-        (value_of("down", term.down), value_of("up", term.up))
-        for term in factored.factorization.terms
-    ]
     assert factored.plan.method is not None
     properties = {
         "compress_onnx.method": factored.plan.method.name,
         "compress_onnx.rank": str(factored.plan.rank),
         "compress_onnx.error": f"{factored.error.reached:.6g}",
     }
+
+    def value_of(role: str, factor: Array, packed: Packed | None) -> ir.Value:
+        if packed is None:
+            seen = np.swapaxes(factor, -1, -2) if site.on_left else factor
+            return initializers.plain(weight, role, seen)
+        seen_packed = packed.transposed() if site.on_left else packed
+        return initializers.packed(
+            weight, role, seen_packed, {SITE_PROPERTY: site.name, **properties}
+        )
+
+    factors = []
+    for term in factored.factorization.terms:
+        down, up = term.packed or (None, None)
+        factors.append((value_of("down", term.down, down), value_of("up", term.up, up)))
     for site in factored.sites:
-        _SiteRewriter(site, names, properties, store).rewrite(factors, factored.factorization.bias)
-
-
-def _initializer(
-    owner: ir.Value, role: str, array: NDArray[np.generic], names: UniqueNames, store: Store
-) -> ir.Value:
-    """A new initializer beside ``owner``, in the same graph, of the same type."""
-    assert owner.graph is not None
-    assert owner.const_value is not None
-    name = names(f"{owner.name}.lowrank.{role}")
-    tensor = store(np.ascontiguousarray(array), owner.const_value.dtype, name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    owner.graph.register_initializer(value)
-    return value
+        rewriter = _SiteRewriter(site, initializers, properties)
+        rewriter.rewrite(factors, factored.factorization.bias)
 
 
 class _SiteRewriter:
     """Builds the nodes that replace one site."""
 
     def __init__(
-        self, site: LinearSite, names: UniqueNames, properties: Mapping[str, str], store: Store
+        self, site: LinearSite, initializers: Initializers, properties: Mapping[str, str]
     ) -> None:
         self._site = site
-        self._names = names
-        self._store = store
+        self._initializers = initializers
         self._nodes: list[ir.Node] = []
         self._properties = {SITE_PROPERTY: site.name, **properties}
         if NAME_SCOPES in site.node.metadata_props:
@@ -211,7 +200,7 @@ class _SiteRewriter:
     ) -> ir.Value:
         replaced = self._site.node.outputs[0]
         output = ir.Value(
-            name=self._names(f"{replaced.name}.lowrank.{role}"),
+            name=self._initializers.names(f"{replaced.name}.lowrank.{role}"),
             shape=replaced.shape.copy() if replaced.shape is not None else None,
             type=replaced.type,
         )
@@ -222,7 +211,7 @@ class _SiteRewriter:
                 inputs,
                 ir.convenience.convert_attributes(dict(attributes or {})),
                 outputs=[output],
-                name=self._names(f"{self._site.node.name}.lowrank.{role}"),
+                name=self._initializers.names(f"{self._site.node.name}.lowrank.{role}"),
                 metadata_props=dict(self._properties),
             )
         )
@@ -248,9 +237,7 @@ class _SiteRewriter:
             assert site.bias.value.const_value is not None
             missing = len(site.bias.value.const_value.shape) - shaped.ndim
             shaped = shaped.reshape((1,) * max(missing, 0) + shaped.shape)
-        return _initializer(
-            site.weight.initializer, "bias", shaped.astype(dtype), self._names, self._store
-        )
+        return self._initializers.plain(site.weight.initializer, "bias", shaped.astype(dtype))
 
 
 def _value_names(model: ir.Model) -> set[str]:

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graph_passes.errors import RequestError
+from graph_passes.factorization.storage import INTEGERS, Storage
 from graph_passes.validation_text import first_problem
 
 PLAN_SCHEMA_VERSION: Literal[1] = 1
@@ -90,7 +91,8 @@ class SitePlan(BaseModel):
     better or only possible left as it is) or ``skip`` (not selected); ``reason`` says why.
     Parameters are those of the weight, the same for every site that shares it; ``matrices`` is
     above 1 where it is a stack of matrices (experts), each factored on its own. ``bias_parameters``
-    are what the bias correction adds to (or, where merged biases go, takes from) the file.
+    are what the bias correction adds to (or, where merged biases go, takes from) the file, and
+    ``store`` is how that holds the factors.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -106,10 +108,16 @@ class SitePlan(BaseModel):
     reason: str
     method: MethodSpec | None = None
     rank: int | None = None
+    store: Storage = "same"
     parameters_before: int
     parameters_after: int
     bias_parameters: int = 0
     error: SiteError | None = None
+
+    @property
+    def scale_parameters(self) -> int:
+        """Scales of factors that are stored as integers: one for each rank index of each factor."""
+        return 2 * self.matrices * (self.rank or 0) if self.store in INTEGERS else 0
 
 
 class SkippedNode(BaseModel):
@@ -179,9 +187,10 @@ class CompressionPlan(BaseModel):
 
     @property
     def parameters_saved(self) -> int:
-        """By how much the whole file's number of parameters falls, biases included."""
+        """By how much the whole file's number of parameters falls, biases and scales included."""
         added = sum(site.bias_parameters for site in self.factored)
-        return self.parameters_before - self.parameters_after - added
+        scales = sum({site.weight: site.scale_parameters for site in self.factored}.values())
+        return self.parameters_before - self.parameters_after - added - scales
 
 
 def read_plan(path: Path) -> CompressionPlan:

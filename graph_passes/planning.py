@@ -24,6 +24,7 @@ from graph_passes.allocation.price import Price
 from graph_passes.errors import NothingToCompressError, RequestError
 from graph_passes.factorization import Method, make_method
 from graph_passes.factorization.base import Float64
+from graph_passes.initializers import check_opset
 from graph_passes.plan import CompressionPlan, PlanCost, SitePlan
 from graph_passes.prices import PriceCurve, byte_price
 from graph_passes.request import QUANTITIES, Budget, CompressionSpec, Selection
@@ -74,6 +75,7 @@ def make_plan(
     if damage is None and request.allocation == AUTO:
         request = request.model_copy(update={"allocation": "uniform"})
     request = concrete(request, "activations" if calibrated else "none")
+    check_opset(request.store, table.opset)
     spec = request.method
     method = make_method(spec.name, spec.options)
     if method.needs_activations and not calibrated:
@@ -129,6 +131,7 @@ def make_plan(
             reason=reason or _why(request),
             method=None if rank is None else spec,
             rank=rank,
+            store="same" if rank is None else request.store,
             parameters_before=parameters,
             parameters_after=parameters if rank is None else rank * cost,
             bias_parameters=bias.get(site.name, 0),

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from graph_passes.factorization.storage import Storage
 from graph_passes.plan import MethodSpec
 
 Budget = Literal["params", "bytes", "flops", "latency"]
@@ -39,8 +40,9 @@ class CompressionSpec(BaseModel):
     sizes that matrix kernels like; ``allow_larger`` also rewrites where the factors are not
     smaller. ``sequential`` factors each site with the errors of the earlier ones in sight;
     ``objective`` is what about the outputs matters, to all that looks at them
-    (:mod:`pipeline.objective`). What is left open (the method ``auto``, the allocation ``auto``, no
-    word about the rest) becomes concrete in :mod:`graph_passes.strategy`.
+    (:mod:`pipeline.objective`). ``store`` is how the file holds factors
+    (:mod:`graph_passes.factorization.storage`). What is left open (the method ``auto``, the
+    allocation ``auto``, no word about the rest) becomes concrete in :mod:`graph_passes.strategy`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +56,7 @@ class CompressionSpec(BaseModel):
     allocation: str = "auto"
     sequential: bool | None = None
     objective: Literal["positions", "pooled"] | None = None
+    store: Storage = "same"
     rank_multiple: int = Field(default=8, ge=1)
     allow_larger: bool = False
     select: Selection = Selection()

@@ -31,10 +31,11 @@ MIN_OPSET = 11
 
 @dataclass(frozen=True)
 class SiteTable:
-    """All linear sites of a model in graph order, and all matrix products that are none."""
+    """All linear sites of a model of ``opset``, and all matrix products that are none."""
 
     sites: tuple[LinearSite, ...]
     skipped: tuple[SkippedNode, ...]
+    opset: int
 
 
 def find_sites(model: ir.Model) -> SiteTable:
@@ -60,7 +61,7 @@ def find_sites(model: ir.Model) -> SiteTable:
             sites.append(site)
         else:
             skipped.append(_skip(site.node, reason_to_skip))
-    return SiteTable(tuple(sites), tuple(skipped))
+    return SiteTable(tuple(sites), tuple(skipped), model.opset_imports.get("", MIN_OPSET))
 
 
 def _products(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:

@@ -8,6 +8,7 @@ Rules:
 3. Only float32 weights of the main graph count: gradients of smaller types overflow, and nothing
    differentiates through the bodies of If, Loop and Scan.
 4. What is also a graph input or output is not a weight to train.
+5. Factors that the file holds rounded are not trained: a small step would round to none at all.
 """
 
 from __future__ import annotations
@@ -40,6 +41,13 @@ def factors(model: ir.Model) -> list[ir.Value]:
     """The factors of ``model`` in graph order, each once."""
     found = [value for node in _factor_nodes(model) for value in _weights(node)]
     return list(dict.fromkeys(found))
+
+
+def has_rounded_factors(model: ir.Model) -> bool:
+    """Whether the file holds factors of ``model`` rounded (rule 5)."""
+    return any(
+        node.op_type == "Cast" and SITE_PROPERTY in node.metadata_props for node in model.graph
+    )
 
 
 def vectors(model: ir.Model) -> list[ir.Value]:

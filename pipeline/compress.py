@@ -20,7 +20,8 @@ from graph_passes.cleanup import cleanup
 from graph_passes.errors import ModelFileError
 from graph_passes.factoring import check_fits, factor_weights
 from graph_passes.factorization import ActivationStats, Factorization
-from graph_passes.lowrank import LowRankPass, Store, in_memory
+from graph_passes.initializers import Store, in_memory
+from graph_passes.lowrank import LowRankPass
 from graph_passes.plan import CompressionPlan
 from graph_passes.planning import DamageCurve, make_plan, require_gain
 from graph_passes.prices import PriceCurve

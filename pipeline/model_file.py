@@ -28,6 +28,7 @@ INLINE_LIMIT_BYTES = 256_000_000
 times their size in memory (and protobuf cannot hold 2 GiB at all)."""
 
 _SMALL_TENSOR_BYTES = 1024
+_SMALL_INTEGERS = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
 _CHUNK_BYTES = 1 << 24
 
 
@@ -160,7 +161,9 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def model_size(reference: Path, candidate: Path) -> SizeReport:
-    """Bytes on disk, external data included, and floating-point parameters of two models.
+    """Bytes on disk, external data included, and parameters of two models.
+
+    Parameters are the numbers of all weights: floating-point ones and integers of up to 8 bits.
 
     Raises:
         ModelFileError: a model cannot be read.
@@ -183,8 +186,12 @@ def _parameters(model: ir.Model) -> int:
         value.const_value.size
         for graph in model.graphs()
         for value in graph.initializers.values()
-        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+        if value.const_value is not None and _is_parameter(value.const_value.dtype)
     )
+
+
+def _is_parameter(dtype: ir.DataType) -> bool:
+    return dtype.is_floating_point() or dtype in _SMALL_INTEGERS
 
 
 def content_digest(path: Path, model: ir.Model) -> str:

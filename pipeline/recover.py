@@ -34,7 +34,13 @@ from numpy.typing import NDArray
 
 from graph_passes.canonicalize import canonicalize
 from graph_passes.errors import DataError, RequestError
-from graph_passes.trainable import array_of, balanced_factors, set_array, vectors
+from graph_passes.trainable import (
+    array_of,
+    balanced_factors,
+    has_rounded_factors,
+    set_array,
+    vectors,
+)
 from pipeline.cache import ArrayCache, content_key
 from pipeline.data.samples import Samples
 from pipeline.distillation import Distillation
@@ -267,6 +273,10 @@ class _Course:
 def _trained(model: ir.Model, settings: RecoverySpec) -> dict[ir.Value, Float32]:
     """What is trained, with the numbers to start from."""
     trained = balanced_factors(model)
+    if not trained and has_rounded_factors(model):
+        raise RequestError(
+            "rounded factors cannot be trained: recover a model whose factors are stored as float32"
+        )
     if not trained:
         raise RequestError("there is nothing to recover: the model has no float32 factors")
     if settings.train == "all":

@@ -162,7 +162,7 @@ def _factor(
     if stats.gradients is not None:
         seen = replace(inputs, gradients=GradientStats(inputs, stats.gradients.moment))
     method = make_method(plan.method.name, plan.method.options)
-    factorization = method.decompose(target, seen).factorize(plan.rank)
+    factorization = method.decompose(target, seen).factorize(plan.rank, plan.store)
     if not method.corrects_bias:
         return factorization
     bias = moments.original_mean @ exact - inputs.mean @ factorization.product()

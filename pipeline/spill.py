@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.lowrank import Store
+from graph_passes.initializers import Store
 from pipeline.atomic import scratch_folder
 
 _FILE_NAME = "weights.bin"
