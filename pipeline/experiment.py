@@ -220,6 +220,11 @@ def prepare(
         raise RequestError(
             f"recipe {recipe.name}: recovery trains on calibration data: add calibration"
         )
+    if recipe.recovery is not None and recipe.compression.store != "same":
+        raise RequestError(
+            f"recipe {recipe.name}: recovery trains float32 factors, and the store "
+            f"{recipe.compression.store} rounds them: drop one"
+        )
     progress, watch = progress or Silent(), Stopwatch()
     with watch.measure("export"), progress.step("export"):
         exported = export(recipe.source, folder, base_dir=base_dir, seed=recipe.seed)

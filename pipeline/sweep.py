@@ -33,6 +33,7 @@ def grid(
     methods: Sequence[MethodSpec],
     shares: Mapping[str, Sequence[float]],
     allocations: Sequence[str],
+    stores: Sequence[str] = (),
 ) -> list[CompressionSpec]:
     """Every combination; an empty axis keeps what ``base`` says.
 
@@ -41,15 +42,17 @@ def grid(
         methods: how to factor.
         shares: of each budget.
         allocations: by name.
+        stores: how the file holds factors.
 
     Raises:
-        RequestError: a share is out of range.
+        RequestError: a share is out of range, or there is no such store.
     """
     limits = [budget_changes(budget, share) for budget in shares for share in shares[budget]]
     return [
-        _variant(base, {"method": method, "allocation": allocation, **limit})
-        for method, allocation, limit in product(
+        _variant(base, {"method": method, "store": store, "allocation": allocation, **limit})
+        for method, store, allocation, limit in product(
             methods or [base.method],
+            stores or [base.store],
             allocations or [base.allocation],
             limits or [{}],
         )

@@ -213,7 +213,9 @@ class TestReasons:
     def test_other_custom_operators_are_not_listed(self) -> None:
         proto = model(f"{X} {{ y = MatMul(x, w) }}", weights(w=(8, 6)))
         proto.graph.node[0].domain = "somebody.else"
-        assert sites_of(proto) == find_sites(ir.Model(ir.Graph([], [], nodes=[]), ir_version=8))
+        table = sites_of(proto)
+        assert not table.sites
+        assert not table.skipped
 
     def test_old_opset(self) -> None:
         text = f"{X} {{ y = MatMul(x, w) }}"

@@ -72,6 +72,7 @@ def compress(
     objective: Annotated[
         str | None, typer.Option(help="What about the outputs matters: positions, or pooled.")
     ] = None,
+    store: options.Store = None,
     rank_multiple: Annotated[int, typer.Option(min=1, help="Ranks are multiples of this.")] = 8,
     allow_larger: Annotated[
         bool, typer.Option("--allow-larger", help="Also rewrite where factors are not smaller.")
@@ -112,7 +113,7 @@ def compress(
     calibration data; a run that is killed goes on where it was when it is repeated.
     """
     recovery = _recovery(recover_for)
-    _check_consistent(output, dry_run, calibration, recovery)
+    _check_consistent(output, dry_run, calibration, recovery, store)
     request = options.validated(
         CompressionSpec,
         {
@@ -122,6 +123,7 @@ def compress(
             "allocation": allocation,
             "sequential": sequential,
             "objective": objective,
+            "store": store or "same",
             "rank_multiple": rank_multiple,
             "allow_larger": allow_larger,
             "select": {"include": include or ["*"], "exclude": exclude or [], "group": group},
@@ -170,7 +172,11 @@ def compress(
 
 
 def _check_consistent(
-    output: Path | None, dry_run: bool, calibration: Path | None, recovery: RecoverySpec | None
+    output: Path | None,
+    dry_run: bool,
+    calibration: Path | None,
+    recovery: RecoverySpec | None,
+    store: str | None,
 ) -> None:
     if output is None and not dry_run:
         raise RequestError("no --output: say where to write the model, or use --dry-run")
@@ -178,6 +184,10 @@ def _check_consistent(
         raise RequestError("--recover trains on calibration data: give --calibration")
     if recovery is not None and dry_run:
         raise RequestError("--recover trains the model that --dry-run does not write: drop one")
+    if recovery is not None and store not in {None, "same"}:
+        raise RequestError(
+            f"--recover trains float32 factors, --store {store} rounds them: drop one"
+        )
 
 
 def _recovery(budget: str | None) -> RecoverySpec | None:

@@ -49,6 +49,13 @@ Latency = Annotated[
 Rank = Annotated[
     int | None, typer.Option(help="The same rank for every site, clipped to min(K, N).")
 ]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        help="How the file holds factors: same (as the weights), float16, int8 or int4 "
+        "[default: same]."
+    ),
+]
 CalibrationFile = Annotated[
     Path | None,
     typer.Option("--calibration", "-c", help=".npz with one array for each model input."),

@@ -46,6 +46,7 @@ def run(
     bytes_: options.Bytes = None,
     flops: options.Flops = None,
     latency: options.Latency = None,
+    store: options.Store = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -62,7 +63,7 @@ def run(
     files and a sha256 manifest. The exit code is the verdict of the recipe's gates.
     """
     budgets = options.budgets(params, bytes_, flops, latency)
-    recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop)
+    recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop, store)
     recipe = _recovering(recipe, recovery)
     folder = output or recipe.output or Path("bundles") / recipe.name
     report = run_recipe(
@@ -100,6 +101,7 @@ def _overridden(
     method: str | None,
     budgets: Mapping[str, float],
     max_drop: float | None,
+    store: str | None,
 ) -> Recipe:
     """The recipe with what the command line says instead.
 
@@ -115,6 +117,8 @@ def _overridden(
         changes["method"] = options.method_spec(method).model_dump()
     if budgets:
         changes |= {**dict.fromkeys((*BUDGETS, "rank")), **budgets}
+    if store is not None:
+        changes["store"] = store
     if max_drop is not None:
         recipe = recipe.model_copy(update={"max_drop": max_drop})
     values = {**recipe.model_dump(), "compression": {**recipe.compression.model_dump(), **changes}}

@@ -44,6 +44,9 @@ def sweep(
     allocations: Annotated[
         list[str] | None, typer.Option("--allocation", help="May be given several times.")
     ] = None,
+    stores: Annotated[
+        list[str] | None, typer.Option("--store", help="May be given several times.")
+    ] = None,
     rank_multiple: Annotated[
         int | None, typer.Option(min=1, help="Ranks are multiples of it.")
     ] = None,
@@ -71,6 +74,7 @@ def sweep(
         [options.method_spec(text) for text in methods or ()],
         options.budgets(params, bytes_, flops, latency),
         allocations or (),
+        stores or (),
     )
     if no_benchmark:
         recipe = recipe.model_copy(update={"benchmark": None})

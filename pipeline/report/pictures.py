@@ -286,7 +286,8 @@ def _pareto_lines(report: SweepReport) -> dict[str, list[tuple[float, float]]]:
             continue
         values = [*row.metrics.values(), *(output.cosine for output in row.outputs)]
         method = " ".join([row.variant.method.name, *map(str, row.variant.method.options.values())])
-        label = printable(f"{method}, {row.variant.allocation}")
+        stored = "" if row.variant.store == "same" else f" as {row.variant.store}"
+        label = printable(f"{method}{stored}, {row.variant.allocation}")
         share = 100 * row.parameters_after / row.parameters_before
         lines.setdefault(label, []).append((share, values[0]))
     return lines

@@ -91,7 +91,8 @@ def asked(variant: CompressionSpec) -> str:
 
 def _row(row: SweepRow, metrics: Sequence[str], providers: Sequence[str]) -> list[str]:
     variant = row.variant
-    texts = [method_text(variant.method), variant.allocation, asked(variant)]
+    stored = "" if variant.store == "same" else f" as {variant.store}"
+    texts = [method_text(variant.method) + stored, variant.allocation, asked(variant)]
     if row.problem is not None or row.size is None:
         return [
             *texts,
