@@ -22,7 +22,7 @@ from graph_passes.factorization import (
 from graph_passes.factorization.error import activation_error, least_errors, weight_error
 from graph_passes.factorization.gauss_newton import damped_half
 from graph_passes.factorization.projection import project
-from graph_passes.factorization.svdlora import split_rank
+from graph_passes.factorization.stages import split_rank
 
 Float64 = NDArray[np.float64]
 

@@ -16,17 +16,23 @@ from pydantic.dataclasses import dataclass as options
 from graph_passes.factorization.activations import ActivationStats
 from graph_passes.factorization.base import Array, Metric
 from graph_passes.factorization.projection import project
-from graph_passes.factorization.svd import ProjectedWeight
+from graph_passes.factorization.stages import ProjectedWeight, Stages
 
 
 @options(frozen=True, config=ConfigDict(extra="forbid"))
 class ASVD:
-    """asvd: the least error in the site's outputs over the calibration data, bias corrected."""
+    """asvd: the least error in the site's outputs over the calibration data, bias corrected.
+
+    Attributes:
+        stages: later ones repair what rounding did to the earlier ones, where factors are rounded.
+    """
 
     metric: ClassVar[Metric] = "activation"
     needs_activations: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
     corrects_bias: ClassVar[bool] = True
+
+    stages: Stages = 1
 
     def decompose(self, weight: Array, stats: ActivationStats | None) -> ProjectedWeight:
         """Decompose ``weight`` [K, N] in the metric of ``stats``.
@@ -36,4 +42,5 @@ class ASVD:
         """
         if stats is None:
             raise ValueError("asvd needs activation statistics")
-        return ProjectedWeight(weight, project(weight, stats.root), stats.mean)
+        root = stats.root
+        return ProjectedWeight(weight, project(weight, root), root, stats.mean, self.stages)

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass as options
 from graph_passes.factorization.activations import ActivationStats
 from graph_passes.factorization.base import Array, Metric
 from graph_passes.factorization.projection import project
-from graph_passes.factorization.svd import ProjectedWeight
+from graph_passes.factorization.stages import ProjectedWeight
 
 
 @options(frozen=True, config=ConfigDict(extra="forbid"))
