@@ -18,9 +18,9 @@ from onnx.reference import ReferenceEvaluator
 from test_lowrank import FORMS
 
 from graph_passes.errors import RequestError
-from graph_passes.factorization import METHODS, Factorization, make_method
+from graph_passes.factorization import METHODS, Factorization, MomentAccumulator, make_method
 from graph_passes.factorization.base import Term
-from graph_passes.factorization.error import weight_error
+from graph_passes.factorization.error import activation_error, weight_error
 from graph_passes.factorization.storage import INTEGERS, Storage, pack
 from graph_passes.plan import CompressionPlan, MethodSpec
 from graph_passes.request import CompressionSpec
@@ -160,6 +160,25 @@ class TestStages:
 
         assert reached(second) == pytest.approx(reached(repairing), rel=1e-3)
         assert reached(blind) > 1.05 * reached(second)
+
+    @properties
+    @given(SEEDS, st.integers(2, 5))
+    def test_stages_work_in_the_metric_of_the_inputs_too(self, seed: int, count: int) -> None:
+        rng = np.random.default_rng(seed)
+        weight, rows = trained(seed).astype(np.float32), rng.standard_normal((100, 32))
+        accumulator = MomentAccumulator(32)
+        accumulator.update(rows @ rng.standard_normal((32, 32)) + 1)
+        stats = accumulator.result()
+
+        def reached(stages: int, store: Storage) -> float:
+            decomposition = make_method("asvd", {"stages": stages}).decompose(weight, stats)
+            factorization = decomposition.factorize(20, store)
+            residual = stats.mean @ (weight - factorization.product())
+            np.testing.assert_allclose(factorization.bias, residual, rtol=1e-5, atol=1e-7)
+            return activation_error(weight, factorization, stats)
+
+        assert reached(count, "same") == pytest.approx(reached(1, "same"), rel=1e-3, abs=1e-6)
+        assert reached(count, "int4") < reached(1, "int4")
 
     def test_stages_repair_more_the_coarser_the_storage(self) -> None:
         weight = trained(3, 64, 48)
