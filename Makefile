@@ -11,7 +11,7 @@ PARAMS ?=
 OUT    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results analysis graphs memory lock wheel clean
+.PHONY: help setup compress-onnx test test-fast check format results analysis stages graphs memory lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ graphs: $(READY)  ## Rewrite the collection of exports at full rank again (docs/
 
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	$(BIN)/python -m pipeline.studies.memory
+
+stages: $(READY)  ## Measure where stages and rounded factors help (docs/stages.md).
+	$(BIN)/python -m pipeline.studies.stages docs/stages.md
 
 lock: ## Resolve the dependencies anew into requirements/lock.txt.
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -290,6 +290,24 @@ def test_run_takes_another_budget_from_the_command_line(cli, files):
         assert "exclude each other" in error_line(refused)
 
 
+def test_store_rounds_the_factors_in_the_file(cli, files):
+    for store in ("same", "int8"):
+        cli("compress", "model.onnx", "-o", f"{store}.onnx", "-p", "0.5", "--store", store)
+    same, rounded = (Path(f"{store}.onnx").stat().st_size for store in ("same", "int8"))
+    assert rounded < 0.6 * same
+    refused = cli("compress", "model.onnx", "-o", "x.onnx", "--store", "int3", code=2)
+    assert "store: Input should be 'same'" in error_line(refused)
+    assert not Path("x.onnx").exists()
+
+
+def test_run_stores_as_the_command_line_says(cli, files):
+    recipe = {"name": "tiny", "source": {"model": "model.onnx"}, "benchmark": None}
+    Path("recipe.yaml").write_text(json.dumps(recipe))
+    cli("run", "recipe.yaml", "-o", "b", "--store", "float16")
+    plan = json.loads(Path("b/plan.json").read_text())
+    assert {site["store"] for site in plan["sites"] if site["rank"]} == {"float16"}
+
+
 def test_compress_recovers_for_as_long_as_it_is_told(cli, files):
     cli("compress", "model.onnx", "-o", "plain.onnx", "-m", "svd", "-p", "0.4")
     recovered = ("-o", "better.onnx", "-m", "svd", "-p", "0.4", "-c", "data.npz", "--recover", "2s")
@@ -309,6 +327,10 @@ def test_compress_recovers_for_as_long_as_it_is_told(cli, files):
         (["-o", "x.onnx", "--recover", "10min"], "give --calibration"),
         (["-c", "data.npz", "--dry-run", "--recover", "10min"], "--dry-run does not write"),
         (["-o", "x.onnx", "-c", "data.npz", "--recover", "soon"], "write 90s, 10min or 1h"),
+        (
+            ["-o", "x.onnx", "-c", "data.npz", "--recover", "9s", "--store", "int8"],
+            "--store int8 rounds them",
+        ),
     ],
 )
 def test_what_recover_refuses(cli, files, options, problem):
