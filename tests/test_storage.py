@@ -21,6 +21,7 @@ from graph_passes.errors import RequestError
 from graph_passes.factorization import METHODS, Factorization, MomentAccumulator, make_method
 from graph_passes.factorization.base import Term
 from graph_passes.factorization.error import activation_error, weight_error
+from graph_passes.factorization.gauss_newton import damped_half
 from graph_passes.factorization.storage import INTEGERS, Storage, pack
 from graph_passes.plan import CompressionPlan, MethodSpec
 from graph_passes.request import CompressionSpec
@@ -179,6 +180,23 @@ class TestStages:
 
         assert reached(count, "same") == pytest.approx(reached(1, "same"), rel=1e-3, abs=1e-6)
         assert reached(count, "int4") < reached(1, "int4")
+
+    @pytest.mark.parametrize("name", ["svdlora", "asvd", "gauss-newton"])
+    def test_every_method_with_stages(self, name: str) -> None:
+        from test_factorization import TestEveryMethod
+
+        weight, stats = TestEveryMethod.problem((24, 16))
+
+        left = np.eye(24) if name == "svdlora" else stats.root
+        right = damped_half(stats.gradients.moment, 0.02) if name == "gauss-newton" else np.eye(16)
+
+        def error(stages: int, store: Storage) -> float:
+            decomposition = make_method(name, {"stages": stages}).decompose(weight, stats)
+            lost = left @ (weight - decomposition.factorize(16, store).product()) @ right
+            return float(np.linalg.norm(lost) / np.linalg.norm(left @ weight @ right))
+
+        assert error(3, "same") < 1e-6
+        assert error(3, "int4") < 0.8 * error(1, "int4")
 
     def test_stages_repair_more_the_coarser_the_storage(self) -> None:
         weight = trained(3, 64, 48)

@@ -17,7 +17,6 @@ model's outputs, which is what makes them fit to share a budget out by.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -26,44 +25,9 @@ from pydantic.dataclasses import dataclass as options
 from scipy import linalg
 
 from graph_passes.factorization.activations import ActivationStats
-from graph_passes.factorization.base import Array, Factorization, Float64, Metric, Term
-from graph_passes.factorization.projection import Projection, project
-from graph_passes.factorization.storage import Storage
-
-
-@dataclass(frozen=True)
-class TwoSidedWeight:
-    """A weight taken apart in the metrics of its inputs and of its outputs.
-
-    Attributes:
-        weight: ``[K, N]`` what the bias correction is measured from.
-        projection: of ``W·half``.
-        half: ``[N, N]`` lower triangle H.
-        mean: ``[K]`` of the inputs.
-    """
-
-    weight: Array
-    projection: Projection
-    half: Float64
-    mean: Float64
-
-    @property
-    def tail(self) -> Float64:
-        """``[q + 1]`` squared error at each rank, relative to rank 0."""
-        return self.projection.tail
-
-    @property
-    def energy(self) -> float:
-        """The squared change of the model's outputs without the site."""
-        return self.projection.energy
-
-    def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
-        """``down = W·H·Q``, ``up = Qᵀ·H⁻¹`` at ``rank``, balanced."""
-        basis = self.projection.basis(rank)
-        up = linalg.solve_triangular(self.half, basis, lower=True, trans="T").T
-        down, up = _balanced(self.projection.weight @ basis, up)
-        term = Term.rounded(down, up, self.weight.dtype, storage)
-        return Factorization((term,), self.mean @ (self.weight.astype(np.float64) - term.product()))
+from graph_passes.factorization.base import Array, Float64, Metric
+from graph_passes.factorization.projection import project
+from graph_passes.factorization.stages import ProjectedWeight, Stages
 
 
 @options(frozen=True, config=ConfigDict(extra="forbid"))
@@ -72,6 +36,7 @@ class GaussNewton:
 
     Attributes:
         damping: what is added to the moment of the gradients, in its mean eigenvalues.
+        stages: later ones repair what rounding did to the earlier ones, where factors are rounded.
     """
 
     metric: ClassVar[Metric] = "output"
@@ -80,8 +45,9 @@ class GaussNewton:
     corrects_bias: ClassVar[bool] = True
 
     damping: Annotated[float, Field(gt=0, le=1)] = 0.02
+    stages: Stages = 1
 
-    def decompose(self, weight: Array, stats: ActivationStats | None) -> TwoSidedWeight:
+    def decompose(self, weight: Array, stats: ActivationStats | None) -> ProjectedWeight:
         """Decompose ``weight`` [K, N] in the metrics of ``stats``.
 
         Raises:
@@ -94,7 +60,7 @@ class GaussNewton:
             raise ValueError(f"a site of shape {sizes} does not fit a weight {weight.shape}")
         half = damped_half(stats.gradients.moment, self.damping)
         projection = project(weight.astype(np.float64) @ half, inputs.root)
-        return TwoSidedWeight(weight, projection, half, inputs.mean)
+        return ProjectedWeight(weight, projection, inputs.root, inputs.mean, self.stages, half=half)
 
 
 def damped_half(moment: Float64, damping: float) -> Float64:
@@ -108,11 +74,3 @@ def damped_half(moment: Float64, damping: float) -> Float64:
         return np.eye(size)
     half: Float64 = linalg.cholesky(moment + damping * mean * np.eye(size), lower=True)
     return half
-
-
-def _balanced(down: Float64, up: Float64) -> tuple[Float64, Float64]:
-    ours, theirs = np.linalg.norm(down, axis=0), np.linalg.norm(up, axis=1)
-    positive = (ours > 0) & (theirs > 0)
-    scale = np.sqrt(np.divide(theirs, ours, out=np.ones_like(ours), where=positive))
-    scale[~positive] = 1.0
-    return down * scale, up / scale[:, None]

@@ -16,7 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field
+from scipy import linalg
 
 from graph_passes.factorization.base import Array, Factorization, Float64, Term
 from graph_passes.factorization.projection import Projection, project
@@ -31,13 +33,15 @@ class ProjectedWeight:
     """A weight with its nested optimal subspaces, and how many stages to build from it.
 
     Attributes:
-        weight: ``[K, N]``.
-        projection: its subspaces in the metric.
-        root: S of the metric ``SᵀS``, for the later stages; None for the identity.
+        weight: ``[K, N]`` W.
+        projection: subspaces of W, or of W·H where there is a ``half``.
+        root: S of the metric ``SᵀS`` of the inputs; None for the identity.
         mean: ``[K]`` of the site's inputs μ, which asks for the bias correction
             ``b' = b + μ·(W − Σ down·up)``; it keeps the mean output exact.
         stages: how many; they share the rank evenly.
         layout: ``merged`` or ``branches``.
+        half: ``[N, N]`` lower triangle H of the metric ``H Hᵀ`` of the outputs; None for the
+            identity.
     """
 
     weight: Array
@@ -46,6 +50,7 @@ class ProjectedWeight:
     mean: Float64 | None = None
     stages: int = 1
     layout: Layout = "merged"
+    half: Float64 | None = None
 
     @property
     def tail(self) -> Float64:
@@ -58,19 +63,38 @@ class ProjectedWeight:
         return self.projection.energy
 
     def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
-        """``down = R·Q``, ``up = Qᵀ`` for each stage; never more stages than rank."""
+        """``down = R·Q``, ``up = Qᵀ`` for each stage; never more stages than rank.
+
+        With a ``half``: ``down = R·H·Q``, ``up = Qᵀ·H⁻¹``, their norms balanced.
+        """
         terms: list[Term] = []
-        residual, found = self.projection.weight, self.projection
+        residual, found = self.weight.astype(np.float64), self.projection
         for stage_rank in split_rank(rank, self.stages):
             if terms:
                 residual = residual - terms[-1].product()
-                found = project(residual, self.root)
-            basis = found.basis(stage_rank)
-            terms.append(Term.rounded(residual @ basis, basis.T, self.weight.dtype, storage))
+                found = project(residual if self.half is None else residual @ self.half, self.root)
+            down, up = self._factors(found, found.basis(stage_rank))
+            terms.append(Term.rounded(down, up, self.weight.dtype, storage))
         bias = None if self.mean is None else self.mean @ (residual - terms[-1].product())
         return Factorization(
             tuple(terms) if self.layout == "branches" else (Term.merged(terms),), bias
         )
+
+    def _factors(self, found: Projection, basis: Float64) -> tuple[Float64, Float64]:
+        down = found.weight @ basis
+        if self.half is None:
+            return down, basis.T
+        up = linalg.solve_triangular(self.half, basis, lower=True, trans="T").T
+        return _balanced(down, up)
+
+
+def _balanced(down: Float64, up: Float64) -> tuple[Float64, Float64]:
+    """The same product, with equal norms of each column of ``down`` and row of ``up``."""
+    ours, theirs = np.linalg.norm(down, axis=0), np.linalg.norm(up, axis=1)
+    positive = (ours > 0) & (theirs > 0)
+    scale = np.sqrt(np.divide(theirs, ours, out=np.ones_like(ours), where=positive))
+    scale[~positive] = 1.0
+    return down * scale, up / scale[:, None]
 
 
 def split_rank(rank: int, stages: int) -> list[int]:

@@ -13,8 +13,8 @@ Rules:
 
 1. A scale belongs to one rank index: to a column of ``down``, to a row of ``up``. So terms can be
    put side by side along the rank, which is what the layout ``merged`` does, and no number changes.
-   Blocks across rank indices would not allow that; blocks along a column cost 32 bits each, and buy
-   less than the search of rule 3 (docs/stages.md).
+   Blocks along a column would allow that too: on MiniLM's factors, blocks of 64 lowered the error
+   of int4 by a tenth, for an eighth more bytes.
 2. Zero is stored exactly, and the integers are symmetric around it: no zero points.
 3. A scale is that of least squared error among some that clip the largest numbers more or less.
 4. What counts is what a graph computes from the file: ``float32(integer)·scale``, then the weight's
