@@ -330,8 +330,8 @@ def _decoded(
 
 INTRODUCTION = """# Stages, and factors that the file holds rounded
 
-`--store float16|int8|int4` rounds factors in the file, for every method; `svdlora:stages=N` and
-`asvd:stages=N` build N stages, each from what the earlier ones *as stored* left over.
+`--store float16|int8|int4` rounds factors in the file, for every method; `svdlora`, `asvd` and
+`gauss-newton` build `stages=N`, each from what the earlier ones *as stored* left over.
 
 **Where stages cannot help.** What a factorization of rank r leaves is at least the tail of the
 spectrum (Eckart–Young), and one exact stage leaves no more than that. With `same`, N stages are
@@ -342,9 +342,9 @@ digits. The property tests say so, and so do the rows below.
 times the squared relative error of a rounded number (2e-4 for float16, 0.01 for int8, 0.13 for
 int4). A later stage sees that as a part of its target. But rounding errors point into all
 directions alike, so a stage of rank r repairs about r of min(K, N) of them, and the tail stays. So
-stages pay for int4, the more the less tail there is, and for int8 only where next to nothing is
-cut off. They pay most beyond full rank: one stage ends at min(K, N), while the next stage can
-still factor its rounding (section "mixed storage", 8 bits a weight).
+stages pay for int4, the more the less tail there is (in the metric of the activations it is
+short), and for int8 only where next to nothing is cut off. They pay most around full rank: one
+stage ends at min(K, N), while the next can still factor its rounding (mixed storage, 8 bits).
 
 **What helps far more** is the storage itself: at equal bytes, many rounded ranks beat few exact
 ones by far.
