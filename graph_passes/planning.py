@@ -159,7 +159,9 @@ def _prices(
         return {}
     if request.budget == "bytes":
         sites = [site for members in groups.values() for site in members]
-        price = partial(byte_price, bias_parameters=_bias_parameters(sites, method))
+        price = partial(
+            byte_price, bias_parameters=_bias_parameters(sites, method), store=request.store
+        )
     if price is None:
         raise RequestError(
             f"nobody knows what the weights take of a budget of {QUANTITIES[request.budget]}"

@@ -4,7 +4,8 @@
 budget        dense                        factors of rank r
 ============  ===========================  =======================================================
 ``params``    K·N                          r·(K + N)
-``bytes``     s·K·N                        s·(r·(K + N) + c), s bytes a number, c numbers of bias
+``bytes``     s·K·N                        r·(t·(K + N) + v) + s·c, with s, t bytes a number of the
+                                           weight and as stored, v of scales, c numbers of bias
 ``flops``     2·n·K·N                      2·n·r·(K + N), n rows of one inference
 ``latency``   measured                     measured
 ============  ===========================  =======================================================
@@ -18,21 +19,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from graph_passes.allocation.price import LinearPrice, Price
+from graph_passes.factorization.storage import Storage, bytes_per_rank
 from graph_passes.sites import LinearSite
 
 PriceCurve = Callable[[Sequence[LinearSite]], Price | None]
 """The price of the weight that some sites share; None where it is not known."""
 
 
-def byte_price(sites: Sequence[LinearSite], bias_parameters: Mapping[str, int]) -> LinearPrice:
-    """Bytes in the file; ``bias_parameters``: what bias corrections add, by site name."""
+def byte_price(
+    sites: Sequence[LinearSite], bias_parameters: Mapping[str, int], store: Storage = "same"
+) -> LinearPrice:
+    """Bytes in the file, which holds factors as ``store``.
+
+    ``bias_parameters`` are what bias corrections add, by site name.
+    """
     weight = sites[0].weight
     dtype = weight.initializer.dtype
     assert dtype is not None
     rows, columns = weight.shape
     return LinearPrice(
         dense=dtype.itemsize * weight.matrices * rows * columns,
-        per_rank=dtype.itemsize * weight.matrices * (rows + columns),
+        per_rank=weight.matrices * bytes_per_rank(rows + columns, store, dtype.itemsize),
         fixed=dtype.itemsize * sum(bias_parameters.get(site.name, 0) for site in sites),
     )
 

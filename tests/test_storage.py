@@ -509,6 +509,21 @@ def test_sequential_repair_sees_the_rounding(tmp_path) -> None:
     assert error(before, sequential) < error(before, one_shot)
 
 
+@pytest.mark.parametrize("store", ["same", *ROUNDED])
+def test_a_budget_of_bytes_counts_what_is_stored(reference, store: Storage) -> None:
+    subject, output = open_subject(reference), reference.with_name("small.onnx")
+    spec = CompressionSpec(method=MethodSpec(name="svd"), bytes=0.1, store=store, rank_multiple=1)
+    plan = write_compressed(subject, plan_subject(subject, spec, None), None, output)
+    weights = sum(
+        value.const_value.nbytes
+        for name, value in load_model(output).graph.initializers.items()
+        if ".lowrank." in name
+    )
+    dense = 4 * plan.parameters_before
+    assert weights == plan.cost.after
+    assert 0.06 * dense < weights <= 0.1 * dense
+
+
 def test_a_sweep_takes_stores_as_an_axis() -> None:
     variants = grid(CompressionSpec(), [], {}, [], ["same", "int8"])
     assert [variant.store for variant in variants] == ["same", "int8"]

@@ -41,6 +41,8 @@ Combine = Callable[[Sequence[Any]], Any]
 
 INTEGERS: Mapping[Storage, int] = {"int8": 127, "int4": 7}
 """The storages that need scales, and the largest integer of each."""
+_BYTES: Mapping[Storage, float] = {"int8": 1, "int4": 0.5}
+_SCALE_BYTES = 4
 _CLIPPING = np.linspace(1.0, 0.3, 15)
 """Rule 3: the largest number that is not clipped, in parts of the largest there is."""
 
@@ -114,6 +116,19 @@ def _integers(factor: Float64, storage: Storage, axis: int) -> Packed:
         numbers, scale = np.where(better, rounded, numbers), np.where(better, step, scale)
         least = np.minimum(loss, least)
     return Packed(storage, numbers, scale)
+
+
+def bytes_per_rank(numbers: int, storage: Storage, itemsize: float) -> float:
+    """What one rank index of both factors takes in the file, scales included.
+
+    Args:
+        numbers: K + N.
+        storage: how the factors are stored.
+        itemsize: bytes of a number of the weight.
+    """
+    if storage in INTEGERS:
+        return numbers * _BYTES[storage] + 2 * _SCALE_BYTES
+    return numbers * (itemsize if storage == "same" else min(itemsize, 2))
 
 
 def combined(parts: Sequence[Packed], combine: Combine) -> Packed:
