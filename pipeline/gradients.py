@@ -7,6 +7,7 @@ squared change of the outputs.
 
 What the signs are drawn over is the :mod:`~pipeline.objective`. Padding positions are never
 seeded, so what does not reach a real position has gradient zero and weight zero in all statistics.
+Other seeds than signs give the gradients of other functions of the outputs (:func:`backward`).
 
 The graph is differentiated with respect to the shifts of :mod:`pipeline.shifts`, which are taken
 out again afterwards.
@@ -14,7 +15,7 @@ out again afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +30,15 @@ from graph_passes.errors import DataError, NotDifferentiableError
 from graph_passes.factorization import ActivationStats, GradientStats, MomentAccumulator
 from graph_passes.sites import LinearSite
 from pipeline.cache import ArrayCache, content_key
-from pipeline.data.samples import Array, Samples
+from pipeline.data.samples import Array, Batch, Samples
 from pipeline.objective import Objective, signs
 from pipeline.session import SessionSpec, one_line, open_session, run
 from pipeline.shifts import can_shift, self_contained, shift_outputs
 from pipeline.validate import check_samples, model_batches
 
 Float32 = NDArray[np.float32]
+Seeding = Callable[[Array, Batch], Float32]
+"""The adjoint that an output starts from, of the output's shape, given its value."""
 
 _GRADIENT = "gradient."
 
@@ -55,12 +58,19 @@ class OutputGradients:
 
 
 @dataclass(frozen=True)
+class SiteValues:
+    """One batch at one site: inputs ``[..., K]``, and the gradient ``[..., N]`` at its output."""
+
+    inputs: Array
+    gradient: Float32
+
+
+@dataclass(frozen=True)
 class _Tap:
     site: str
     input: str
     transposed: bool
     gradient: str
-    features: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -114,20 +124,19 @@ def output_gradients(
     stored = cache.get(key) if cache is not None else None
     if stored is not None:
         return _unpack(stored)
-    adjoint = _differentiate(self_contained(model, data_folder), flat)
-    session = open_session(adjoint.model, spec)
-    plain = open_session(self_contained(model, data_folder).SerializeToString(), spec)
-    check_samples(plain, samples)
-    collector = _Collector(adjoint.taps)
+    collector = _Collector(flat)
     rng = np.random.default_rng(seed)
     done = 0
-    for batch in model_batches(plain, samples, batch_size):
-        outputs = run(plain, batch.feeds, list(adjoint.seeds))
-        seeds = {
-            adjoint.seeds[name]: signs(value, batch, objective, rng)[..., None]
-            for name, value in outputs.items()
-        }
-        collector.update(_run_adjoint(session, {**batch.feeds, **seeds}, adjoint.taps))
+    for batch, values in backward(
+        model,
+        flat,
+        samples,
+        lambda value, batch: signs(value, batch, objective, rng),
+        data_folder=data_folder,
+        spec=spec,
+        batch_size=batch_size,
+    ):
+        collector.update(values)
         done += len(batch.index)
         if progress is not None:
             progress(done)
@@ -135,6 +144,43 @@ def output_gradients(
     if cache is not None:
         cache.put(key, _pack(gradients))
     return gradients
+
+
+def backward(
+    model: ir.Model,
+    sites: Sequence[LinearSite],
+    samples: Samples,
+    seeding: Seeding,
+    *,
+    data_folder: Path,
+    spec: SessionSpec | None = None,
+    batch_size: int = 32,
+) -> Iterator[tuple[Batch, dict[str, SiteValues]]]:
+    """Run forwards and backwards batch by batch; yields the values at each site, by its name.
+
+    Args:
+        model: the model that the sites belong to; unchanged afterwards.
+        sites: where to look; all of them can be shifted.
+        samples: the data.
+        seeding: what to differentiate, as the adjoint of each float output.
+        data_folder: where the model's external data lies.
+        spec: how the model is run.
+        batch_size: samples at a time.
+
+    Raises:
+        NotDifferentiableError: an operator has no gradient, or the model is too large.
+        DataError: the samples do not fit the model.
+    """
+    adjoint = _differentiate(self_contained(model, data_folder), sites)
+    session = open_session(adjoint.model, spec)
+    plain = open_session(self_contained(model, data_folder).SerializeToString(), spec)
+    check_samples(plain, samples)
+    for batch in model_batches(plain, samples, batch_size):
+        outputs = run(plain, batch.feeds, list(adjoint.seeds))
+        seeds = {
+            adjoint.seeds[name]: seeding(value, batch)[..., None] for name, value in outputs.items()
+        }
+        yield batch, _run_adjoint(session, {**batch.feeds, **seeds}, adjoint.taps)
 
 
 def _differentiate(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> _Adjoint:
@@ -164,7 +210,6 @@ def _differentiate(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> _Adjo
             site.input.name or "",
             site.transpose_input,
             f"{_GRADIENT}{shifts[site.name]}",
-            (site.in_features, site.out_features),
         )
         for site in sites
     ]
@@ -203,30 +248,37 @@ def _is_float(value: onnx.ValueInfoProto) -> bool:
 
 def _run_adjoint(
     session: ort.InferenceSession, feeds: Mapping[str, Array], taps: Sequence[_Tap]
-) -> dict[str, Array]:
+) -> dict[str, SiteValues]:
     wanted = {tap.gradient for tap in taps} | {tap.input for tap in taps}
-    return {**feeds, **run(session, feeds, sorted(wanted - set(feeds)))}
+    values = {**feeds, **run(session, feeds, sorted(wanted - set(feeds)))}
+
+    def at(tap: _Tap) -> SiteValues:
+        inputs = values[tap.input]
+        return SiteValues(
+            np.swapaxes(inputs, -1, -2) if tap.transposed else inputs,
+            values[tap.gradient][..., 0].astype(np.float32),
+        )
+
+    return {tap.site: at(tap) for tap in taps}
 
 
 class _Collector:
     """Accumulates both sides of every site, batch by batch."""
 
-    def __init__(self, taps: Sequence[_Tap]) -> None:
-        self._taps = taps
-        self._inputs = {tap.site: MomentAccumulator(tap.features[0]) for tap in taps}
-        self._moments = {tap.site: np.zeros((tap.features[1],) * 2) for tap in taps}
-        self._weights: dict[str, list[Float32]] = {tap.site: [] for tap in taps}
+    def __init__(self, sites: Sequence[LinearSite]) -> None:
+        self._inputs = {site.name: MomentAccumulator(site.in_features) for site in sites}
+        self._moments = {site.name: np.zeros((site.out_features,) * 2) for site in sites}
+        self._weights: dict[str, list[Float32]] = {site.name: [] for site in sites}
 
-    def update(self, values: Mapping[str, Array]) -> None:
-        for tap in self._taps:
-            gradient = values[tap.gradient][..., 0].astype(np.float32)
-            rows = gradient.reshape(-1, tap.features[1])
+    def update(self, values: Mapping[str, SiteValues]) -> None:
+        for site, found in values.items():
+            rows = found.gradient.reshape(-1, found.gradient.shape[-1])
             weights = np.sum(rows * rows, axis=1)
-            inputs = np.swapaxes(values[tap.input], -1, -2) if tap.transposed else values[tap.input]
+            inputs = found.inputs.reshape(-1, found.inputs.shape[-1])
             real = weights > 0
-            self._inputs[tap.site].update(inputs.reshape(-1, tap.features[0])[real], weights[real])
-            self._moments[tap.site] += rows[real].T @ rows[real]
-            self._weights[tap.site].append(weights.reshape(gradient.shape[:-1]))
+            self._inputs[site].update(inputs[real], weights[real])
+            self._moments[site] += rows[real].T @ rows[real]
+            self._weights[site].append(weights.reshape(found.gradient.shape[:-1]))
 
     def result(self, samples: int) -> OutputGradients:
         if not any(accumulator.count for accumulator in self._inputs.values()):

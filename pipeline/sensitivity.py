@@ -7,7 +7,8 @@ else stays exact. Its inputs are then those of the original model, so the error 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def measure_slopes(
     }
     sites = [site for members in known.values() for site in members]
     proto = self_contained(model, data_folder)
-    probe = _Probe(proto, sites, samples, objective=objective, spec=spec, batch_size=batch_size)
+    probe = Probe(proto, sites, samples, spec=spec, batch_size=batch_size)
     slopes: dict[str, float] = {}
     for key, members in known.items():
         weight = members[0].weight.array()
@@ -75,15 +76,49 @@ def measure_slopes(
         rank = uniform([Candidate(key, *weight.shape)], share, 1)[key] or 1
         error = decomposition.energy * float(decomposition.tail[rank])
         residual = decomposition.factorize(rank).product() - weight.astype(np.float64)
-        changes = [probe.change(site, residual, stats[site.name].mean) for site in members]
-        slopes[key] = sum(changes) / error if error > 0 else 0.0
+        changes = [
+            change_of(trial, objective)
+            for site in members
+            for trial in probe.replace(site, residual, stats[site.name].mean)
+        ]
+        slopes[key] = sum(changes) / len(samples) / error if error > 0 else 0.0
         if progress is not None:
             progress(len(slopes))
     return slopes
 
 
-class _Probe:
-    """A session with shifts, and the original's site inputs and outputs on some batches."""
+@dataclass(frozen=True)
+class Trial:
+    """One batch through a model with one weight replaced: values before and after, by name."""
+
+    batch: Batch
+    original: Mapping[str, Array]
+    replaced: Mapping[str, Array]
+
+
+def change_of(trial: Trial, objective: Objective) -> float:
+    """The squared change of the outputs, summed over the samples of the batch."""
+    return sum(
+        change(trial.original[name], replaced, trial.batch, objective)
+        for name, replaced in trial.replaced.items()
+        if replaced.dtype.kind == "f"
+    )
+
+
+class Probe:
+    """Replaces the weight of one site at a time, in a session with shifts.
+
+    Args:
+        proto: the original, with its weights inside; used up.
+        sites: those that can be replaced; all of them can be shifted.
+        samples: what runs through the model.
+        watched: the values to look at; None for the model's outputs.
+        spec: how the model is run.
+        batch_size: samples at a time.
+
+    Raises:
+        DataError: the samples do not fit the model.
+    """
 
     def __init__(
         self,
@@ -91,48 +126,42 @@ class _Probe:
         sites: Sequence[LinearSite],
         samples: Samples,
         *,
-        objective: Objective,
-        spec: SessionSpec | None,
-        batch_size: int,
+        watched: Sequence[str] | None = None,
+        spec: SessionSpec | None = None,
+        batch_size: int = 32,
     ) -> None:
-        self._outputs = [value.name for value in proto.graph.output]
+        outputs = [value.name for value in proto.graph.output]
+        self._watched = outputs if watched is None else list(watched)
         self._shifts = shift_outputs(proto, sites)
-        self._objective = objective
-        self._samples = len(samples)
         feeds = {value.name for value in proto.graph.input}
-        inputs = sorted({site.input.name or "" for site in sites} - feeds - set(self._outputs))
-        for name in inputs:
+        inputs = {site.input.name or "" for site in sites} - feeds
+        extra = sorted((inputs | set(self._watched)) - set(outputs))
+        for name in extra:
             proto.graph.output.add().name = name
         self._session = open_session(proto.SerializeToString(), spec)
         check_samples(self._session, samples)
         self._batches: list[tuple[Batch, dict[str, Array]]] = [
-            (batch, {**batch.feeds, **run(self._session, batch.feeds, [*self._outputs, *inputs])})
+            (batch, {**batch.feeds, **run(self._session, batch.feeds, [*outputs, *extra])})
             for batch in model_batches(self._session, samples, batch_size)
         ]
 
-    def change(self, site: LinearSite, residual: Float64, mean: Float64) -> float:
-        """The squared output change, a sample, when ``residual`` is added to the weight."""
-        changes = [self._change(site, residual, mean, *batch) for batch in self._batches]
-        return sum(changes) / self._samples
+    def replace(
+        self, site: LinearSite, residual: Float64, mean: Float64 | None = None
+    ) -> Iterator[Trial]:
+        """Run all batches with ``residual`` [K, N] added to the weight of ``site``.
 
-    def _change(
-        self,
-        site: LinearSite,
-        residual: Float64,
-        mean: Float64,
-        batch: Batch,
-        original: Mapping[str, Array],
-    ) -> float:
-        inputs = original[site.input.name or ""]
-        rows = (np.swapaxes(inputs, -1, -2) if site.transpose_input else inputs).astype(np.float64)
-        shift = (site.alpha * ((rows - mean) @ residual)).astype(inputs.dtype)
-        feeds = {**batch.feeds, self._shifts[site.name]: shift}
-        shifted = run(self._session, feeds, self._outputs)
-        return sum(
-            change(original[name], shifted[name], batch, self._objective)
-            for name in self._outputs
-            if original[name].dtype.kind == "f"
-        )
+        Args:
+            site: which weight; where several sites share it, only this one sees the change.
+            residual: what is added.
+            mean: ``[K]`` the inputs at which the bias makes up for it; None corrects no bias.
+        """
+        for batch, original in self._batches:
+            inputs = original[site.input.name or ""]
+            rows = np.swapaxes(inputs, -1, -2) if site.transpose_input else inputs
+            centred = rows.astype(np.float64) - (0.0 if mean is None else mean)
+            shift = (site.alpha * (centred @ residual)).astype(inputs.dtype)
+            feeds = {**batch.feeds, self._shifts[site.name]: shift}
+            yield Trial(batch, original, run(self._session, feeds, self._watched))
 
 
 def probing_samples(samples: Samples, limit: int = 64) -> Samples:
