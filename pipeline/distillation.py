@@ -30,6 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graph_passes.errors import NotDifferentiableError
 from pipeline.data.samples import Array
+from pipeline.dead_nodes import without_dead_nodes
 from pipeline.session import SessionSpec, one_line, open_session, run
 
 Float32 = NDArray[np.float32]
@@ -198,4 +199,4 @@ def _differentiated(proto: onnx.ModelProto, trained: Sequence[str]) -> bytes:
             f"the model cannot be trained, it has no gradient ({one_line(error)}): "
             "leave recovery out"
         ) from error
-    return bytes(adjoint.SerializeToString())
+    return bytes(without_dead_nodes(adjoint).SerializeToString())

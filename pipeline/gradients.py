@@ -31,6 +31,7 @@ from graph_passes.factorization import ActivationStats, GradientStats, MomentAcc
 from graph_passes.sites import LinearSite
 from pipeline.cache import ArrayCache, content_key
 from pipeline.data.samples import Array, Batch, Samples
+from pipeline.dead_nodes import without_dead_nodes
 from pipeline.objective import Objective, signs
 from pipeline.session import SessionSpec, one_line, open_session, run
 from pipeline.shifts import can_shift, self_contained, shift_outputs
@@ -217,7 +218,7 @@ def _differentiate(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> _Adjo
     for name in sorted({tap.input for tap in taps} - present):
         adjoint.graph.output.add().name = name
     seeds = {name: f"{_GRADIENT}{name}" for name in seeded}
-    return _Adjoint(adjoint.SerializeToString(), taps, seeds)
+    return _Adjoint(without_dead_nodes(adjoint).SerializeToString(), taps, seeds)
 
 
 def _remove_defaults(proto: onnx.ModelProto, shifts: Container[str]) -> None:
