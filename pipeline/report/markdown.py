@@ -129,8 +129,8 @@ def changed_operators(report: RunReport) -> list[tuple[str, int, int]]:
 
 
 @cache
-def template(file: str) -> jinja2.Template:
-    """The template in ``file``; everything that it prints is escaped."""
+def template(file: str, package: str = "pipeline.report") -> jinja2.Template:
+    """The template in ``file`` of ``package``; everything that it prints is escaped."""
     environment = jinja2.Environment(
         autoescape=False,  # noqa: S701 - that is for HTML; `finalize` escapes for Markdown
         finalize=lambda value: value if isinstance(value, Markdown) else escape(value),
@@ -150,5 +150,5 @@ def template(file: str) -> jinja2.Template:
         "size": formats.size,
         "times": formats.times,
     }
-    source = files("pipeline.report").joinpath(file).read_text(encoding="utf-8")
+    source = files(package).joinpath(file).read_text(encoding="utf-8")
     return environment.from_string(source)
