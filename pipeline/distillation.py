@@ -5,9 +5,11 @@ ends in the loss::
 
     d_v  = v − target_v
     loss = Σ_v Σ_p weight_v(p)·‖d_v(p)‖²  +  Σ_v Σ_s ‖Σ_t share_v(s, t)·d_v(s, t)‖²
+           − Σ_s Σ_c label_o(s, c)·log softmax(o(s))_c
 
-over positions p, and over samples s with their positions t. Weights and shares are fed too: they
-hold the padding mask and every normalization (:mod:`pipeline.teacher`), so the graph knows of none.
+over positions p, and over samples s with their positions t; the last term is there for one output o
+of logits, where labels are. Weights, shares and labels are fed too: they hold the padding mask and
+every normalization (:mod:`pipeline.teacher`), so the graph knows of none.
 
 ``onnx-ad`` turns that into another graph that also computes the gradient with respect to the
 trained weights, which are inputs of it; ONNX Runtime runs both.
@@ -55,13 +57,26 @@ def share_of(value: str) -> str:
     return f"{_OWN}share.{value}"
 
 
+def label_of(value: str) -> str:
+    """The input ``[B, C]`` that weighs the logarithms of the classes' probabilities."""
+    return f"{_OWN}label.{value}"
+
+
 @dataclass(frozen=True)
 class Compared:
-    """A value that both models compute; ``pooled`` adds the term of its pooled positions."""
+    """A value that both models compute.
+
+    Attributes:
+        name: in the graph.
+        rank: its number of axes.
+        pooled: adds the term of its pooled positions.
+        labelled: adds the term of the labels; its axes are samples and classes.
+    """
 
     name: str
     rank: int
     pooled: bool
+    labelled: bool = False
 
 
 class Distillation:
@@ -162,6 +177,7 @@ def _terms(graph: onnx.GraphProto, value: Compared) -> Iterator[str]:
     own = f"{_OWN}{value.name}."
     inputs = [target_of(value.name), weight_of(value.name)]
     inputs += [share_of(value.name)] if value.pooled else []
+    inputs += [label_of(value.name)] if value.labelled else []
     for name in inputs:
         shape = [None] * value.rank
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
@@ -182,6 +198,13 @@ def _terms(graph: onnx.GraphProto, value: Compared) -> Iterator[str]:
             )
         )
         yield own + "pooled.sum"
+    if value.labelled:
+        node(helper.make_node("LogSoftmax", [value.name], [own + "logarithms"], axis=-1))
+        labels = label_of(value.name)
+        node(helper.make_node("Mul", [own + "logarithms", labels], [own + "likelihoods"]))
+        node(helper.make_node("ReduceSum", [own + "likelihoods"], [own + "likelihood"], keepdims=0))
+        node(helper.make_node("Neg", [own + "likelihood"], [own + "entropy"]))
+        yield own + "entropy"
 
 
 def _differentiated(proto: onnx.ModelProto, trained: Sequence[str]) -> bytes:

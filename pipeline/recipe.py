@@ -165,7 +165,7 @@ Duration = Annotated[
 
 
 class RecoverySpec(RecipeModel):
-    """Training of the factors against the original's outputs, without labels.
+    """Training of the factors against the original's outputs, with labels only where asked for.
 
     Attributes:
         budget: seconds; None leaves only ``steps``.
@@ -175,6 +175,8 @@ class RecoverySpec(RecipeModel):
         train: ``factors``, or ``all``: biases and norm scales too.
         hidden: importance of values inside the model (norms and sites), next to 1 for each output.
         pooled: importance of outputs averaged over positions, next to 1 for their positions.
+        labels: importance of the labels' cross-entropy at the logits, next to 1 for the original's
+            outputs; above 0, the calibration data must have labels.
         mixing: share of the steps on new samples, mixed from those that there are.
         patience: stop after so many checks of the held-out data without an improvement.
     """
@@ -185,6 +187,7 @@ class RecoverySpec(RecipeModel):
     train: Literal["factors", "all"] = "all"
     hidden: float = Field(default=0.0, ge=0)
     pooled: float = Field(default=1.0, ge=0)
+    labels: float = Field(default=0.0, ge=0)
     mixing: float = Field(default=0.5, ge=0, le=1)
     patience: int = Field(default=30, ge=1)
 

@@ -1,7 +1,8 @@
 """Recovery: train the factors of a compressed model until it does what the original does.
 
-No labels: the original's own outputs (and values inside, where asked for) on the calibration data
-are the targets. One batch in ten is held out, never trained on, and decides which weights are kept.
+The original's own outputs (and values inside, where asked for) on the calibration data are the
+targets; labels count only where asked for. One batch in ten is held out, never trained on, and
+decides which weights are kept.
 
 Rules:
 
@@ -289,7 +290,7 @@ def _teacher(
 ) -> Teacher:
     original = load_model(reference)
     canonicalize(original)
-    importance = Importance(settings.hidden, settings.pooled)
+    importance = Importance(settings.hidden, settings.pooled, settings.labels)
     return Teacher(original, reference.parent, candidate, importance, spec)
 
 

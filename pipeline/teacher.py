@@ -3,13 +3,15 @@
 Every compared value contributes the mean square of its error relative to its own variance, over
 real positions. An output with a position for each position of the padding mask also contributes the
 mean square of the error of its mean over positions, relative to the length of that mean: for small
-errors twice what the cosine of the two means lacks.
+errors twice what the cosine of the two means lacks. Where labels count, the first output of logits
+``[samples, classes]`` also contributes the mean cross-entropy of the labels; mixed samples have
+none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from graph_passes.errors import DataError, RequestError
 from graph_passes.linear_site import SITE_PROPERTY
 from pipeline.data.samples import Array, Batch, Samples
-from pipeline.distillation import Compared, share_of, target_of, weight_of
+from pipeline.distillation import Compared, label_of, share_of, target_of, weight_of
 from pipeline.mixing import mixed
 from pipeline.session import SessionSpec, open_session, run
 from pipeline.validate import check_samples, model_batches
@@ -35,11 +37,12 @@ _LEAST = 1e-12
 class Importance:
     """How much the terms of the loss count beside an output's positions, which count 1.
 
-    ``hidden`` is shared out among the values inside the model.
+    ``hidden`` is shared out among the values inside the model; ``labels`` is the cross-entropy's.
     """
 
     hidden: float
     pooled: float
+    labels: float = 0.0
 
 
 class Teacher:
@@ -82,7 +85,7 @@ class Teacher:
         """Cut ``samples`` into ``batches`` and see which values ``compared`` can compare.
 
         Raises:
-            DataError: the samples do not fit the model.
+            DataError: the samples do not fit the model, or labels should count and cannot.
         """
         check_samples(self._session, samples)
         self._mask_name = samples.mask_name
@@ -95,6 +98,23 @@ class Teacher:
         ]
         if not self.compared:
             raise DataError("the model's outputs are single numbers: recovery cannot compare them")
+        if self._importance.labels:
+            self._use_labels(samples)
+
+    def _use_labels(self, samples: Samples) -> None:
+        """Let the labels of ``samples`` count at the first output of logits."""
+        if samples.labels is None:
+            raise DataError(
+                f"{samples.origin}: recovery with labels needs labels in the calibration data: "
+                "add them, or leave labels out"
+            )
+        logits = next((v for v in self.compared if v.name in self._outputs and v.rank == 2), None)
+        if logits is None:
+            raise DataError(
+                "recovery with labels needs an output [samples, classes]: leave them out"
+            )
+        place = self.compared.index(logits)
+        self.compared[place] = replace(logits, labelled=True)
 
     def feeds(self, index: int) -> dict[str, Array]:
         """What a :class:`~pipeline.distillation.Distillation` is fed for one batch.
@@ -133,6 +153,9 @@ class Teacher:
         }
         if value.pooled:
             terms[share_of(value.name)] = pooling_shares(target, real, self._importance.pooled)
+        if value.labelled:
+            weights = label_weights(target, batch.labels, self._importance.labels)
+            terms[label_of(value.name)] = weights
         return terms
 
 
@@ -161,6 +184,27 @@ def pooling_shares(target: Array, real: Float32, importance: float) -> Float32:
     length = np.linalg.norm(np.sum(target * share, axis=1, keepdims=True), axis=-1, keepdims=True)
     factor = np.sqrt(importance / len(target)) / np.maximum(length, _LEAST)
     return np.asarray(share * factor, np.float32)
+
+
+def label_weights(target: Array, labels: Array | None, importance: float) -> Float32:
+    """``[B, C]`` weights with which log-probabilities sum to ``-importance`` times the entropy.
+
+    Args:
+        target: ``[B, C]`` logits.
+        labels: ``[B]`` classes; None where there are none, which then count nothing.
+        importance: of the labels.
+
+    Raises:
+        DataError: a label is not one of the C classes.
+    """
+    weights = np.zeros(target.shape, np.float32)
+    if labels is None:
+        return weights
+    classes = target.shape[1]
+    if labels.dtype.kind not in "iu" or not np.isin(labels, np.arange(classes)).all():
+        raise DataError(f"recovery with labels needs whole numbers from 0 to {classes - 1}")
+    weights[np.arange(len(labels)), labels] = importance / len(labels)
+    return weights
 
 
 def real_positions(value: Array, batch: Batch) -> Float32:

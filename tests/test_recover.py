@@ -19,14 +19,21 @@ from graph_passes.trainable import array_of, balanced_factors, factors, vectors
 from pipeline.cache import ArrayCache
 from pipeline.compress import apply_plan, open_subject, plan_subject
 from pipeline.data.samples import Samples
-from pipeline.distillation import Compared, Distillation, share_of, target_of, weight_of
+from pipeline.distillation import (
+    Compared,
+    Distillation,
+    label_of,
+    share_of,
+    target_of,
+    weight_of,
+)
 from pipeline.duration import parse_duration
 from pipeline.model_file import load_model, save_model
 from pipeline.optimizer import Adam, scheduled
 from pipeline.recipe import RecoverySpec
 from pipeline.recover import recover
 from pipeline.session import SessionSpec, open_session, run
-from pipeline.teacher import pooling_shares, position_weights
+from pipeline.teacher import label_weights, pooling_shares, position_weights
 
 ONE_THREAD = SessionSpec(threads=1)
 HALF = CompressionSpec(method=MethodSpec(name="svd"), params=0.4, rank_multiple=1)
@@ -168,6 +175,37 @@ def test_loss_is_the_relative_error_of_positions_and_of_means():
         for s in range(3)
     ]
     assert pooled == pytest.approx(3 * np.mean(means), rel=1e-5)
+
+
+def test_loss_and_gradient_of_labels():
+    rng = np.random.default_rng(3)
+    text = """g (float[B,6] x) => (float[B,4] y) {
+        h = MatMul(x, down)
+        y = MatMul(h, up)
+    }"""
+    shapes = {"down": (6, 3), "up": (3, 4)}
+    labels = np.array([0, 3, 1, 1, 2])
+    feeds = {
+        "x": rng.normal(size=(5, 6)).astype(np.float32),
+        target_of("y"): np.zeros((5, 4), np.float32),
+        weight_of("y"): np.zeros((5, 1), np.float32),
+        label_of("y"): label_weights(np.zeros((5, 4), np.float32), labels, 2.0),
+    }
+    compared = [Compared("y", 2, pooled=False, labelled=True)]
+    distillation, feeds = distillation_case(text, shapes, compared, feeds)
+    logits = (feeds["x"] @ feeds["down"] @ feeds["up"]).astype(np.float64)
+    logarithms = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    entropy = -logarithms[np.arange(5), labels].mean()
+    assert distillation.loss(feeds) == pytest.approx(2 * entropy, rel=1e-5)
+    assert_gradient_is_right(distillation, feeds, shapes, rng)
+
+
+def test_samples_without_labels_do_not_count_and_foreign_classes_are_refused():
+    logits = np.zeros((2, 3), np.float32)
+    assert not label_weights(logits, None, 1.0).any()
+    for labels in (np.array([0, 3]), np.array([-1, 0]), np.array([0.0, 1.0])):
+        with pytest.raises(DataError, match="whole numbers from 0 to 2"):
+            label_weights(logits, labels, 1.0)
 
 
 def test_an_operator_without_gradient_is_named():
@@ -420,3 +458,36 @@ def test_the_schedule_ramps_up_and_ends_at_zero():
     assert all(np.diff(shares[peak:]) <= 0)
     assert 0 < shares[0] < 0.2
     assert shares[-1] == pytest.approx(0, abs=1e-12)
+
+
+# Labels
+
+
+def cross_entropy(model, path, samples):
+    save_model(model, path)
+    logits = run(open_session(path, ONE_THREAD), samples.inputs)["y"].astype(np.float64)
+    logarithms = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -logarithms[np.arange(len(logits)), samples.labels].mean()
+
+
+def labelled_rows(reference):
+    """Rows whose labels are not what the reference says: only training with labels learns them."""
+    plain = rows(160)
+    logits = run(open_session(reference, ONE_THREAD), plain.inputs)["y"]
+    return Samples(plain.inputs, labels=np.argmin(logits, axis=1))
+
+
+def test_labels_pull_away_from_the_original(train, reference, tmp_path):
+    samples = labelled_rows(reference)
+    entropies = []
+    for importance in (0.0, 10.0):
+        settings = steps(60, mixing=0.0, labels=importance, learning_rate=0.02)
+        model, report = train(settings, samples)
+        assert report.improved
+        entropies.append(cross_entropy(model, tmp_path / "out.onnx", samples))
+    assert entropies[1] < 0.5 * entropies[0]
+
+
+def test_labels_are_refused_where_there_are_none(train):
+    with pytest.raises(DataError, match="needs labels in the calibration data"):
+        train(steps(2, labels=1.0))
