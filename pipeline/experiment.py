@@ -1,7 +1,8 @@
 """A recipe made ready: the exported model, its data and calibration, and the steps on top of them.
 
 What a single run does once and a sweep does for every variant (compress, validate, benchmark) are
-methods; what both do only once (export, load data, calibrate) happens in :func:`prepare`.
+methods; what both do only once (export, load data, calibrate) happens in :func:`prepare`, or for a
+model and data that need no recipe in :func:`of_file`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graph_passes.errors import RequestError
@@ -28,11 +29,12 @@ from pipeline.compress import (
 from pipeline.data.samples import Samples
 from pipeline.data.sources import load_samples
 from pipeline.export import ExportedModel, export
+from pipeline.export.onnx_file import use_onnx_file
 from pipeline.inputs import load_structure, model_inputs
 from pipeline.latency import measure_latency
 from pipeline.prices import Meter
 from pipeline.progress import Progress, Silent
-from pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
+from pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe, SourceSpec
 from pipeline.recover import recover_file, recovery_step
 from pipeline.report.pictures import SiteSpectrum
 from pipeline.results import Benchmark, RecoveryReport, ValidationReport
@@ -91,6 +93,21 @@ class Experiment:
     def session(self) -> SessionSpec:
         """How models run for calibration and validation."""
         return session_spec(self.recipe)
+
+    def calibrated(self) -> Experiment:
+        """The experiment with the activation statistics of its samples, where there are any."""
+        if self.samples is None:
+            return self
+        with self.watch.measure("calibrate"):
+            calibration = calibrate_subject(
+                open_subject(self.reference),
+                self.samples,
+                spec=self.session,
+                batch_size=self.recipe.batch_size,
+                cache=self.cache,
+                progress=self.progress,
+            )
+        return replace(self, calibration=calibration)
 
     def spectra(self, plan: CompressionPlan) -> list[SiteSpectrum]:
         """The spectra of the sites that ``plan`` selects, with what it chose for them."""
@@ -231,26 +248,54 @@ def prepare(
     with watch.measure("load data"):
         held_out = _samples(recipe, recipe.validation, exported, base_dir)
         samples = _samples(recipe, recipe.calibration, exported, base_dir)
-    calibration = None
-    if samples is not None:
-        with watch.measure("calibrate"):
-            calibration = calibrate_subject(
-                open_subject(exported.path),
-                samples,
-                spec=session_spec(recipe),
-                batch_size=recipe.batch_size,
-                cache=cache,
-                progress=progress,
-            )
-    meter = Meter(
-        exported.path,
-        recipe.benchmark,
-        samples=held_out or samples,
-        seed=recipe.seed,
-        progress=progress,
+    meter = _meter(recipe, exported, held_out or samples, progress)
+    experiment = Experiment(
+        recipe, exported, held_out, samples, None, meter, cache, progress, watch
     )
-    return Experiment(
-        recipe, exported, held_out, samples, calibration, meter, cache, progress, watch
+    return experiment.calibrated()
+
+
+def of_file(
+    model: Path,
+    samples: Samples | None,
+    held_out: Samples,
+    *,
+    metric: MetricSpec | None = None,
+    batch_size: int = 32,
+    cache: ArrayCache | None = None,
+    progress: Progress | None = None,
+) -> Experiment:
+    """Calibrate an ONNX file that comes without a recipe.
+
+    Args:
+        model: the ``.onnx`` file.
+        samples: calibration data; None without.
+        held_out: what is measured on.
+        metric: as what; None compares raw outputs only.
+        batch_size: samples at a time.
+        cache: where calibration and gradients are kept; None computes afresh.
+        progress: shows the steps.
+
+    Raises:
+        ModelFileError: the file is missing, damaged or unsafe.
+        DataError: the samples do not fit the model.
+    """
+    source = SourceSpec(model=str(model), kind="onnx")
+    recipe = Recipe(name="file", source=source, metric=metric, batch_size=batch_size)
+    exported = use_onnx_file(model, str(model))
+    progress, watch = progress or Silent(), Stopwatch()
+    meter = _meter(recipe, exported, held_out, progress)
+    experiment = Experiment(
+        recipe, exported, held_out, samples, None, meter, cache, progress, watch
+    )
+    return experiment.calibrated()
+
+
+def _meter(
+    recipe: Recipe, exported: ExportedModel, samples: Samples | None, progress: Progress
+) -> Meter:
+    return Meter(
+        exported.path, recipe.benchmark, samples=samples, seed=recipe.seed, progress=progress
     )
 
 

@@ -30,9 +30,10 @@ class Result(BaseModel):
 class OutputComparison(Result):
     """One model output, reference against candidate, over all validation samples.
 
-    ``relative_l2`` is ``‖c − r‖ / ‖r‖``; ``cosine`` that of the flattened outputs; ``snr_db`` is
-    ``−20·log10(relative_l2)`` (None where they are equal). ``problem`` says why two outputs cannot
-    be compared (shape, type, NaN); the figures are then the worst there are.
+    ``relative_l2`` is ``‖c − r‖ / ‖r‖``, with its 95 % interval over samples where there is one;
+    ``cosine`` that of the flattened outputs; ``snr_db`` is ``−20·log10(relative_l2)`` (None where
+    they are equal). ``problem`` says why two outputs cannot be compared (shape, type, NaN); the
+    figures are then the worst there are.
     """
 
     output: str
@@ -41,6 +42,8 @@ class OutputComparison(Result):
     relative_l2: float
     cosine: float
     snr_db: float | None
+    relative_l2_low: float | None = None
+    relative_l2_high: float | None = None
     problem: str | None = None
 
 
@@ -144,17 +147,30 @@ class SearchStep(Result):
 
 
 class SearchReport(Result):
-    """The search for the smallest model within a drop, in the order of its steps."""
+    """The search for the smallest model within a drop, in the order of its steps.
+
+    ``measured_on`` says which samples the drop was measured on.
+    """
 
     max_drop: float
     steps: tuple[SearchStep, ...]
     found: SearchStep
+    measured_on: str = ""
 
     @property
     def sure(self) -> bool:
         """Whether the whole interval of the drop that was found is within the limit."""
         drop = self.found.drop
         return drop is not None and drop.high is not None and drop.high <= self.max_drop
+
+    @property
+    def answer(self) -> str:
+        """The share that was found, how sure that is, and what it was measured on."""
+        sure = "its whole interval is" if self.sure else "not sure: its interval is not"
+        return (
+            f"smallest share within a drop of {self.max_drop:g}: {self.found.share:.1%} "
+            f"({sure} within), measured on {self.measured_on}"
+        )
 
 
 class ExportParity(Result):

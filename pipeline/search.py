@@ -36,8 +36,13 @@ def drop_of(validation: ValidationReport) -> Drop:
             low=1 - metrics["cosine_high"],
             high=1 - metrics["cosine_low"],
         )
-    worst = max(output.relative_l2 for output in validation.outputs)
-    return Drop(quantity="relative_l2", value=worst)
+    worst = max(validation.outputs, key=lambda output: output.relative_l2)
+    return Drop(
+        quantity="relative_l2",
+        value=worst.relative_l2,
+        low=worst.relative_l2_low,
+        high=worst.relative_l2_high,
+    )
 
 
 def smallest_within(
@@ -58,6 +63,9 @@ def smallest_within(
         RequestError: there is no validation data to measure on.
         NothingToCompressError: no share that was tried stays within the drop.
     """
+    held_out = experiment.held_out
+    if held_out is None:
+        raise RequestError("--max-drop needs data to measure the drop on: add validation")
     low, high = 0.0, 1.0
     steps: list[SearchStep] = []
     for _ in range(STEPS):
@@ -77,7 +85,12 @@ def smallest_within(
             f"{max_drop:g}: allow more, or use a stronger method"
         )
     found = min(held, key=lambda step: step.share)
-    report = SearchReport(max_drop=max_drop, steps=tuple(steps), found=found)
+    report = SearchReport(
+        max_drop=max_drop,
+        steps=tuple(steps),
+        found=found,
+        measured_on=f"{len(held_out)} samples of {held_out.origin}",
+    )
     return request.with_share(found.share), report
 
 
@@ -91,8 +104,7 @@ def _measure(
     except NothingToCompressError as error:
         return SearchStep(share=share, within=False, problem=str(error))
     validation = experiment.validate(candidate)
-    if validation is None:
-        raise RequestError("--max-drop needs data to measure the drop on: add validation")
+    assert validation is not None  # see smallest_within
     drop = drop_of(validation)
     return SearchStep(
         share=share,

@@ -190,3 +190,37 @@ def test_no_batch_at_all_is_a_failure():
 def test_text_cannot_be_compared():
     with pytest.raises(DataError, match="only numbers"):
         compared(np.array(["a"]), np.array(["a"]))
+
+
+def test_the_interval_of_relative_l2_covers_what_it_should():
+    # Samples of very different sizes and errors; the truth is the ratio of their expectations.
+    rng, trials, covered = np.random.default_rng(3), 300, 0
+    truth = 0.1 * math.sqrt(4.0 / 3.0)  # E[s²·u²] / E[s²], u uniform up to 0.2, s independent
+    for _ in range(trials):
+        scale = rng.uniform(1, 3, size=(80, 1, 1))
+        rows = scale * rng.choice([-1.0, 1.0], size=(80, 5, 4))
+        result = compared(rows, rows * (1 + rng.uniform(0, 0.2, size=(80, 1, 1))))
+        assert result.relative_l2_low < result.relative_l2 < result.relative_l2_high
+        covered += result.relative_l2_low <= truth <= result.relative_l2_high
+    assert 0.91 <= covered / trials <= 0.98
+
+
+def test_one_sample_and_zeros_have_no_interval(reference):
+    for result in (compared(reference[:1], reference[:1] * 2), compared(*np.zeros((2, 4, 3)))):
+        assert (result.relative_l2_low, result.relative_l2_high) == (None, None)
+    alike = compared(reference, reference * 1.5)
+    assert alike.relative_l2_low == pytest.approx(alike.relative_l2_high)
+
+
+def test_the_interval_does_not_depend_on_batches_or_padding(reference):
+    candidate = reference + np.random.default_rng(1).normal(size=reference.shape) / 10
+    mask = np.arange(5) < np.array([5, 4, 3, 2, 1, 1])[:, None]
+    padded = np.where(mask[..., None], candidate, 1e6)
+    whole = compared(reference, padded, mask)
+    comparator = OutputComparator()
+    for part, length in ((slice(0, 1), 5), (slice(1, 4), 5), (slice(4, 6), 2)):
+        trimmed = part, slice(length)
+        comparator.update(reference[trimmed], padded[trimmed], mask[trimmed])
+    parts = comparator.result("y")
+    assert parts.relative_l2_low == pytest.approx(whole.relative_l2_low)
+    assert parts.relative_l2_high == pytest.approx(whole.relative_l2_high)

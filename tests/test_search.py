@@ -5,16 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from graph_passes.errors import NothingToCompressError, RequestError
 from graph_passes.request import CompressionSpec
+from pipeline.data.samples import Samples
 from pipeline.results import OutputComparison, ValidationReport
 from pipeline.search import STEPS, drop_of, smallest_within
 
 REQUEST = CompressionSpec(method={"name": "svd"}, rank=3)
 OUTPUT = OutputComparison(
-    output="y", elements=1, max_abs=0.0, relative_l2=0.25, cosine=1.0, snr_db=None
+    output="y",
+    elements=1,
+    max_abs=0.0,
+    relative_l2=0.25,
+    relative_l2_low=0.2,
+    relative_l2_high=0.3,
+    cosine=1.0,
+    snr_db=None,
 )
 
 
@@ -31,6 +40,11 @@ class Known:
         self._share = 0.0
         self.tried: list[float] = []
 
+    @property
+    def held_out(self) -> Samples | None:
+        rows = {"x": np.zeros((10, 2))}
+        return Samples(rows, origin="known rows") if self._validates else None
+
     def compress(self, request: CompressionSpec, candidate: Path) -> SimpleNamespace:
         assert request.rank is None
         assert candidate.parent.is_dir()
@@ -40,11 +54,11 @@ class Known:
             raise NothingToCompressError("all stay dense")
         return SimpleNamespace(parameters_after=int(1000 * request.share))
 
-    def validate(self, candidate: Path) -> ValidationReport | None:
+    def validate(self, candidate: Path) -> ValidationReport:
         assert candidate.parent.is_dir()
         drop = 1 - self._share
         metrics = {"accuracy_drop": drop, "accuracy_drop_low": drop - 0.1}
-        return report({**metrics, "accuracy_drop_high": drop + 0.1}) if self._validates else None
+        return report({**metrics, "accuracy_drop_high": drop + 0.1})
 
 
 @pytest.mark.parametrize("max_drop", [0.02, 0.1, 0.3, 0.5, 0.77, 0.97])
@@ -64,9 +78,12 @@ def test_it_finds_the_smallest_share_within_the_drop(tmp_path, max_drop):
 def test_it_says_how_sure_it_is(tmp_path):
     _, search = smallest_within(Known(), REQUEST, 0.5, tmp_path)
 
+    assert search.measured_on == "10 samples of known rows"
+    assert "not sure" in search.answer
     assert not search.sure  # the drop is 0.5 or a little less, its interval reaches beyond
     loose = search.model_copy(update={"max_drop": search.found.drop.high})
     assert loose.sure
+    assert "not sure" not in loose.answer
 
 
 def test_a_share_that_leaves_all_dense_is_no_answer(tmp_path):
@@ -102,5 +119,5 @@ def test_the_drop_of_each_kind_of_metric():
     drop = drop_of(report(cosine))
     assert (drop.quantity, drop.value) == ("1 - cosine", pytest.approx(0.1))
     assert (drop.low, drop.high) == (pytest.approx(0.08), pytest.approx(0.12))
-    assert drop_of(report({})).value == 0.25
-    assert drop_of(report({})).high is None
+    drop = drop_of(report({}))
+    assert (drop.quantity, drop.value, drop.low, drop.high) == ("relative_l2", 0.25, 0.2, 0.3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -14,18 +16,31 @@ from graph_passes.planning import require_gain
 from graph_passes.request import CompressionSpec
 from graph_passes.strategy import concrete
 from pipeline.atomic import atomic_file
+from pipeline.cache import ArrayCache
+from pipeline.calibrate import Calibration
 from pipeline.cli import options
-from pipeline.cli.console import ProgressBars, errors, out, print_plan, print_recovery
+from pipeline.cli.console import (
+    ProgressBars,
+    errors,
+    out,
+    print_plan,
+    print_recovery,
+    print_search,
+)
 from pipeline.compress import (
     Subject,
     evaluate_plan,
     open_subject,
     write_compressed,
 )
+from pipeline.data.samples import Samples
+from pipeline.experiment import of_file
+from pipeline.holdout import hold_out, metric_for
 from pipeline.prices import Meter
 from pipeline.recipe import RecoverySpec
 from pipeline.recover import recover_file, recovery_step
-from pipeline.results import RecoveryReport
+from pipeline.results import RecoveryReport, SearchReport
+from pipeline.search import smallest_within
 from pipeline.study import Researcher, Study, plan_study
 
 _NO_DATA = (
@@ -50,7 +65,12 @@ def compress(
     flops: options.Flops = None,
     latency: options.Latency = None,
     rank: options.Rank = None,
+    max_drop: options.MaxDrop = None,
     calibration: options.CalibrationFile = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help=".npz that --max-drop is measured on, with `labels` for accuracy."),
+    ] = None,
     mask: options.Mask = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Compress only sites that match (glob).")
@@ -109,16 +129,22 @@ def compress(
 
     `compress-onnx compress model.onnx --method svd --params 0.5 --dry-run`
 
+    With `--max-drop 0.02` the share is found by measuring: on `--validation`, or on every fifth
+    calibration sample, which calibration then does not see. The drop is one of accuracy where that
+    data has `labels`, one of cosine with `--objective pooled`, else the relative L2 of the outputs.
+
     With `--recover 10min` the factors are then trained to reproduce the outputs of MODEL on the
     calibration data; a run that is killed goes on where it was when it is repeated.
     """
     recovery = _recovery(recover_for)
     _check_consistent(output, dry_run, calibration, recovery, store)
+    budgets = options.budgets(params, bytes_, flops, latency)
+    _check_searchable(max_drop, calibration, validation, budgets, rank, plan_path)
     request = options.validated(
         CompressionSpec,
         {
             "method": options.method_spec(method),
-            **options.budgets(params, bytes_, flops, latency),
+            **budgets,
             "rank": rank,
             "allocation": allocation,
             "sequential": sequential,
@@ -130,10 +156,17 @@ def compress(
         },
     )
     subject = open_subject(model)
+    samples, held_out = (
+        None if path is None else options.labelled_samples_for(model, path, mask)
+        for path in (calibration, validation)
+    )
+    cache = options.cache_unless(no_cache)
+    search = None
+    if max_drop is not None:
+        samples, held_out = _apart(samples, held_out)
+        request, search = _search(model, request, max_drop, samples, held_out, batch_size, cache)
     researcher = None
-    if calibration is not None:
-        samples = options.samples_for(subject.path, calibration, mask)
-        cache = options.cache_unless(no_cache)
+    if samples is not None:
         researcher = Researcher(
             subject, samples, batch_size=batch_size, cache=cache, progress=ProgressBars()
         )
@@ -159,16 +192,23 @@ def compress(
         )
         if recovery is not None and researcher is not None:
             print_recovery(_recover(output, researcher, recovery))
-    print_plan(plan)
-    if statistics is None:
-        errors.print(_NO_DATA, markup=False, highlight=False)
-    for note in (*(statistics.notes if statistics else ()), *plan.notes):
-        errors.print(f"note: {note}", markup=False, highlight=False)
+    _print_outcome(plan, statistics)
+    if search is not None:
+        print_search(search)
+        plan = plan.model_copy(update={"notes": (*plan.notes, search.answer)})
     if save_plan is not None:
         with atomic_file(save_plan) as temporary:
             temporary.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
     if output is not None and not dry_run:
         out.print(f"written: {output}", markup=False, highlight=False)
+
+
+def _print_outcome(plan: CompressionPlan, statistics: Calibration | None) -> None:
+    print_plan(plan)
+    if statistics is None:
+        errors.print(_NO_DATA, markup=False, highlight=False)
+    for note in (*(statistics.notes if statistics else ()), *plan.notes):
+        errors.print(f"note: {note}", markup=False, highlight=False)
 
 
 def _check_consistent(
@@ -188,6 +228,60 @@ def _check_consistent(
         raise RequestError(
             f"--recover trains float32 factors, --store {store} rounds them: drop one"
         )
+
+
+def _check_searchable(
+    max_drop: float | None,
+    calibration: Path | None,
+    validation: Path | None,
+    budgets: Mapping[str, float],
+    rank: int | None,
+    plan_path: Path | None,
+) -> None:
+    if max_drop is None:
+        if validation is not None:
+            raise RequestError("--validation is what --max-drop is measured on: give both, or none")
+        return
+    exclusive: dict[str, object] = {**budgets, "rank": rank, "plan": plan_path}
+    for option, value in exclusive.items():
+        if value is not None:
+            raise RequestError(f"--{option} and --max-drop exclude each other: give one of them")
+    if calibration is None and validation is None:
+        raise RequestError(
+            "--max-drop needs data to measure the drop on: give --validation, or --calibration to "
+            "hold a fifth of it out"
+        )
+
+
+def _apart(samples: Samples | None, held_out: Samples | None) -> tuple[Samples | None, Samples]:
+    """What to calibrate on, and what to measure on."""
+    if held_out is not None:
+        return samples, held_out
+    assert samples is not None  # see _check_searchable
+    return hold_out(samples)
+
+
+def _search(
+    model: Path,
+    request: CompressionSpec,
+    max_drop: float,
+    samples: Samples | None,
+    held_out: Samples,
+    batch_size: int,
+    cache: ArrayCache | None,
+) -> tuple[CompressionSpec, SearchReport]:
+    with TemporaryDirectory(prefix="compress-onnx-") as work:
+        experiment = of_file(
+            model,
+            samples,
+            held_out,
+            metric=metric_for(model, held_out, request.objective),
+            batch_size=batch_size,
+            # What all steps need is kept between them, whatever outlives the search.
+            cache=cache or ArrayCache(Path(work) / "cache"),
+            progress=ProgressBars(),
+        )
+        return smallest_within(experiment, request, max_drop, Path(work) / "search")
 
 
 def _recovery(budget: str | None) -> RecoverySpec | None:

@@ -134,11 +134,7 @@ def print_search(search: SearchReport) -> None:
             interval = f"{significant(step.drop.low)} to {significant(step.drop.high)}"
         shown.add_row(f"{step.share:.1%}", value, interval, "yes" if step.within else "no")
     out.print(shown)
-    sure = "its whole interval is within" if search.sure else "not sure: its interval is not within"
-    out.print(
-        f"smallest share within a drop of {search.max_drop:g}: {search.found.share:.1%} ({sure})",
-        highlight=False,
-    )
+    out.print(search.answer, markup=False, highlight=False)
 
 
 def print_validation(report: ValidationReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -18,6 +19,8 @@ from pipeline.data.samples import Samples
 from pipeline.inputs import load_structure, model_inputs
 
 T = TypeVar("T")
+
+_LABELS = "labels"
 
 METHOD_HELP = (
     "auto (the best that the data allows), or one of these, its hyper-parameters behind a colon "
@@ -59,6 +62,14 @@ Store = Annotated[
 CalibrationFile = Annotated[
     Path | None,
     typer.Option("--calibration", "-c", help=".npz with one array for each model input."),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        min=0,
+        help="Find the smallest model that loses at most this (instead of --params).",
+    ),
 ]
 Mask = Annotated[
     str | None,
@@ -138,10 +149,27 @@ def samples_for(model: Path, data: Path, mask: str | None) -> Samples:
     Raises:
         DataError: the file is missing, damaged, or no samples at all.
     """
-    names = {model_input.name for model_input in model_inputs(load_structure(model))}
-    if mask is None and "attention_mask" in names:
+    if mask is None and "attention_mask" in _input_names(model):
         mask = "attention_mask"
     return load_npz(data, mask=mask)
+
+
+def labelled_samples_for(model: Path, data: Path, mask: str | None) -> Samples:
+    """As :func:`samples_for`; an array ``labels`` that is no input of the model is the labels.
+
+    Raises:
+        DataError: the file is missing, damaged, or no samples at all.
+    """
+    samples = samples_for(model, data, mask)
+    inputs = dict(samples.inputs)
+    if _LABELS not in inputs or _LABELS in _input_names(model):
+        return samples
+    labels = inputs.pop(_LABELS)
+    return replace(samples, inputs=inputs, labels=labels)
+
+
+def _input_names(model: Path) -> set[str]:
+    return {model_input.name for model_input in model_inputs(load_structure(model))}
 
 
 def cache_unless(no_cache: bool) -> ArrayCache | None:

@@ -47,13 +47,7 @@ def run(
     flops: options.Flops = None,
     latency: options.Latency = None,
     store: options.Store = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Find the smallest share of the recipe's budget that loses at most this.",
-        ),
-    ] = None,
+    max_drop: options.MaxDrop = None,
     recovery: options.Recover = None,
     no_cache: options.NoCache = False,
 ) -> None:
