@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -10,6 +11,9 @@ from graph_passes.weights import Weight
 
 SITE_PROPERTY = "compress_onnx.site"
 """Metadata that marks a node as a low-rank factor, so that it is not factored again."""
+
+SIBLINGS_PROPERTY = "compress_onnx.siblings"
+"""Metadata of a node that several sites were joined into, while they are (JSON)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class LinearSite:
             last (weight on the left, or Gemm with transA).
         alpha, beta: Gemm's factors; 1 for MatMul.
         nested: the node is inside the body of an If, Loop or Scan.
+        siblings: the sites that were joined into this one, with the names of their nodes.
     """
 
     name: str
@@ -51,6 +56,7 @@ class LinearSite:
     alpha: float = 1.0
     beta: float = 1.0
     nested: bool = False
+    siblings: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def input(self) -> ir.Value:

@@ -32,7 +32,7 @@ from graph_passes.factoring import FactoredWeight, factor_weights
 from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.factorization.storage import Packed
 from graph_passes.initializers import INT4_IR_VERSION, Array, Initializers, Store, in_memory
-from graph_passes.naming import NAME_SCOPES, UniqueNames
+from graph_passes.naming import NAME_SCOPES, UniqueNames, value_names
 from graph_passes.plan import CompressionPlan
 from graph_passes.sites import SITE_PROPERTY, LinearSite, find_sites
 from graph_passes.weights import read
@@ -76,7 +76,7 @@ class LowRankPass(ir.passes.InPlacePass):
             RequestError: the plan does not fit the model; nothing was changed then. (Not checked in
                 ``requires``, which would hide the error behind one of its own.)
         """
-        names = UniqueNames(_value_names(model), separator="_")
+        names = UniqueNames(value_names(model), separator="_")
         initializers = Initializers(names, self._store)
         table = find_sites(model)
         errors = PlanErrors(table, self.plan, self._stats)
@@ -238,14 +238,3 @@ class _SiteRewriter:
             missing = len(site.bias.value.const_value.shape) - shaped.ndim
             shaped = shaped.reshape((1,) * max(missing, 0) + shaped.shape)
         return self._initializers.plain(site.weight.initializer, "bias", shaped.astype(dtype))
-
-
-def _value_names(model: ir.Model) -> set[str]:
-    taken: set[str] = set()
-    for graph in model.graphs():
-        taken.update(value.name for value in graph.inputs if value.name)
-        taken.update(graph.initializers)
-        for node in graph:
-            taken.update(value.name for value in node.outputs if value.name)
-            taken.add(node.name or "")
-    return taken

@@ -16,9 +16,11 @@ Rules:
 
 from __future__ import annotations
 
+import json
+
 import onnx_ir as ir
 
-from graph_passes.linear_site import SITE_PROPERTY, Bias, LinearSite
+from graph_passes.linear_site import SIBLINGS_PROPERTY, SITE_PROPERTY, Bias, LinearSite
 from graph_passes.naming import group_of, module_path
 from graph_passes.weights import COMPUTED, STANDARD_DOMAINS, Weight, resolve
 
@@ -85,9 +87,17 @@ def _match_matmul(node: ir.Node) -> LinearSite | str:
             where = "on the left of" if on_left else "a stack of matrices times"
             return f"weight {where} an input that is a vector, or of unknown rank"
     bias = None if weight.stacked else _bias_behind(node, weight.shape[1], column=on_left)
+    siblings: dict[str, str] = json.loads(node.metadata_props.get(SIBLINGS_PROPERTY, "{}"))
     name = module_path(node, (weight.initializer, bias.value if bias else None))
     return LinearSite(
-        name, group_of(name), node, weight, bias, on_left=on_left, transpose_input=on_left
+        name,
+        group_of(next(iter(siblings), name)),
+        node,
+        weight,
+        bias,
+        on_left=on_left,
+        transpose_input=on_left,
+        siblings=siblings,
     )
 
 

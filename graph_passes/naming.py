@@ -101,3 +101,15 @@ class UniqueNames:
             candidate = f"{name}{self._separator}{number}"
         self._taken.add(candidate)
         return candidate
+
+
+def value_names(model: ir.Model) -> set[str]:
+    """The names of all values and nodes of the graphs of ``model``."""
+    taken: set[str] = set()
+    for graph in model.graphs():
+        taken.update(value.name for value in graph.inputs if value.name)
+        taken.update(graph.initializers)
+        for node in graph:
+            taken.update(value.name for value in node.outputs if value.name)
+            taken.add(node.name or "")
+    return taken

@@ -92,7 +92,9 @@ class SitePlan(BaseModel):
     Parameters are those of the weight, the same for every site that shares it; ``matrices`` is
     above 1 where it is a stack of matrices (experts), each factored on its own. ``bias_parameters``
     are what the bias correction adds to (or, where merged biases go, takes from) the file, and
-    ``store`` is how that holds the factors.
+    ``store`` is how that holds the factors. ``siblings`` are the sites that it stands for, with the
+    names of their nodes, where they share one ``down``: its weight is then theirs side by side
+    (:mod:`graph_passes.siblings`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -113,6 +115,12 @@ class SitePlan(BaseModel):
     parameters_after: int
     bias_parameters: int = 0
     error: SiteError | None = None
+    siblings: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes of the original graph that it stands for."""
+        return tuple(self.siblings.values()) or (self.node,)
 
     @property
     def scale_parameters(self) -> int:

@@ -128,13 +128,14 @@ def make_plan(
             out_features=site.out_features,
             matrices=matrices,
             decision="skip" if unselected[site.name] else "dense" if reason else "factor",
-            reason=reason or _why(request),
+            reason=reason or _reason(site, request),
             method=None if rank is None else spec,
             rank=rank,
             store="same" if rank is None else request.store,
             parameters_before=parameters,
             parameters_after=parameters if rank is None else rank * cost,
             bias_parameters=bias.get(site.name, 0),
+            siblings=dict(site.siblings),
         )
 
     plan = CompressionPlan(
@@ -238,9 +239,20 @@ def _why(request: CompressionSpec) -> str:
     return f"{request.share:.0%} of {QUANTITIES[request.budget]}, {request.allocation}"
 
 
+def _reason(site: LinearSite, request: CompressionSpec) -> str:
+    shared = f", one down for {len(site.siblings)} siblings" if site.siblings else ""
+    return f"{_why(request)}{shared}"
+
+
+def _names(site: LinearSite) -> tuple[str, ...]:
+    """The names that patterns see: those of the siblings that were joined into one site."""
+    return tuple(site.siblings) or (site.name,)
+
+
 def _check_patterns(select: Selection, sites: Sequence[LinearSite]) -> None:
     for pattern in (*select.include, *select.exclude):
-        if sites and not any(fnmatchcase(site.name, pattern) for site in sites):
+        names = [name for site in sites for name in _names(site)]
+        if names and not any(fnmatchcase(name, pattern) for name in names):
             raise RequestError(
                 f"the pattern {pattern!r} matches no linear site; the first is "
                 f"{sites[0].name!r} (compress-onnx analyze lists them all)"
@@ -250,11 +262,12 @@ def _check_patterns(select: Selection, sites: Sequence[LinearSite]) -> None:
 def _unselected(site: LinearSite, select: Selection) -> str | None:
     if select.group not in {"all", site.group}:
         return f"not in the group {select.group}"
-    if not any(fnmatchcase(site.name, pattern) for pattern in select.include):
-        return "not included by any pattern"
-    for pattern in select.exclude:
-        if fnmatchcase(site.name, pattern):
-            return f"excluded by {pattern!r}"
+    for name in _names(site):
+        if not any(fnmatchcase(name, pattern) for pattern in select.include):
+            return "not included by any pattern"
+        for pattern in select.exclude:
+            if fnmatchcase(name, pattern):
+                return f"excluded by {pattern!r}"
     return None
 
 

@@ -41,7 +41,8 @@ class CompressionSpec(BaseModel):
     smaller. ``sequential`` factors each site with the errors of the earlier ones in sight;
     ``objective`` is what about the outputs matters, to all that looks at them
     (:mod:`pipeline.objective`). ``store`` is how the file holds factors
-    (:mod:`graph_passes.factorization.storage`). What is left open (the method ``auto``, the
+    (:mod:`graph_passes.factorization.storage`). ``siblings`` are factored together where that does
+    less damage (:mod:`graph_passes.sharing`), or never. What is left open (the method ``auto``, the
     allocation ``auto``, no word about the rest) becomes concrete in :mod:`graph_passes.strategy`.
     """
 
@@ -57,6 +58,7 @@ class CompressionSpec(BaseModel):
     sequential: bool | None = None
     objective: Literal["positions", "pooled"] | None = None
     store: Storage = "same"
+    siblings: Literal["auto", "never"] = "auto"
     rank_multiple: int = Field(default=8, ge=1)
     allow_larger: bool = False
     select: Selection = Selection()

@@ -26,6 +26,7 @@ from graph_passes.plan import CompressionPlan
 from graph_passes.planning import DamageCurve, make_plan, require_gain
 from graph_passes.prices import PriceCurve
 from graph_passes.request import CompressionSpec
+from graph_passes.siblings import PartSiblingsPass
 from graph_passes.sites import SiteTable, find_sites
 from graph_passes.spectra import spectrum
 from pipeline.cache import ArrayCache
@@ -40,9 +41,9 @@ from pipeline.spill import spill
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subject:
-    """A model on its way through compression.
+    """A model on its way through compression; joining siblings changes its model and its table.
 
     Attributes:
         path: the file it came from; never changed.
@@ -158,6 +159,7 @@ def apply_plan(
     with (progress or Silent()).step("factor", weights_in(plan)) as update:
         low_rank = LowRankPass(plan, statistics(calibration), update, ready, store)
         low_rank(subject.model)
+    PartSiblingsPass(store)(subject.model)
     cleanup(subject.model, keep_metadata=keep_metadata)
     return low_rank.plan
 

@@ -39,6 +39,7 @@ from pipeline.recover import recover_file, recovery_step
 from pipeline.report.pictures import SiteSpectrum
 from pipeline.results import Benchmark, RecoveryReport, ValidationReport
 from pipeline.session import SessionSpec
+from pipeline.siblings import rejoin, share_siblings
 from pipeline.study import Researcher, Study, plan_study
 from pipeline.validate import validate
 
@@ -113,7 +114,8 @@ class Experiment:
         """The spectra of the sites that ``plan`` selects, with what it chose for them."""
         with self.watch.measure("spectra"):
             subject = open_subject(self.reference)
-            return spectra_of(subject, plan, self.calibration, self.progress)
+            known = rejoin(subject, Study(self.recipe.compression, self.calibration), plan)
+            return spectra_of(subject, plan, known.calibration, self.progress)
 
     def compress(self, request: CompressionSpec, candidate: Path) -> CompressionPlan:
         """Compress the reference as ``request`` says and write it to ``candidate``.
@@ -126,6 +128,7 @@ class Experiment:
             subject, request = open_subject(self.reference), requested(request, self.recipe.metric)
             researcher = self._researcher(subject)
             study = researcher.study(request) if researcher else Study(concrete(request, "none"))
+            study = share_siblings(subject, study)
             plan = plan_study(subject, study, self.meter)
             return write_compressed(
                 subject,

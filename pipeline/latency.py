@@ -66,7 +66,9 @@ def measure_latency(
     """
     feeds = benchmark_feeds(reference, settings, samples=samples, seed=seed)
     ratios = (
-        {s.node: s.parameters_after / s.parameters_before for s in plan.factored} if plan else None
+        {node: s.parameters_after / s.parameters_before for s in plan.factored for node in s.nodes}
+        if plan
+        else None
     )
 
     def measure(provider: Provider) -> Benchmark:

@@ -70,6 +70,14 @@ class ActivationStats:
         return replace(merged, gradients=GradientStats.merge(gradients))
 
     @classmethod
+    def beside(cls, parts: Sequence[ActivationStats]) -> ActivationStats:
+        """The statistics of sites that read one input, seen as one site with all their outputs."""
+        gradients = [part.gradients for part in parts if part.gradients is not None]
+        if len(gradients) < len(parts):
+            return replace(parts[0], gradients=None)
+        return replace(parts[0], gradients=GradientStats.beside(gradients))
+
+    @classmethod
     def _mix(cls, parts: Sequence[ActivationStats], weights: Sequence[float]) -> ActivationStats:
         total = sum(weights)
         share = [weight / total if total else 1 / len(parts) for weight in weights]
@@ -109,6 +117,14 @@ class GradientStats:
             [part.inputs for part in parts], [part.strength for part in parts]
         )
         return cls(inputs, np.sum([part.moment for part in parts], axis=0))
+
+    @classmethod
+    def beside(cls, parts: Sequence[GradientStats]) -> GradientStats:
+        """The statistics of several sites as one: what their errors do together is left out."""
+        inputs = ActivationStats._mix(
+            [part.inputs for part in parts], [part.strength for part in parts]
+        )
+        return cls(inputs, linalg.block_diag(*[part.moment for part in parts]))
 
 
 class MomentAccumulator:

@@ -41,6 +41,7 @@ from pipeline.recipe import RecoverySpec
 from pipeline.recover import recover_file, recovery_step
 from pipeline.results import RecoveryReport, SearchReport
 from pipeline.search import smallest_within
+from pipeline.siblings import rejoin, share_siblings
 from pipeline.study import Researcher, Study, plan_study
 
 _NO_DATA = (
@@ -93,6 +94,9 @@ def compress(
         str | None, typer.Option(help="What about the outputs matters: positions, or pooled.")
     ] = None,
     store: options.Store = None,
+    siblings: Annotated[
+        str, typer.Option(help="Query and key, say, share a factor: auto (where better), or never.")
+    ] = "auto",
     rank_multiple: Annotated[int, typer.Option(min=1, help="Ranks are multiples of this.")] = 8,
     allow_larger: Annotated[
         bool, typer.Option("--allow-larger", help="Also rewrite where factors are not smaller.")
@@ -150,6 +154,7 @@ def compress(
             "sequential": sequential,
             "objective": objective,
             "store": store or "same",
+            "siblings": siblings,
             "rank_multiple": rank_multiple,
             "allow_larger": allow_larger,
             "select": {"include": include or ["*"], "exclude": exclude or [], "group": group},
@@ -310,8 +315,9 @@ def _plan(
 ) -> tuple[Study, CompressionPlan]:
     if plan_path is None:
         study = researcher.study(request) if researcher else Study(concrete(request, "none"))
+        study = share_siblings(subject, study)
         return study, plan_study(subject, study, meter)
     plan = read_plan(plan_path)
     require_gain(plan)
     study = researcher.study_plan(plan) if researcher else Study(concrete(request, "none"))
-    return study, plan
+    return rejoin(subject, study, plan), plan

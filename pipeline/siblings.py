@@ -1,0 +1,94 @@
+"""Siblings that share a factor, from the evidence on each: decided, joined, and known as one site.
+
+Nothing is measured again for a joined site: its input is that of its siblings, its gradients are
+theirs side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from graph_passes.allocation import get_allocator
+from graph_passes.factorization import ActivationStats, make_method
+from graph_passes.plan import CompressionPlan
+from graph_passes.sharing import SharedGroup, shared_groups
+from graph_passes.siblings import JoinSiblingsPass
+from graph_passes.sites import LinearSite, find_sites
+from pipeline.compress import Subject
+from pipeline.gradients import OutputGradients
+from pipeline.study import Study, plan_study
+
+
+def share_siblings(subject: Subject, study: Study) -> Study:
+    """Join the siblings of ``subject`` that lose less together, in place.
+
+    Returns:
+        What is known about the sites that there are now.
+
+    Raises:
+        RequestError: the request makes no sense for this model.
+        NothingToCompressError: no weight can be factored with a gain.
+    """
+    request = study.request
+    if request.siblings == "never" or request.rank is not None:
+        return study
+    groups = shared_groups(
+        subject.table.sites,
+        plan_study(subject, study),
+        make_method(request.method.name, request.method.options),
+        study.stats,
+        damage=get_allocator(request.allocation).damage,
+        rank_multiple=request.rank_multiple,
+    )
+    known = join(subject, study, [group.sites for group in groups])
+    return replace(known, notes=(*study.notes, *map(_note, groups)))
+
+
+def rejoin(subject: Subject, study: Study, plan: CompressionPlan) -> Study:
+    """Join the siblings of ``subject`` that ``plan`` factors together, in place.
+
+    Raises:
+        RequestError: the model has no such siblings.
+    """
+    return join(subject, study, [tuple(s.siblings) for s in plan.sites if s.siblings])
+
+
+def join(subject: Subject, study: Study, groups: Sequence[Collection[str]]) -> Study:
+    """Join ``groups`` of siblings, by name, in place; returns what is known about them then."""
+    if not groups:
+        return study
+    JoinSiblingsPass(groups)(subject.model)
+    subject.table = find_sites(subject.model)
+    joined = [site for site in subject.table.sites if site.siblings]
+    calibration, gradients = study.calibration, study.gradients
+    if calibration is not None:
+        calibration = replace(calibration, stats=_joined_stats(joined, calibration.stats))
+    if gradients is not None:
+        gradients = _joined_gradients(joined, gradients)
+    return replace(study, calibration=calibration, gradients=gradients)
+
+
+def _joined_stats(
+    joined: Sequence[LinearSite], stats: Mapping[str, ActivationStats]
+) -> dict[str, ActivationStats]:
+    return {
+        **stats,
+        **{s.name: ActivationStats.beside([stats[name] for name in s.siblings]) for s in joined},
+    }
+
+
+def _joined_gradients(joined: Sequence[LinearSite], gradients: OutputGradients) -> OutputGradients:
+    """A position weighs what it weighs for all siblings together."""
+    weights = dict(gradients.weights)
+    for site in joined:
+        batches = zip(*(gradients.weights[name] for name in site.siblings), strict=True)
+        weights[site.name] = [sum(batch[1:], start=batch[0]) for batch in batches]
+    return replace(gradients, weights=weights)
+
+
+def _note(group: SharedGroup) -> str:
+    return (
+        f"{', '.join(group.sites)} share one down: together they do {group.ratio:.2f} of the "
+        "damage that they do apart, at equal parameters"
+    )
