@@ -11,7 +11,7 @@ PARAMS ?=
 OUT    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results analysis stages graphs memory peers lock wheel clean
+.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs memory peers lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,6 +71,10 @@ memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 
 stages: $(READY)  ## Measure where stages and rounded factors help (docs/stages.md).
 	$(BIN)/python -m pipeline.studies.stages docs/stages.md
+
+siblings: $(READY)  ## Measure what sharing a factor between siblings is worth (docs/siblings.md).
+	$(BIN)/python -m pipeline.studies.siblings models/minilm.yaml models/digits-vit.yaml \
+	    -o docs/siblings.md
 
 peers: $(READY)  ## Measure published methods beside ours (docs/peers.md).
 	$(BIN)/python -m pipeline.studies.peers

@@ -104,7 +104,8 @@ class _Joiner:
     def alone(self, site: LinearSite, rank: int) -> _Block:
         """``site`` as the plan has it."""
         cost = site.in_features + site.out_features
-        return _Block((site,), rank * cost, self._damage([site], rank))
+        found = self._method.decompose(site.weight.array(), self._stats.get(site.name))
+        return _Block((site,), rank * cost, found.energy * float(found.tail[rank]))
 
     def best(self, apart: Sequence[_Block]) -> list[_Block]:
         """The blocks that do the least damage, of those that rule 2 tries."""

@@ -70,7 +70,7 @@ def test_siblings_that_look_at_the_same_inputs_share():
     rank = plan.parameters_after // (K + 3 * N)
     apart = sum(_lost(w, site.rank or 0) for w, site in zip(weights, plan.sites, strict=True))
     assert groups[0].ratio == pytest.approx(_lost(np.hstack(weights), rank) / apart, rel=1e-6)
-    assert groups[0].ratio < 0.1
+    assert groups[0].ratio < 0.25
 
 
 def _lost(weight: np.ndarray, rank: int) -> float:
