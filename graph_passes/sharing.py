@@ -63,7 +63,6 @@ def shared_groups(
     stats: Mapping[str, ActivationStats],
     *,
     damage: Damage,
-    rank_multiple: int,
 ) -> list[SharedGroup]:
     """The groups of ``sites`` that had better share a factor.
 
@@ -73,12 +72,11 @@ def shared_groups(
         method: how they are factored.
         stats: by site name, with gradients for methods and damages that need them.
         damage: what the plan's ranks go by.
-        rank_multiple: ranks are multiples of this.
     """
     if damage == "sensitivity":
         return []
     by = GaussNewton() if damage == "gauss-newton" and not method.needs_gradients else method
-    joiner = _Joiner(by, stats, rank_multiple)
+    joiner = _Joiner(by, stats)
     ranks = {site.site: site.rank for site in plan.factored if site.rank is not None}
     groups: list[SharedGroup] = []
     for family in families([site for site in sites if site.name in ranks]):
@@ -94,12 +92,9 @@ def shared_groups(
 class _Joiner:
     """Joins blocks of siblings and measures the damage."""
 
-    def __init__(
-        self, method: Method, stats: Mapping[str, ActivationStats], rank_multiple: int
-    ) -> None:
+    def __init__(self, method: Method, stats: Mapping[str, ActivationStats]) -> None:
         self._method = method
         self._stats = stats
-        self._multiple = rank_multiple
 
     def alone(self, site: LinearSite, rank: int) -> _Block:
         """``site`` as the plan has it."""
@@ -131,7 +126,8 @@ class _Joiner:
         sites = tuple(site for block in blocks for site in block.sites)
         parameters = sum(block.parameters for block in blocks)
         rows, columns = sites[0].in_features, sum(site.out_features for site in sites)
-        rank = round_rank(parameters / (rows + columns), self._multiple, min(rows, columns))
+        # Not rounded to a multiple: what rounding leaves over is spent on other weights.
+        rank = round_rank(parameters / (rows + columns), 1, min(rows, columns))
         return _Block(sites, parameters, self._damage(sites, rank))
 
     def _damage(self, sites: Sequence[LinearSite], rank: int) -> float:

@@ -39,7 +39,6 @@ def share_siblings(subject: Subject, study: Study) -> Study:
         make_method(request.method.name, request.method.options),
         study.stats,
         damage=get_allocator(request.allocation).damage,
-        rank_multiple=request.rank_multiple,
     )
     known = join(subject, study, [group.sites for group in groups])
     return replace(known, notes=(*study.notes, *map(_note, groups)))

@@ -58,7 +58,7 @@ def decided(
     kind = make_method(method, {})
     curve = damage_curve(damage, kind, stats or {}) if damage == "gauss-newton" else None
     plan = make_plan(table, CompressionSpec.model_validate(spec), stats or {}, curve)
-    groups = shared_groups(table.sites, plan, kind, stats or {}, damage=damage, rank_multiple=1)
+    groups = shared_groups(table.sites, plan, kind, stats or {}, damage=damage)
     return groups, table.sites, plan
 
 
