@@ -20,7 +20,8 @@ Rules:
 3. A weight that no plan may touch (because a site that shares it is not selected, or because its
    numbers are not finite) is left out.
 4. The allocation bound is over chains ``down·up``, or the dense weight, for each weight by itself:
-   the optimum of a linear relaxation, which no choice of ranks can be below.
+   the optimum of a linear relaxation, which no choice of ranks can be below. Siblings that share a
+   ``down`` are one weight [W₁ … Wₛ]: all three errors are those of the joined sites.
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ Rules:
 1. Only siblings that the plan factors are compared; a sibling that had better stay dense does.
 2. Groups grow pair by pair, the best pair first; the whole family is tried as well.
 3. A group has to save :data:`MARGIN` of the damage: a prediction is no more exact than that.
-4. Where ranks go by measured sensitivity nothing is shared: it was measured one site at a time.
+4. Siblings stay apart, and :func:`why_apart` says why, where ranks go by measured sensitivity
+   (measured one site at a time), where one rank is asked for everywhere, where the budget is not of
+   parameters (equal parameters are then not equal cost), and where factors are rounded for the file
+   (the damage of rounding is not in the comparison).
 """
 
 from __future__ import annotations
@@ -23,14 +26,15 @@ from itertools import combinations
 
 import numpy as np
 
-from graph_passes.allocation import Damage, round_rank
+from graph_passes.allocation import Damage, get_allocator, round_rank
 from graph_passes.factorization import ActivationStats, Method
 from graph_passes.factorization.gauss_newton import GaussNewton
 from graph_passes.linear_site import LinearSite
 from graph_passes.plan import CompressionPlan
+from graph_passes.request import QUANTITIES, CompressionSpec
 from graph_passes.siblings import families
 
-MARGIN = 0.05
+MARGIN = 0.1
 """Share of the damage that sharing has to save."""
 
 
@@ -56,6 +60,23 @@ class _Block:
     damage: float
 
 
+def why_apart(request: CompressionSpec) -> str | None:
+    """Why no siblings can share a factor, whatever they lose (rule 4); None where they can.
+
+    Args:
+        request: with nothing left open.
+    """
+    if request.rank is not None:
+        return "one rank is asked for everywhere"
+    if request.budget != "params":
+        return f"the budget is one of {QUANTITIES[request.budget]}, not of parameters"
+    if request.store != "same":
+        return f"factors are stored as {request.store}"
+    if get_allocator(request.allocation).damage == "sensitivity":
+        return "sensitivity is measured one site at a time"
+    return None
+
+
 def shared_groups(
     sites: Sequence[LinearSite],
     plan: CompressionPlan,
@@ -73,8 +94,6 @@ def shared_groups(
         stats: by site name, with gradients for methods and damages that need them.
         damage: what the plan's ranks go by.
     """
-    if damage == "sensitivity":
-        return []
     by = GaussNewton() if damage == "gauss-newton" and not method.needs_gradients else method
     joiner = _Joiner(by, stats)
     ranks = {site.site: site.rank for site in plan.factored if site.rank is not None}

@@ -17,6 +17,8 @@ Rules:
 2. The values behind the siblings (behind their biases) keep their names, types and shapes.
 3. Weights and biases are read, never edited: others may share a bias.
 4. Only the Split that joining wrote is taken apart; nodes that are dead then are left to cleanup.
+5. Factors that the file holds in a smaller type cannot be taken apart: siblings that are to be
+   stored so must not be joined.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.errors import RequestError
+from graph_passes.initializers import Store, in_memory
 from graph_passes.linear_site import SIBLINGS_PROPERTY, LinearSite
-from graph_passes.lowrank import Store, in_memory
 from graph_passes.naming import UniqueNames, value_names
 from graph_passes.sites import find_sites
 from graph_passes.weights import read

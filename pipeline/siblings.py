@@ -10,10 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from graph_passes.allocation import get_allocator
+from graph_passes.errors import RequestError
 from graph_passes.factorization import ActivationStats, make_method
 from graph_passes.plan import CompressionPlan
-from graph_passes.sharing import SharedGroup, shared_groups
-from graph_passes.siblings import JoinSiblingsPass
+from graph_passes.sharing import SharedGroup, shared_groups, why_apart
+from graph_passes.siblings import JoinSiblingsPass, families
 from graph_passes.sites import LinearSite, find_sites
 from pipeline.compress import Subject
 from pipeline.gradients import OutputGradients
@@ -31,8 +32,12 @@ def share_siblings(subject: Subject, study: Study) -> Study:
         NothingToCompressError: no weight can be factored with a gain.
     """
     request = study.request
-    if request.siblings == "never" or request.rank is not None:
+    if request.siblings == "never" or not families(subject.table.sites):
         return study
+    reason = why_apart(request)
+    if reason is not None:
+        note = f"siblings share no factor: {reason}"
+        return replace(study, notes=(*study.notes, note))
     groups = shared_groups(
         subject.table.sites,
         plan_study(subject, study),
@@ -48,8 +53,14 @@ def rejoin(subject: Subject, study: Study, plan: CompressionPlan) -> Study:
     """Join the siblings of ``subject`` that ``plan`` factors together, in place.
 
     Raises:
-        RequestError: the model has no such siblings.
+        RequestError: the model has no such siblings, or their factors are to be rounded.
     """
+    for site in plan.factored:
+        if site.siblings and site.store != "same":
+            raise RequestError(
+                f"{site.site}: siblings that share a factor cannot be stored as {site.store}: "
+                "plan them with --siblings never, or let the store be same"
+            )
     return join(subject, study, [tuple(s.siblings) for s in plan.sites if s.siblings])
 
 

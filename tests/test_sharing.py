@@ -18,7 +18,7 @@ from graph_passes.factorization import ActivationStats, GradientStats, make_meth
 from graph_passes.plan import CompressionPlan, MethodSpec
 from graph_passes.planning import make_plan
 from graph_passes.request import CompressionSpec
-from graph_passes.sharing import MARGIN, SharedGroup, shared_groups
+from graph_passes.sharing import MARGIN, SharedGroup, shared_groups, why_apart
 from graph_passes.sites import LinearSite, find_sites
 from pipeline.session import open_session, run
 
@@ -130,8 +130,23 @@ def test_only_sites_that_are_factored_share():
     assert decided(three(0, 0, 0), select={"include": [KEY]})[0] == []
 
 
-def test_nothing_is_shared_by_measured_sensitivity():
-    assert decided(three(0, 0, 0), damage="sensitivity")[0] == []
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, None),
+        ({"params": 0.3, "allocation": "gauss-newton"}, None),
+        ({"allocation": "sensitivity"}, "sensitivity is measured one site at a time"),
+        ({"rank": 8}, "one rank is asked for everywhere"),
+        ({"bytes": 0.5}, "the budget is one of bytes, not of parameters"),
+        ({"flops": 0.5}, "the budget is one of FLOPs, not of parameters"),
+        ({"latency": 0.5}, "the budget is one of latency, not of parameters"),
+        ({"store": "int8"}, "factors are stored as int8"),
+    ],
+    ids=str,
+)
+def test_what_keeps_all_siblings_apart(settings, reason):
+    request = CompressionSpec.model_validate({"allocation": "uniform", **settings})
+    assert why_apart(request) == reason
 
 
 @pytest.fixture
@@ -183,6 +198,60 @@ def test_sharing_loses_less_at_the_same_size(cli, options):
     assert list(plan["sites"][0]["siblings"]) == ["layer.0.query", "layer.0.key"]
     cli(*common[:4], *options[2:], "-o", "again.onnx", "--plan", "plan.json")
     assert Path("again.onnx").read_bytes() == Path("shared.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--bytes", "0.5"],
+        ["--flops", "0.5"],
+        ["--rank", "8"],
+        ["-p", "0.5", "--store", "int8"],
+        ["-p", "0.5", "--allocation", "sensitivity", "-c", "data.npz"],
+    ],
+    ids=str,
+)
+def test_siblings_that_stay_apart_say_why(cli, options):
+    common = ("compress", "model.onnx", "--rank-multiple", "1", *options)
+    text = cli(*common, "-o", "ours.onnx", "--save-plan", "plan.json")
+    assert "note: siblings share no factor: " in text.err
+    plan = json.loads(Path("plan.json").read_text())
+    assert not any(site["siblings"] for site in plan["sites"])
+    text = cli(*common, "-o", "never.onnx", "--siblings", "never")
+    assert "siblings" not in text.err
+    assert Path("ours.onnx").read_bytes() == Path("never.onnx").read_bytes()
+
+
+def test_a_plan_that_rounds_a_shared_factor_is_refused(cli):
+    cli("compress", "model.onnx", "--dry-run", *EXACT, "--save-plan", "plan.json")
+    plan = json.loads(Path("plan.json").read_text())
+    assert plan["sites"][0]["siblings"]
+    plan["sites"][0]["store"] = "int8"
+    Path("plan.json").write_text(json.dumps(plan))
+    text = cli("compress", "model.onnx", "-o", "o.onnx", "--plan", "plan.json", code=2)
+    assert "cannot be stored as int8" in error_line(text)
+    assert not Path("o.onnx").exists()
+
+
+@pytest.mark.parametrize("options", [["-m", "asvd"], ["-m", "svd"], []], ids=str)
+def test_the_bounds_of_a_plan_are_those_of_sharing(cli, options):
+    def error_of(siblings: str) -> dict[str, float]:
+        data = ("-c", "data.npz", "--one-shot")
+        cli("compress", "model.onnx", "--dry-run", *EXACT, *data, *options, "--siblings", siblings,
+            "--save-plan", "plan.json")  # fmt: skip
+        plan = json.loads(Path("plan.json").read_text())
+        assert any(site["siblings"] for site in plan["sites"]) == (siblings == "auto")
+        error: dict[str, float] = plan["error"]
+        return error
+
+    shared, apart = error_of("auto"), error_of("never")
+    assert shared["allocation_bound"] <= shared["bound"] * (1 + 1e-9)
+    assert shared["bound"] <= shared["reached"] * (1 + 1e-6)
+    if options == ["-m", "asvd"]:
+        assert shared["reached"] == pytest.approx(shared["bound"], rel=1e-3)
+        # Chains of one weight each cannot get there: bounds of the sites apart would not hold.
+        assert shared["reached"] < apart["bound"]
+        assert shared["reached"] < apart["allocation_bound"]
 
 
 def test_a_bench_knows_the_nodes_behind_a_shared_site(cli):
