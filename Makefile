@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 RECIPE ?= models/minilm.yaml
+RECIPES ?= models/digits-vit.yaml models/minilm.yaml
 METHOD ?=
 PARAMS ?=
 OUT    ?=
@@ -72,9 +73,8 @@ memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 stages: $(READY)  ## Measure where stages and rounded factors help (docs/stages.md).
 	$(BIN)/python -m pipeline.studies.stages docs/stages.md
 
-siblings: $(READY)  ## Measure what sharing a factor between siblings is worth (docs/siblings.md).
-	$(BIN)/python -m pipeline.studies.siblings models/minilm.yaml models/digits-vit.yaml \
-	    -o docs/siblings.md
+siblings: $(READY)  ## Measure what sharing a factor is worth, to RECIPES (docs/siblings.md).
+	$(BIN)/python -m pipeline.studies.siblings $(RECIPES) -o docs/siblings.md
 
 peers: $(READY)  ## Measure published methods beside ours (docs/peers.md).
 	$(BIN)/python -m pipeline.studies.peers

@@ -44,7 +44,8 @@ def test_the_document_says_which_groups_were_made(tmp_path, monkeypatch):
         "compression": {"rank_multiple": 1},
     }
     (tmp_path / "tiny.yaml").write_text(json.dumps(recipe))
-    text = study([Path(tmp_path / "tiny.yaml")], ["svd"], [0.5])
+    text = study([Path(tmp_path / "tiny.yaml")], ["svd"], [0.5], "python study")
+    assert "Written by `python study`" in text
     never, auto = (line.split(" | ") for line in text.splitlines() if line.startswith("| svd"))
     assert never[2:4] == ["never", "none"]
     assert auto[2] == "auto"

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +31,7 @@ from pipeline.cache import ArrayCache, default_folder
 from pipeline.cli.console import ProgressBars
 from pipeline.experiment import Experiment, prepare
 from pipeline.recipe import read_recipe
+from pipeline.report.environment import environment
 from pipeline.report.formats import significant
 from pipeline.session import SessionSpec
 
@@ -39,11 +43,14 @@ SHAPES = ((384, 384, 3, 128), (768, 768, 3, 128), (768, 768, 3, 16), (512, 512, 
 logger = logging.getLogger(__name__)
 
 
-def study(recipes: Sequence[Path], methods: Sequence[str], shares: Sequence[float]) -> str:
-    """All tables as Markdown."""
+def study(
+    recipes: Sequence[Path], methods: Sequence[str], shares: Sequence[float], command: str
+) -> str:
+    """All tables as Markdown, with the ``command`` that writes them again."""
+    found = environment()
     parts = [
         "# Siblings that share a factor\n",
-        "Written by `make siblings` (`pipeline/studies/siblings.py`); rules in "
+        f"Written by `{command}` on {found.processor}, {found.cores} cores; rules in "
         "`graph_passes/sharing.py`.\n",
     ]
     for path in recipes:
@@ -109,6 +116,7 @@ def _latency_tables(shares: Sequence[float]) -> Iterator[str]:
     yield ""
     yield "| K×N, siblings, positions | share | one down, own products | one down, Split |"
     yield "|:---|---:|---:|---:|"
+    began, busy = time.perf_counter(), time.process_time()
     for shape in SHAPES:
         for share in shares:
             cells = [_speed(shape, share, layout) for layout in ("products", "split")]
@@ -117,6 +125,8 @@ def _latency_tables(shares: Sequence[float]) -> Iterator[str]:
                 f"| {rows}×{columns}, {siblings}, {positions} | {share:.0%} | {cells[0]} | "
                 f"{cells[1]} |"
             )
+    used = (time.process_time() - busy) / (time.perf_counter() - began)
+    yield f"\nCPU time was {used:.2f} of the elapsed time; well below 1, others took the cores."
 
 
 def _speed(shape: tuple[int, int, int, int], share: float, layout: str) -> str:
@@ -186,7 +196,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    text = study(arguments.recipes, arguments.method or METHODS, arguments.params or SHARES)
+    command = shlex.join(["python", "-m", "pipeline.studies.siblings", *sys.argv[1:]])
+    text = study(
+        arguments.recipes, arguments.method or METHODS, arguments.params or SHARES, command
+    )
     with atomic_file(arguments.output) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
