@@ -403,6 +403,10 @@ def test_max_drop_on_a_pooled_output_is_one_of_cosine(cli, files):
     [
         (["--max-drop", "0.1"], "give --validation, or --calibration"),
         (["--max-drop", "0.1", "-c", "data.npz", "-p", "0.5"], "--params and --max-drop exclude"),
+        (
+            ["--max-drop", "0.1", "-c", "data.npz", "--bytes", "0.5"],
+            "--bytes and --max-drop exclude",
+        ),
         (["--max-drop", "0.1", "-c", "data.npz", "--rank", "8"], "--rank and --max-drop exclude"),
         (["--max-drop", "0.1", "-c", "data.npz", "--plan", "p"], "--plan and --max-drop exclude"),
         (["--max-drop", "0.1", "-c", "few.npz"], "9 samples are too few to hold every 5th out"),
