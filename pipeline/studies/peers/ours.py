@@ -1,4 +1,4 @@
-"""Our own methods, as the command line runs them."""
+"""Our own methods, as the command line runs them with ``--siblings never``."""
 
 from __future__ import annotations
 
