@@ -41,9 +41,10 @@ class CompressionSpec(BaseModel):
     smaller. ``sequential`` factors each site with the errors of the earlier ones in sight;
     ``objective`` is what about the outputs matters, to all that looks at them
     (:mod:`pipeline.objective`). ``store`` is how the file holds factors
-    (:mod:`graph_passes.factorization.storage`). ``siblings`` are factored together where that does
-    less damage (:mod:`graph_passes.sharing`), or never. What is left open (the method ``auto``, the
-    allocation ``auto``, no word about the rest) becomes concrete in :mod:`graph_passes.strategy`.
+    (:mod:`graph_passes.factorization.storage`). ``siblings`` are never factored together, or where
+    that does less damage (:mod:`graph_passes.sharing`); the method ``auto`` gains nothing by it.
+    What is left open (the method ``auto``, the allocation ``auto``, no word about the rest) becomes
+    concrete in :mod:`graph_passes.strategy`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,7 +59,7 @@ class CompressionSpec(BaseModel):
     sequential: bool | None = None
     objective: Literal["positions", "pooled"] | None = None
     store: Storage = "same"
-    siblings: Literal["auto", "never"] = "auto"
+    siblings: Literal["auto", "never"] = "never"
     rank_multiple: int = Field(default=8, ge=1)
     allow_larger: bool = False
     select: Selection = Selection()

@@ -68,6 +68,7 @@ class Experiment:
         exported: the reference model and what belongs to it.
         held_out: validation data, which calibration never saw; None without.
         samples: calibration data; None without.
+        training: what recovery trains on; the calibration data unless the recipe says other.
         calibration: their activation statistics.
         meter: finds out what weights take of a budget of FLOPs or latency.
         cache: where gradients and training are kept between runs; None computes afresh.
@@ -79,6 +80,7 @@ class Experiment:
     exported: ExportedModel
     held_out: Samples | None
     samples: Samples | None
+    training: Samples | None
     calibration: Calibration | None
     meter: Meter
     cache: ArrayCache | None
@@ -160,12 +162,12 @@ class Experiment:
         """
         if self.recipe.recovery is None:
             return None
-        assert self.samples is not None  # see prepare
+        assert self.training is not None  # see prepare
         with self.watch.measure("recover"), recovery_step(self.progress) as update:
             return recover_file(
                 self.reference,
                 candidate,
-                self.samples,
+                self.training,
                 self.recipe.recovery,
                 seed=self.recipe.seed,
                 spec=self.session,
@@ -236,9 +238,9 @@ def prepare(
         raise RequestError(
             f"recipe {recipe.name}: a metric needs data to be measured on: add validation"
         )
-    if recipe.recovery is not None and recipe.calibration is None:
+    if recipe.recovery is not None and not (recipe.calibration or recipe.recovery.data):
         raise RequestError(
-            f"recipe {recipe.name}: recovery trains on calibration data: add calibration"
+            f"recipe {recipe.name}: recovery needs data to train on: add calibration, or data to it"
         )
     if recipe.recovery is not None and recipe.compression.store != "same":
         raise RequestError(
@@ -251,9 +253,11 @@ def prepare(
     with watch.measure("load data"):
         held_out = _samples(recipe, recipe.validation, exported, base_dir)
         samples = _samples(recipe, recipe.calibration, exported, base_dir)
+        lessons = recipe.recovery.data if recipe.recovery else None
+        training = _samples(recipe, lessons, exported, base_dir) or samples
     meter = _meter(recipe, exported, held_out or samples, progress)
     experiment = Experiment(
-        recipe, exported, held_out, samples, None, meter, cache, progress, watch
+        recipe, exported, held_out, samples, training, None, meter, cache, progress, watch
     )
     return experiment.calibrated()
 
@@ -289,7 +293,7 @@ def of_file(
     progress, watch = progress or Silent(), Stopwatch()
     meter = _meter(recipe, exported, held_out, progress)
     experiment = Experiment(
-        recipe, exported, held_out, samples, None, meter, cache, progress, watch
+        recipe, exported, held_out, samples, samples, None, meter, cache, progress, watch
     )
     return experiment.calibrated()
 

@@ -56,6 +56,14 @@ class PydocData(RecipeModel):
     max_tokens: int = Field(default=128, ge=2)
 
 
+class DocstringData(RecipeModel):
+    """Sentences of docstrings of Python's library; none of pydoc's validation split."""
+
+    kind: Literal["docstring-sentences"]
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=128, ge=2)
+
+
 class DigitsData(RecipeModel):
     """scikit-learn's handwritten digits, 8x8 grey images with labels."""
 
@@ -104,7 +112,8 @@ class HubData(RecipeModel):
 
 
 DataSpec = Annotated[
-    PydocData | DigitsData | NpzData | TextData | HubData, Field(discriminator="kind")
+    PydocData | DocstringData | DigitsData | NpzData | TextData | HubData,
+    Field(discriminator="kind"),
 ]
 
 
@@ -168,6 +177,7 @@ class RecoverySpec(RecipeModel):
     """Training of the factors against the original's outputs, with labels only where asked for.
 
     Attributes:
+        data: what to train on; the calibration data unless it is given.
         budget: seconds; None leaves only ``steps``.
         steps: at most so many, and with a budget whichever ends first; None leaves only ``budget``.
         learning_rate: the size of a step relative to the weights; None derives it from the distance
@@ -181,6 +191,7 @@ class RecoverySpec(RecipeModel):
         patience: stop after so many checks of the held-out data without an improvement.
     """
 
+    data: DataSpec | None = None
     budget: Duration | None = 600.0
     steps: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from graph_passes.errors import DataError
 from pipeline.data import npz
 from pipeline.data.digits import digit_images
+from pipeline.data.docstrings import docstring_sentences
 from pipeline.data.pydoc import pydoc_sentences, sentence_key, split_sentences
 from pipeline.data.samples import Samples
 from pipeline.data.sources import load_npz, load_samples
-from pipeline.recipe import DigitsData, HubData, NpzData, PydocData, TextData
+from pipeline.recipe import DigitsData, DocstringData, HubData, NpzData, PydocData, TextData
 
 TEXT_INPUTS = ("input_ids", "attention_mask")
 
@@ -332,6 +333,19 @@ def test_text_is_padded_truncated_and_masked(tmp_path, tokenizer_dir):
     assert not samples.inputs["token_type_ids"].any()
     with pytest.raises(DataError, match="the model wants attention_mask, input_ids, pixel_values"):
         load(spec, tmp_path, (*TEXT_INPUTS, "pixel_values"), **options)
+
+
+def test_docstrings_are_many_and_none_is_in_the_validation_split():
+    ours = {sentence_key(text) for text in docstring_sentences()}
+    assert len(ours) > 5000
+    assert ours.isdisjoint(map(sentence_key, pydoc_sentences("validation")))
+
+
+def test_docstrings_as_samples(tmp_path, tokenizer_dir):
+    spec = DocstringData(kind="docstring-sentences", limit=7, max_tokens=12)
+    samples = load(spec, tmp_path, TEXT_INPUTS, tokenizer_dir=tokenizer_dir)
+    assert len(samples) == 7
+    assert samples.origin == "docstrings of the standard library"
 
 
 def test_pydoc_as_samples(tmp_path, tokenizer_dir):

@@ -123,7 +123,17 @@ def test_recovery_is_part_of_the_run(folder, bundle, tmp_path):
     verify_manifest(bundle)
 
 
-def test_recovery_needs_calibration_data(folder, bundle):
+def test_recovery_trains_on_data_of_its_own(folder, bundle):
+    small.save_rows(folder / "lessons.npz", count=320, seed=3)
+    lessons = {"kind": "npz", "path": "lessons.npz"}
+    settings = {"budget": None, "steps": 2, "data": lessons}
+    report = carry_out(folder, bundle, batch_size=8, recovery=settings)
+    assert report.recovery is not None
+    assert report.recovery.batches + report.recovery.held_out_batches == 320 / 8
+    assert report.calibration == "40 samples of npz file data.npz"
+
+
+def test_recovery_needs_data(folder, bundle):
     with pytest.raises(RequestError, match="add calibration"):
         carry_out(folder, bundle, recovery={"budget": "1min"}, calibration=None)
     assert not bundle.exists()

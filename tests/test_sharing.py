@@ -23,7 +23,7 @@ from graph_passes.sites import LinearSite, find_sites
 from pipeline.session import open_session, run
 
 K, N = 40, 32
-EXACT = ("-p", "0.5", "--rank-multiple", "1")
+EXACT = ("-p", "0.5", "--rank-multiple", "1", "--siblings", "auto")
 THREE = """g (float[B,40] x) => (float[B,32] q, float[B,32] k, float[B,32] v) {
     q = MatMul(x, wq)
     k = MatMul(x, wk)
@@ -212,7 +212,7 @@ def test_sharing_loses_less_at_the_same_size(cli, options):
     ids=str,
 )
 def test_siblings_that_stay_apart_say_why(cli, options):
-    common = ("compress", "model.onnx", "--rank-multiple", "1", *options)
+    common = ("compress", "model.onnx", "--rank-multiple", "1", "--siblings", "auto", *options)
     text = cli(*common, "-o", "ours.onnx", "--save-plan", "plan.json")
     assert "note: siblings share no factor: " in text.err
     plan = json.loads(Path("plan.json").read_text())
@@ -271,7 +271,7 @@ def test_a_run_reports_and_recovers_shared_sites(cli):
         "calibration": {"kind": "npz", "path": "data.npz"},
         "validation": {"kind": "npz", "path": "data.npz"},
         "mask": "attention_mask",
-        "compression": {"rank_multiple": 1},
+        "compression": {"rank_multiple": 1, "siblings": "auto"},
         "recovery": {"budget": None, "steps": 20},
         "benchmark": None,
     }
@@ -290,6 +290,12 @@ def test_a_plan_whose_siblings_the_model_lacks_is_refused(cli):
     small.save(small.perceptron(), Path("other.onnx"))
     text = cli("compress", "other.onnx", "-o", "o.onnx", "--plan", "plan.json", code=2)
     assert "no siblings that could share a factor" in error_line(text)
+
+
+def test_siblings_stay_apart_unless_asked(cli):
+    text = cli("compress", "model.onnx", "-o", "o.onnx", "-p", "0.5", "--rank-multiple", "1")
+    assert "one down" not in text.out
+    assert "siblings" not in text.err
 
 
 def test_siblings_must_be_auto_or_never(cli):

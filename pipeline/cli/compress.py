@@ -96,7 +96,7 @@ def compress(
     store: options.Store = None,
     siblings: Annotated[
         str, typer.Option(help="Query and key, say, share a factor: auto (where better), or never.")
-    ] = "auto",
+    ] = "never",
     rank_multiple: Annotated[int, typer.Option(min=1, help="Ranks are multiples of this.")] = 8,
     allow_larger: Annotated[
         bool, typer.Option("--allow-larger", help="Also rewrite where factors are not smaller.")

@@ -17,12 +17,21 @@ import numpy as np
 from graph_passes.errors import DataError
 from pipeline.data import hub
 from pipeline.data.digits import digit_images
+from pipeline.data.docstrings import docstring_sentences
 from pipeline.data.npz import load_npz
 from pipeline.data.preprocessing import process_images, tokenize
 from pipeline.data.pydoc import pydoc_sentences
 from pipeline.data.samples import Array, Samples
 from pipeline.data.text import read_lines
-from pipeline.recipe import DataSpec, DigitsData, HubData, NpzData, PydocData, TextData
+from pipeline.recipe import (
+    DataSpec,
+    DigitsData,
+    DocstringData,
+    HubData,
+    NpzData,
+    PydocData,
+    TextData,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,7 +60,9 @@ class _Request:
         """At most ``limit`` of the samples."""
         return samples.select(np.asarray(self.rows(len(samples), limit)))
 
-    def tokenized(self, texts: list[str], spec: PydocData | TextData, origin: str) -> Samples:
+    def tokenized(
+        self, texts: list[str], spec: PydocData | DocstringData | TextData, origin: str
+    ) -> Samples:
         """At most ``spec.limit`` of the texts as samples."""
         chosen = [texts[row] for row in self.rows(len(texts), spec.limit)]
         inputs = self.tokens(chosen, None, spec.max_tokens)
@@ -115,6 +126,10 @@ def _from_pydoc(spec: PydocData, request: _Request) -> Samples:
     )
 
 
+def _from_docstrings(spec: DocstringData, request: _Request) -> Samples:
+    return request.tokenized(docstring_sentences(), spec, "docstrings of the standard library")
+
+
 def _from_text(spec: TextData, request: _Request) -> Samples:
     return request.tokenized(
         read_lines(request.base_dir / spec.path), spec, f"text file {spec.path.name}"
@@ -148,6 +163,7 @@ def _hub_inputs(spec: HubData, table: Dataset, request: _Request) -> dict[str, A
 _LOADERS: dict[type, Callable[[Any, _Request], Samples]] = {
     NpzData: _from_npz,
     PydocData: _from_pydoc,
+    DocstringData: _from_docstrings,
     TextData: _from_text,
     DigitsData: _from_digits,
     HubData: _from_hub,

@@ -1,0 +1,66 @@
+"""English sentences out of the docstrings of Python's standard library, read and never imported.
+
+Four times as many as its language reference has (:mod:`pipeline.data.pydoc`), of the same kind, for
+what wants much text: recovery. They depend on the version of Python.
+
+Rules:
+
+1. A sentence that the reference's validation split has is left out, so that training on docstrings
+   and validating on the reference stay apart.
+2. Tests are left out, and so is whatever is installed beside the library.
+3. Files that do not parse (some are there to be wrong) are passed over.
+"""
+
+from __future__ import annotations
+
+import ast
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from graph_passes.errors import DataError
+from pipeline.data.pydoc import pydoc_sentences, sentence_key, split_sentences
+
+_NOT_THE_LIBRARY = frozenset({"site-packages", "test", "tests", "idle_test"})
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def docstring_sentences() -> list[str]:
+    """The sentences, each once, in the order of the files' names.
+
+    Raises:
+        DataError: this Python comes without the sources of its library.
+    """
+    held_out = {sentence_key(text) for text in pydoc_sentences("validation")}
+    unique: dict[str, str] = {}
+    for path in _library():
+        for document in _docstrings(path):
+            for sentence in split_sentences(document):
+                unique.setdefault(sentence_key(sentence), sentence)
+    if not unique:
+        raise DataError(
+            "this Python comes without the sources of its library: install them, or give a text "
+            "file as data"
+        )
+    return [text for key, text in unique.items() if key not in held_out]
+
+
+def _library() -> list[Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    return [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if _NOT_THE_LIBRARY.isdisjoint(path.relative_to(root).parts)
+    ]
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED):
+            text = ast.get_docstring(node)
+            if text:
+                yield text
