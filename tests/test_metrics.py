@@ -17,7 +17,8 @@ from pipeline.data.samples import Batch
 from pipeline.metrics import embedding, make_metric
 from pipeline.metrics.accuracy import Accuracy, paired_interval
 from pipeline.metrics.embedding import EmbeddingFidelity, pool
-from pipeline.recipe import AccuracyMetric, EmbeddingMetric, MetricSpec
+from pipeline.metrics.mask_filling import MaskFilling
+from pipeline.recipe import AccuracyMetric, EmbeddingMetric, MaskFillingMetric, MetricSpec
 
 EMBEDDING = EmbeddingMetric(kind="embedding", pooling="none", neighbours=3)
 ACCURACY = AccuracyMetric(kind="accuracy")
@@ -51,7 +52,8 @@ def test_every_metric_of_the_recipe_has_an_accumulator():
     union, _ = get_args(MetricSpec)
     for spec_class in get_args(union):
         (kind,) = get_args(spec_class.model_fields["kind"].annotation)
-        assert isinstance(make_metric(spec_class(kind=kind)), EmbeddingFidelity | Accuracy)
+        metric = make_metric(spec_class(kind=kind))
+        assert isinstance(metric, EmbeddingFidelity | Accuracy | MaskFilling)
 
 
 # Embeddings
@@ -329,3 +331,65 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(p, q, n):
     intervals = np.array([paired_interval(int(b), int(c), n) for b, c, _ in draws])
     covered = ((intervals[:, 0] <= p - q) & (p - q <= intervals[:, 1])).mean()
     assert covered >= 0.93
+
+
+# Mask filling
+
+FILLING = MaskFillingMetric(kind="mask-filling", top_k=2)
+
+
+@pytest.fixture
+def filled(rng) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [100, 6, 9] that mostly know the labels [100, 6], of which one a row counts."""
+    words = rng.integers(9, size=(100, 6))
+    logits = np.eye(9)[words] * 3 + rng.normal(size=(100, 6, 9))
+    masked = np.arange(6) == rng.integers(6, size=100)[:, None]
+    return logits, np.where(masked, words, -100)
+
+
+def test_mask_filling_is_the_accuracy_at_the_masked_positions(filled, rng):
+    logits, labels = filled
+    candidate = logits + rng.normal(size=logits.shape)
+    masked = labels >= 0
+    top_2 = AccuracyMetric(kind="accuracy", top_k=2)
+    expected = measured(top_2, logits[masked], candidate[masked], labels=labels[masked])
+    assert measured(FILLING, logits, candidate, labels=labels) == expected
+    assert 0.9 < expected["accuracy_reference"] < 1
+
+
+def test_what_happens_elsewhere_does_not_count(filled):
+    logits, labels = filled
+    elsewhere = np.where((labels >= 0)[..., None], logits, -logits)
+    result = measured(FILLING, logits, elsewhere, labels=labels)
+    assert result["accuracy_drop"] == 0.0
+    assert result["agreement"] == 1.0
+
+
+def test_a_model_that_fills_in_by_the_wrong_position_drops(filled):
+    logits, labels = filled
+    result = measured(FILLING, logits, np.roll(logits, 1, axis=1), labels=labels)
+    assert result["accuracy_drop_low"] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "found none: use data of the kind masked"),
+        ([0, 1], r"label for each position \[2, 3\], found \[2\]"),
+        ([[0, -100], [-100, 1]], r"found \[2, 2\]"),
+        ([[0.0, -100, -100]] * 2, "one class number"),
+        ([[9, -100, -100]] * 2, "classes 0 to 3"),
+        ([[-1, 0, 0]] * 2, "classes 0 to 3"),
+    ],
+)
+def test_labels_that_mark_no_words_are_refused(labels, message):
+    logits = np.zeros((2, 3, 4))
+    with pytest.raises(DataError, match=message):
+        measured(FILLING, logits, logits, labels=labels)
+
+
+def test_nothing_masked_is_a_failure():
+    metric = make_metric(FILLING)
+    metric.update(batch(2, labels=[[-100] * 3] * 2), *[{"y": np.zeros((2, 3, 4))}] * 2)
+    with pytest.raises(DataError, match="there were none"):
+        metric.result()

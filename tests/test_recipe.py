@@ -9,7 +9,7 @@ import pytest
 from graph_passes.errors import RequestError
 from pipeline.recipe import NpzData, Recipe, read_recipe
 
-RECIPES = sorted((Path(__file__).parent.parent / "models").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parent.parent / "models").rglob("*.yaml"))
 
 FULL = """
 name: tiny
@@ -90,6 +90,16 @@ def test_little_is_required(tmp_path):
         ("kind: onnx", "kind: tensorflow", "source.kind"),
         ("kind: accuracy", "kind: bleu", "metric"),
         ("batch_size: 8", "batch_size: 0", "batch_size"),
+        (
+            "{kind: npz, path: data.npz, limit: 100}",
+            "{kind: masked, sentences: {kind: npz, path: data.npz}}",
+            "calibration.masked.sentences",
+        ),
+        (
+            "{kind: npz, path: data.npz, limit: 100}",
+            "{kind: masked, sentences: {kind: datasets, path: x, text: a, label: b}}",
+            "calibration.masked: .*the masked words are the labels",
+        ),
     ],
 )
 def test_a_mistake_is_named_by_its_key(tmp_path, line, replacement, named):

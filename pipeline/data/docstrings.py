@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from graph_passes.errors import DataError
-from pipeline.data.pydoc import pydoc_sentences, sentence_key, split_sentences
+from pipeline.data.pydoc import pydoc_sentences, split_sentences
+from pipeline.data.split import sentence_key
 
 _NOT_THE_LIBRARY = frozenset({"site-packages", "test", "tests", "idle_test"})
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def load_table(path: str, name: str | None, split: str, *, base_dir: Path) -> Dataset:
+def load_table(
+    path: str, name: str | None, split: str, *, base_dir: Path, files: str | None = None
+) -> Dataset:
     """Load one split of a data set.
 
     Args:
         path: a folder (relative to ``base_dir``) where there is one, else a name on the hub.
         name: the configuration, for data sets that have several.
-        split: which split; a folder's files are ``train`` unless their names say otherwise.
+        split: which split, or part of one (``validation[:10%]``); a folder's files are ``train``
+            unless their names say otherwise.
         base_dir: the recipe's folder.
+        files: a pattern of the split's files; without, the files of all splits are fetched.
 
     Raises:
         DataError: the data set, configuration or split does not exist or cannot be reached.
@@ -36,8 +40,11 @@ def load_table(path: str, name: str | None, split: str, *, base_dir: Path) -> Da
             'hub data sets need the datasets library: pip install "compress-onnx[export]"'
         ) from error
     folder = base_dir / path
+    data_files = None if files is None else {split.partition("[")[0]: files}
     try:
-        return datasets.load_dataset(str(folder) if folder.is_dir() else path, name, split=split)
+        return datasets.load_dataset(
+            str(folder) if folder.is_dir() else path, name, split=split, data_files=data_files
+        )
     except Exception as error:  # hub, HTTP, Arrow and parser errors share no base class
         raise DataError(
             f"cannot load split {split!r} of data set {path!r} "

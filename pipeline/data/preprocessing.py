@@ -7,10 +7,12 @@ that a repository brings along is never run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graph_passes.errors import DataError, MissingDependencyError
 from pipeline.data.samples import Array
@@ -61,6 +63,39 @@ def tokenize(
     arrays = {name: np.asarray(array, dtype=np.int64) for name, array in encoded.items()}
     arrays.setdefault("token_type_ids", np.zeros_like(arrays["input_ids"]))
     return {name: array for name, array in arrays.items() if name in input_names}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What masking has to know about a tokenizer's tokens.
+
+    Attributes:
+        mask_id: the token that stands for a word to be filled in.
+        words: ``[V]``, True for tokens that are words or parts of one: they have a letter or a
+            digit, and are not special.
+    """
+
+    mask_id: int
+    words: NDArray[np.bool_]
+
+
+def read_vocabulary(tokenizer_dir: Path | None) -> Vocabulary:
+    """The vocabulary of the tokenizer in a folder, or of that name on the hub.
+
+    Raises:
+        DataError: there is no tokenizer, it cannot be loaded, or it has no mask token.
+        MissingDependencyError: transformers is not installed.
+    """
+    tokenizer = _from_pretrained("AutoTokenizer", tokenizer_dir)
+    if tokenizer.mask_token_id is None:
+        raise DataError(
+            f"the tokenizer in {tokenizer_dir} has no mask token: masked words need a model that "
+            "was trained to fill them in"
+        )
+    tokens = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    words = np.array([any(map(str.isalnum, token)) for token in tokens])
+    words[tokenizer.all_special_ids] = False
+    return Vocabulary(tokenizer.mask_token_id, words)
 
 
 def process_images(images: Sequence[Image], *, processor_dir: Path | None) -> dict[str, Array]:

@@ -14,17 +14,16 @@ decides which split a sentence belongs to, so the splits share no sentence, on a
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from typing import Literal
 
 from graph_passes.errors import DataError
+from pipeline.data.split import is_held_out, sentence_key
 
 MIN_WORDS, MAX_WORDS = 5, 60
 MIN_PROSE_SHARE = 0.8
-# A sentence is held out when the first byte of its hash is smaller: 31 % of all.
-VALIDATION_BYTES = 80
+VALIDATION_SHARE = 80 / 256
 
 _BLANK_LINES = re.compile(r"\n[ \t]*\n")
 _NOT_PROSE = re.compile(
@@ -57,7 +56,11 @@ def pydoc_sentences(split: Literal["calibration", "validation"]) -> list[str]:
         DataError: this Python comes without ``pydoc_data``.
     """
     held_out = split == "validation"
-    return [text for key, text in _unique_sentences().items() if _is_held_out(key) == held_out]
+    return [
+        text
+        for key, text in _unique_sentences().items()
+        if is_held_out(key, VALIDATION_SHARE) == held_out
+    ]
 
 
 def split_sentences(document: str) -> Iterator[str]:
@@ -68,11 +71,6 @@ def split_sentences(document: str) -> Iterator[str]:
         for sentence in _SENTENCE_END.split(_flow(paragraph)):
             if _is_prose(sentence):
                 yield sentence
-
-
-def sentence_key(sentence: str) -> str:
-    """What two sentences have in common when they count as the same one."""
-    return " ".join(re.findall(r"\w+", sentence.casefold()))
 
 
 def _unique_sentences() -> dict[str, str]:
@@ -101,7 +99,3 @@ def _is_prose(sentence: str) -> bool:
         return False
     words = _QUOTED.sub("code", sentence).split()
     return sum(_WORD.fullmatch(word) is not None for word in words) >= MIN_PROSE_SHARE * len(words)
-
-
-def _is_held_out(key: str) -> bool:
-    return hashlib.sha256(key.encode()).digest()[0] < VALIDATION_BYTES

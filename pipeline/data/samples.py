@@ -26,7 +26,7 @@ class Batch:
         feeds: one array ``[B, ...]`` for each model input.
         index: ``[B]`` the samples' positions in the whole set.
         mask: ``[B, T]`` boolean, True for real positions; None where nothing is padded.
-        labels: ``[B, ...]``, None without labels.
+        labels: ``[B]``, or ``[B, T]`` where each position has its own; None without labels.
     """
 
     feeds: dict[str, Array]
@@ -42,7 +42,7 @@ class Samples:
     Attributes:
         inputs: one array ``[samples, ...]`` for each model input, by input name.
         mask_name: the input that is the padding mask, ``[samples, T]``; None without padding.
-        labels: ``[samples, ...]``, or None.
+        labels: ``[samples, ...]``, or None; those of the mask's shape belong to positions.
         origin: where the samples come from, for reports.
 
     Raises:
@@ -127,11 +127,14 @@ class Samples:
         used = np.flatnonzero(mask.any(axis=0))
         start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         width = mask.shape[1]
-        # Inputs of the mask's own shape are per-position: they shrink with it.
-        trimmed = {
-            name: np.ascontiguousarray(a[:, start:stop])
-            if a.ndim == 2 and a.shape[1] == width
-            else a
-            for name, a in feeds.items()
-        }
-        return Batch(trimmed, index, mask[:, start:stop], labels)
+
+        def trimmed(array: Array) -> Array:
+            # What has the mask's own shape is per-position: it shrinks with it.
+            if array.ndim != 2 or array.shape[1] != width:
+                return array
+            return np.ascontiguousarray(array[:, start:stop])
+
+        inputs = {name: trimmed(array) for name, array in feeds.items()}
+        return Batch(
+            inputs, index, mask[:, start:stop], None if labels is None else trimmed(labels)
+        )

@@ -18,19 +18,23 @@ from graph_passes.errors import DataError
 from pipeline.data import hub
 from pipeline.data.digits import digit_images
 from pipeline.data.docstrings import docstring_sentences
+from pipeline.data.masking import mask_one_word
 from pipeline.data.npz import load_npz
-from pipeline.data.preprocessing import process_images, tokenize
+from pipeline.data.preprocessing import process_images, read_vocabulary, tokenize
 from pipeline.data.pydoc import pydoc_sentences
 from pipeline.data.samples import Array, Samples
 from pipeline.data.text import read_lines
+from pipeline.data.verses import verses
 from pipeline.recipe import (
     DataSpec,
     DigitsData,
     DocstringData,
     HubData,
+    MaskedData,
     NpzData,
     PydocData,
     TextData,
+    VersesData,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +65,10 @@ class _Request:
         return samples.select(np.asarray(self.rows(len(samples), limit)))
 
     def tokenized(
-        self, texts: list[str], spec: PydocData | DocstringData | TextData, origin: str
+        self,
+        texts: list[str],
+        spec: PydocData | DocstringData | VersesData | TextData,
+        origin: str,
     ) -> Samples:
         """At most ``spec.limit`` of the texts as samples."""
         chosen = [texts[row] for row in self.rows(len(texts), spec.limit)]
@@ -130,6 +137,15 @@ def _from_docstrings(spec: DocstringData, request: _Request) -> Samples:
     return request.tokenized(docstring_sentences(), spec, "docstrings of the standard library")
 
 
+def _from_verses(spec: VersesData, request: _Request) -> Samples:
+    return request.tokenized(verses(spec.split), spec, f"verses, {spec.split} split")
+
+
+def _from_masked(spec: MaskedData, request: _Request) -> Samples:
+    sentences = _LOADERS[type(spec.sentences)](spec.sentences, request)
+    return mask_one_word(sentences, read_vocabulary(request.tokenizer_dir), request.seed)
+
+
 def _from_text(spec: TextData, request: _Request) -> Samples:
     return request.tokenized(
         read_lines(request.base_dir / spec.path), spec, f"text file {spec.path.name}"
@@ -145,7 +161,9 @@ def _from_digits(spec: DigitsData, request: _Request) -> Samples:
 
 
 def _from_hub(spec: HubData, request: _Request) -> Samples:
-    table = hub.load_table(spec.path, spec.name, spec.split, base_dir=request.base_dir)
+    table = hub.load_table(
+        spec.path, spec.name, spec.split, files=spec.files, base_dir=request.base_dir
+    )
     table = table.select(request.rows(len(table), spec.limit))
     labels = None if spec.label is None else hub.label_column(table, spec.label)
     origin = f"data set {spec.path}, {spec.split} split"
@@ -164,7 +182,9 @@ _LOADERS: dict[type, Callable[[Any, _Request], Samples]] = {
     NpzData: _from_npz,
     PydocData: _from_pydoc,
     DocstringData: _from_docstrings,
+    VersesData: _from_verses,
     TextData: _from_text,
     DigitsData: _from_digits,
     HubData: _from_hub,
+    MaskedData: _from_masked,
 }

@@ -12,13 +12,15 @@ from typing import Any
 from pipeline.metrics.accuracy import Accuracy
 from pipeline.metrics.base import Metric, Outputs
 from pipeline.metrics.embedding import EmbeddingFidelity
-from pipeline.recipe import AccuracyMetric, EmbeddingMetric, MetricSpec
+from pipeline.metrics.mask_filling import MaskFilling
+from pipeline.recipe import AccuracyMetric, EmbeddingMetric, MaskFillingMetric, MetricSpec
 
 __all__ = ["Metric", "Outputs", "make_metric"]
 
 _METRICS: dict[type[MetricSpec], Callable[[Any], Metric]] = {
     EmbeddingMetric: EmbeddingFidelity,
     AccuracyMetric: Accuracy,
+    MaskFillingMetric: MaskFilling,
 }
 
 

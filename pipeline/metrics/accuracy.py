@@ -50,7 +50,14 @@ class Accuracy:
             ModelFileError: the models' outputs differ in shape.
         """
         ours, theirs = select_output(reference, candidate, wanted=self._spec.output, rank=2)
-        labels = _class_labels(batch, classes=ours.shape[1])
+        self.count(class_labels(batch.labels, classes=ours.shape[1]), ours, theirs)
+
+    def count(self, labels: Array, ours: Array, theirs: Array) -> None:
+        """Count samples with the class numbers ``labels`` ``[B]`` and logits ``[B, classes]``.
+
+        Raises:
+            RequestError: no more than ``top_k`` classes.
+        """
         before = _top_classes(ours, self._spec.top_k)
         after = _top_classes(theirs, self._spec.top_k)
         reference_right = (before == labels[:, None]).any(axis=1)
@@ -96,8 +103,12 @@ def paired_interval(b: int, c: int, n: int) -> tuple[float, float]:
     return max(-1.0, p - q - half_width), min(1.0, p - q + half_width)
 
 
-def _class_labels(batch: Batch, classes: int) -> Array:
-    labels = batch.labels
+def class_labels(labels: Array | None, classes: int) -> Array:
+    """The labels ``[B]``, one class number a sample.
+
+    Raises:
+        DataError: there are none, or they are something else.
+    """
     if labels is None:
         raise DataError(
             "accuracy needs labels and the samples have none: name the labels in the recipe's "
@@ -108,7 +119,7 @@ def _class_labels(batch: Batch, classes: int) -> Array:
             f"labels must be one class number a sample, found {labels.dtype} "
             f"{list(labels.shape)}: convert them to integers [samples]"
         )
-    if labels.min() < 0 or labels.max() >= classes:
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise DataError(
             f"labels go from {labels.min()} to {labels.max()}, but the model has classes 0 to "
             f"{classes - 1}: use the model's own class numbers"
