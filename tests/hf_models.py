@@ -24,6 +24,17 @@ _TEXT = {
     "intermediate_size": 64,
 }
 
+_IMAGE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": IMAGE_SIZE,
+    "patch_size": 4,
+    "num_channels": 1,
+    "num_labels": 5,
+}
+
 
 def bert(architecture: str = "BertModel", **config: object) -> PreTrainedModel:
     """A BERT with the head that ``architecture`` names."""
@@ -71,20 +82,11 @@ def t5() -> PreTrainedModel:
     return jittered(lambda: transformers.T5ForConditionalGeneration(settings))
 
 
-def vit() -> PreTrainedModel:
-    """A ViT that classifies one-channel images of ``IMAGE_SIZE``."""
+def vit(**config: object) -> PreTrainedModel:
+    """A ViT that classifies, by default one-channel images of ``IMAGE_SIZE``."""
     import transformers
 
-    settings = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        image_size=IMAGE_SIZE,
-        patch_size=4,
-        num_channels=1,
-        num_labels=5,
-    )
+    settings = transformers.ViTConfig(**(_IMAGE | config))
     return jittered(lambda: transformers.ViTForImageClassification(settings))
 
 

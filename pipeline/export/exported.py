@@ -16,7 +16,8 @@ class ExportedModel:
         path: the ``.onnx`` file; the original one where the source already was ONNX.
         report: where it came from, and how close it is to PyTorch.
         assets: configuration, tokenizer and preprocessor files that a bundle needs beside it.
-        tokenizer_dir: the folder that the tokenizer loads from; None without a tokenizer.
+        tokenizer_dir: the folder that the tokenizer or image processor loads from; None where
+            there is neither.
         notes: what a reader of the report must know, such as a lowered opset.
     """
 

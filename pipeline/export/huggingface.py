@@ -16,7 +16,9 @@ from pipeline.export.source import FolderSource, HubSource
 from pipeline.export.tasks import require_task
 from pipeline.recipe import SourceSpec
 
-_TOKENIZER_FILES = (
+_PREPROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -25,12 +27,7 @@ _TOKENIZER_FILES = (
     "*.model",
     "chat_template.*",
 )
-_CONFIG_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
+_CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 def export_huggingface(
@@ -51,11 +48,11 @@ def export_huggingface(
         exported = export_optimum(checkpoint, spec, folder, seed=seed)
     else:
         exported = _export_dynamo(checkpoint, spec, folder, seed)
-    tokenizer = _files(checkpoint, _TOKENIZER_FILES)
+    preprocessor = _files(checkpoint, _PREPROCESSOR_FILES)
     return dataclasses.replace(
         exported,
-        assets=(*_files(checkpoint, _CONFIG_FILES), *tokenizer),
-        tokenizer_dir=checkpoint if tokenizer else None,
+        assets=(*_files(checkpoint, _CONFIG_FILES), *preprocessor),
+        tokenizer_dir=checkpoint if preprocessor else None,
     )
 
 
