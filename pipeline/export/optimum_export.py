@@ -54,7 +54,7 @@ def export_optimum(checkpoint: Path, spec: SourceSpec, folder: Path, *, seed: in
             f"cannot tell the task of {spec.model} from its architecture {architectures}: give "
             "the task, by optimum's name"
         )
-    _run_optimum(checkpoint, name, min(spec.opset, MAX_OPSET), spec.model, folder)
+    run_optimum(checkpoint, name, min(spec.opset, MAX_OPSET), spec.model, folder)
     path = _only_model(folder, spec.model)
     parity = _compare(path, checkpoint, task, spec, seed) if task else ()
     report = ExportReport(
@@ -66,7 +66,12 @@ def export_optimum(checkpoint: Path, spec: SourceSpec, folder: Path, *, seed: in
     return ExportedModel(path, report, notes=tuple(_notes(spec, report)))
 
 
-def _run_optimum(checkpoint: Path, task: str, opset: int, label: str, folder: Path) -> None:
+def run_optimum(checkpoint: Path, task: str, opset: int, label: str, folder: Path) -> None:
+    """Let optimum write what it makes of ``checkpoint`` for ``task`` into ``folder``.
+
+    Raises:
+        ModelFileError: it cannot.
+    """
     from optimum.exporters.onnx import main_export
 
     try:
