@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graph_passes.errors import DataError, ModelFileError
+from pipeline.data.preprocessing import load_tokenizer
 from pipeline.export.dependencies import require_export_extra
 from pipeline.export.quiet import quiet
 from pipeline.session import SessionSpec, one_line, open_session
@@ -41,13 +42,14 @@ class TextGenerator:
             spec: how the graphs are run; defaults to ``SessionSpec()``.
 
         Raises:
-            ModelFileError: a file is missing or damaged.
+            ModelFileError: a graph or the configuration is missing or damaged.
+            DataError: so is the tokenizer.
             ProviderError: the provider could not be created.
             MissingDependencyError: the ``export`` extra is not installed.
         """
         require_export_extra("torch", "transformers", "optimum")
         self._model = _open(folder, spec or SessionSpec())
-        self._tokenizer = _tokenizer(folder)
+        self._tokenizer = load_tokenizer(folder)
 
     def generate(
         self,
@@ -142,15 +144,6 @@ def _open(folder: Path, spec: SessionSpec) -> ORTModelForSeq2SeqLM:
             generation_config=generation,
             model_save_dir=folder,
         )
-
-
-def _tokenizer(folder: Path) -> Any:  # noqa: ANN401  # transformers ships no types
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelFileError(f"cannot load the tokenizer in {folder}: {one_line(error)}") from error
 
 
 def _batches(texts: Sequence[str], size: int) -> Iterator[tuple[int, list[int]]]:

@@ -96,7 +96,8 @@ def marian() -> PreTrainedModel:
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
         max_position_embeddings=64,
-        init_std=0.5,
+        init_std=0.3,
+        scale_embedding=True,  # else positions count for more than tokens
         pad_token_id=0,
         eos_token_id=1,
         decoder_start_token_id=0,

@@ -13,6 +13,7 @@ them is installed or run. Their catalogues are read in memory, nothing is unpack
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -117,6 +118,10 @@ def _parse(content: bytes, member: str) -> POFile | MOFile:
         raise MissingDependencyError(
             'gettext catalogues need polib: pip install "compress-onnx[recipes]"'
         ) from error
-    if member.endswith(".mo"):
-        return polib.mofile(content)
-    return polib.pofile(content.decode("utf-8"))
+    try:
+        if member.endswith(".mo"):
+            return polib.mofile(content)
+        return polib.pofile(content.decode("utf-8"))
+    except (OSError, ValueError, IndexError, struct.error) as error:
+        # polib's own message may quote the whole catalogue.
+        raise ValueError(f"{member} is no gettext catalogue") from error

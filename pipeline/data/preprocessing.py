@@ -47,7 +47,7 @@ def tokenize(
         DataError: there is no tokenizer, or it cannot be loaded.
         MissingDependencyError: transformers is not installed.
     """
-    tokenizer = _from_pretrained("AutoTokenizer", tokenizer_dir)
+    tokenizer = load_tokenizer(tokenizer_dir)
     if tokenizer.pad_token is None:
         # Any token will do: the mask hides it.
         tokenizer.pad_token = tokenizer.eos_token
@@ -86,7 +86,7 @@ def read_vocabulary(tokenizer_dir: Path | None) -> Vocabulary:
         DataError: there is no tokenizer, it cannot be loaded, or it has no mask token.
         MissingDependencyError: transformers is not installed.
     """
-    tokenizer = _from_pretrained("AutoTokenizer", tokenizer_dir)
+    tokenizer = load_tokenizer(tokenizer_dir)
     if tokenizer.mask_token_id is None:
         raise DataError(
             f"the tokenizer in {tokenizer_dir} has no mask token: masked words need a model that "
@@ -96,6 +96,16 @@ def read_vocabulary(tokenizer_dir: Path | None) -> Vocabulary:
     words = np.array([any(map(str.isalnum, token)) for token in tokens])
     words[tokenizer.all_special_ids] = False
     return Vocabulary(tokenizer.mask_token_id, words)
+
+
+def load_tokenizer(source: Path | None) -> Any:  # noqa: ANN401
+    """The tokenizer in a folder, or by its name on the hub.
+
+    Raises:
+        DataError: there is none, or it cannot be loaded.
+        MissingDependencyError: transformers is not installed.
+    """
+    return _from_pretrained("AutoTokenizer", source)
 
 
 def process_images(images: Sequence[Image], *, processor_dir: Path | None) -> dict[str, Array]:

@@ -129,8 +129,8 @@ class Samples:
         width = mask.shape[1]
 
         def trimmed(array: Array) -> Array:
-            # What has the mask's own shape is per-position: it shrinks with it.
-            if array.ndim != 2 or array.shape[1] != width:
+            # What has the mask's axis is per-position: it shrinks with it.
+            if array.ndim < 2 or array.shape[1] != width:
                 return array
             return np.ascontiguousarray(array[:, start:stop])
 

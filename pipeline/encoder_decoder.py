@@ -1,0 +1,280 @@
+"""Compress an encoder–decoder: each weight once, for all the graphs that have it.
+
+An encoder–decoder is several graphs (:mod:`pipeline.generation`). The encoder is compressed like
+any model. The decoder is planned on ``decoder_model.onnx``, as all sites are in the open there,
+while those of the merged decoder are inside an ``If``, where calibration cannot look:
+
+1. The data are texts with their translations. The encoder reads the texts; the decoder is given the
+   beginnings of the translations and what the original encoder makes of the texts.
+2. All beginnings have one length, and shorter translations are left out: a decoder looks back only,
+   so what it computes for a beginning is what it computes while it generates, without padding.
+3. The other decoders have the same weights under other names. A site there is planned as the site
+   with an equal weight, of equal content, is; a weight without a counterpart stays dense.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from graph_passes.errors import DataError
+from graph_passes.factorization import Factorization
+from graph_passes.plan import CompressionPlan, SitePlan
+from graph_passes.planning import require_gain
+from graph_passes.request import CompressionSpec
+from graph_passes.sites import LinearSite, SiteTable
+from graph_passes.strategy import concrete
+from pipeline.cache import ArrayCache
+from pipeline.calibrate import Calibration
+from pipeline.compress import Subject, open_subject, write_compressed
+from pipeline.data.preprocessing import load_tokenizer, tokenize
+from pipeline.data.samples import Array, Samples
+from pipeline.generation import DECODER, DECODER_MERGED, ENCODER
+from pipeline.progress import Progress, Silent
+from pipeline.session import SessionSpec, open_session, run
+from pipeline.study import Researcher, Study, plan_study
+
+_ENCODER_INPUTS = ("input_ids", "attention_mask")
+
+
+@dataclass(frozen=True)
+class PartSamples:
+    """Calibration data of the encoder and of the decoder without past key values."""
+
+    encoder: Samples
+    decoder: Samples
+
+
+@dataclass(frozen=True)
+class PartPlans:
+    """What became of the sites of each graph that was written."""
+
+    encoder: CompressionPlan
+    decoder: CompressionPlan
+
+
+def part_samples(
+    folder: Path,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    *,
+    start_token: int,
+    max_tokens: int = 64,
+    spec: SessionSpec | None = None,
+) -> PartSamples:
+    """Calibration data out of texts and what they become.
+
+    Args:
+        folder: has the original's graphs and its tokenizer.
+        sources: what the encoder reads.
+        targets: the translation of each, by a person or by the model itself.
+        start_token: what the decoder starts with (``decoder_start_token_id``).
+        max_tokens: longer texts are cut off.
+        spec: how the encoder is run.
+
+    Raises:
+        DataError: not as many targets as sources, or none that is long enough.
+        ModelFileError: the encoder cannot be run.
+    """
+    if len(sources) != len(targets) or not sources:
+        raise DataError(f"{len(sources)} texts with {len(targets)} translations: give one for each")
+    inputs = tokenize(
+        sources, tokenizer_dir=folder, input_names=_ENCODER_INPUTS, max_tokens=max_tokens
+    )
+    encoder = Samples(inputs, "attention_mask", origin=f"{len(sources)} texts")
+    tokens = load_tokenizer(folder)(list(targets), truncation=True, max_length=max_tokens)
+    beginnings, rows = _beginnings(
+        tokens["input_ids"], start_token, other_length=inputs["input_ids"].shape[1]
+    )
+    chosen = encoder.select(rows)
+    decoder = Samples(
+        {
+            "input_ids": beginnings,
+            "encoder_hidden_states": _hidden_states(folder / ENCODER, chosen, spec),
+            "encoder_attention_mask": chosen.inputs["attention_mask"],
+        },
+        "encoder_attention_mask",
+        origin=f"beginnings of {len(rows)} translations",
+    )
+    return PartSamples(encoder, decoder)
+
+
+def compress_parts(
+    folder: Path,
+    output: Path,
+    request: CompressionSpec,
+    samples: PartSamples | None = None,
+    *,
+    spec: SessionSpec | None = None,
+    cache: ArrayCache | None = None,
+    progress: Progress | None = None,
+) -> PartPlans:
+    """Compress the encoder and the merged decoder of ``folder``.
+
+    Args:
+        folder: the original, as exported.
+        output: an existing folder that takes the two graphs and copies of the configuration and
+            the tokenizer, ready for :class:`pipeline.generation.TextGenerator`.
+        request: how to compress; shares are of each part's own parameters.
+        samples: calibration data, for methods that look at activations.
+        spec: how graphs are run.
+        cache: where calibration is kept between runs.
+        progress: shows the steps.
+
+    Raises:
+        RequestError: the request makes no sense for a part.
+        NothingToCompressError: no weight of a part can be factored with a gain.
+    """
+    progress = progress or Silent()
+
+    def study(name: str, data: Samples | None) -> _Studied:
+        subject = open_subject(folder / name)
+        if data is None:
+            found = Study(concrete(request, "none"))
+            return _Studied(subject, plan_study(subject, found), None, None)
+        researcher = Researcher(subject, data, spec=spec, cache=cache, progress=progress)
+        found = researcher.study(request)
+        plan = plan_study(subject, found)
+        return _Studied(subject, plan, found.calibration, researcher.factor(plan, found))
+
+    encoder = study(ENCODER, samples.encoder if samples else None)
+    decoder = study(DECODER, samples.decoder if samples else None)
+    merged = _transfer(decoder, open_subject(folder / DECODER_MERGED))
+    plans = PartPlans(
+        encoder=_write(encoder, output / ENCODER, progress),
+        decoder=_write(merged, output / DECODER_MERGED, progress),
+    )
+    for asset in folder.iterdir():
+        if asset.is_file() and ".onnx" not in asset.name:
+            shutil.copy2(asset, output / asset.name)
+    return plans
+
+
+@dataclass(frozen=True)
+class _Studied:
+    """A graph with all that writing it needs."""
+
+    subject: Subject
+    plan: CompressionPlan
+    calibration: Calibration | None
+    ready: Mapping[str, Factorization] | None
+
+
+def _transfer(studied: _Studied, subject: Subject) -> _Studied:
+    """The plan and the evidence of one graph, for ``subject``, which has the same weights.
+
+    Raises:
+        NothingToCompressError: none of the weights that are factored is in ``subject``.
+    """
+    counterparts = _counterparts(studied.subject.table, subject.table)
+    planned = {site.site: site for site in studied.plan.sites}
+    plan = studied.plan.model_copy(
+        update={
+            "sites": tuple(
+                _planned_alike(site, planned, counterparts.get(site.name))
+                for site in subject.table.sites
+            ),
+            "skipped": subject.table.skipped,
+        }
+    )
+    require_gain(plan)
+    calibration, ready = studied.calibration, studied.ready
+    if calibration is not None:
+        known = {
+            name: calibration.stats[site.name]
+            for name, site in counterparts.items()
+            if site.name in calibration.stats
+        }
+        calibration = Calibration(known, calibration.notes, calibration.origin, calibration.cached)
+    if ready is not None:
+        keys = {s.weight.key: counterparts.get(s.name) for s in subject.table.sites}
+        ready = {
+            key: ready[site.weight.key]
+            for key, site in keys.items()
+            if site is not None and site.weight.key in ready
+        }
+    return _Studied(subject, plan, calibration, ready)
+
+
+def _counterparts(known: SiteTable, wanted: SiteTable) -> dict[str, LinearSite]:
+    """For the name of each wanted site the known site whose weight has the same content."""
+    by_content: dict[bytes, LinearSite] = {}
+    for site in known.sites:
+        by_content.setdefault(_content(site), site)
+    found = {site.name: by_content.get(_content(site)) for site in wanted.sites}
+    return {name: site for name, site in found.items() if site is not None}
+
+
+def _content(site: LinearSite) -> bytes:
+    weight = np.ascontiguousarray(site.weight.array())
+    digest = hashlib.sha256(f"{weight.dtype} {weight.shape}".encode())
+    digest.update(weight.data)
+    return digest.digest()
+
+
+def _planned_alike(
+    site: LinearSite, planned: Mapping[str, SitePlan], counterpart: LinearSite | None
+) -> SitePlan:
+    names = {"site": site.name, "node": site.node.name or "", "weight": site.weight.key}
+    if counterpart is not None:
+        return planned[counterpart.name].model_copy(update=names)
+    parameters = site.weight.matrices * site.in_features * site.out_features
+    return SitePlan(
+        **names,
+        group=site.group,
+        in_features=site.in_features,
+        out_features=site.out_features,
+        matrices=site.weight.matrices,
+        decision="dense",
+        reason=f"{DECODER} has no such weight",
+        parameters_before=parameters,
+        parameters_after=parameters,
+    )
+
+
+def _write(studied: _Studied, output: Path, progress: Progress) -> CompressionPlan:
+    return write_compressed(
+        studied.subject,
+        studied.plan,
+        studied.calibration,
+        output,
+        ready=studied.ready,
+        progress=progress,
+    )
+
+
+def _beginnings(
+    tokens: Sequence[Sequence[int]], start_token: int, *, other_length: int
+) -> tuple[Array, np.ndarray]:
+    """``[n, T]`` what the decoder is given, and of which ``n`` translations.
+
+    T is the median length, so that half of the translations are long enough. It differs from
+    ``other_length``, that of the texts: else the mask of these would be taken for its own.
+    """
+    lengths = np.array([len(row) for row in tokens])
+    length = int(np.median(lengths))
+    length -= length == other_length
+    if length < 2:
+        raise DataError("the translations are too short to calibrate a decoder on: give sentences")
+    rows = np.flatnonzero(lengths >= length)
+    found = np.array([[start_token, *tokens[row][: length - 1]] for row in rows], dtype=np.int64)
+    return found, rows
+
+
+def _hidden_states(encoder: Path, samples: Samples, spec: SessionSpec | None) -> Array:
+    """``[samples, S, D]``, zero where the source is padded."""
+    session = open_session(encoder, spec)
+    length = samples.inputs["attention_mask"].shape[1]
+    found: np.ndarray | None = None
+    for batch in samples.batches(32):
+        hidden = run(session, batch.feeds)["last_hidden_state"]
+        if found is None:
+            found = np.zeros((len(samples), length, hidden.shape[-1]), hidden.dtype)
+        found[batch.index, : hidden.shape[1]] = hidden
+    assert found is not None  # samples are never empty
+    return found
