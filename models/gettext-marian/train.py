@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import sacrebleu
 import torch
 from tokenizers import (
     Tokenizer,
@@ -35,6 +34,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrain
 
 from pipeline.data.catalogues import Message
 from pipeline.data.translations import language_token, tagged, translations
+from pipeline.metrics.translation import mean_score, score_translations
 
 FOLDER = Path(__file__).parent
 PACKAGES = FOLDER / "packages.txt"
@@ -91,6 +91,7 @@ def train_tokenizer(pairs: list[Message]) -> PreTrainedTokenizerFast:
         additional_special_tokens=tokens,
         model_max_length=MAX_TOKENS,
         model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,  # French has one before a colon
     )
 
 
@@ -287,16 +288,16 @@ def measure(split: str, beams: int) -> None:
     """Print BLEU and chrF of the stored model by language, and their means."""
     pairs = translations(PACKAGES, LANGUAGES, split)
     found = translate(pairs, beams)
-    scores = []
+    scores = {}
     for language in LANGUAGES:
         rows = [row for row, pair in enumerate(pairs) if pair.language == language]
-        ours, theirs = [found[row] for row in rows], [[pairs[row].target for row in rows]]
-        bleu, chrf = sacrebleu.corpus_bleu(ours, theirs), sacrebleu.corpus_chrf(ours, theirs)
-        scores.append((bleu.score, chrf.score))
-        print(f"{split}, {beams} beams, {language}: {len(rows)} pairs, "
-              f"BLEU {bleu.score:.2f}, chrF {chrf.score:.2f}")  # fmt: skip
-    bleu, chrf = (sum(values) / len(values) for values in zip(*scores, strict=True))
-    print(f"{split}, {beams} beams, mean: BLEU {bleu:.2f}, chrF {chrf:.2f}")
+        references = [pairs[row].target for row in rows]
+        scores[language] = score_translations([found[row] for row in rows], references)
+    for name, score in {**scores, "mean": mean_score(scores.values())}.items():
+        print(
+            f"{split}, {beams} beams, {name}: {score.sentences} sentences, "
+            f"BLEU {score.bleu:.2f}, chrF {score.chrf:.2f}"
+        )
 
 
 def main() -> None:
