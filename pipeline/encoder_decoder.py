@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graph_passes.errors import DataError
 from graph_passes.factorization import Factorization
@@ -250,7 +251,7 @@ def _write(studied: _Studied, output: Path, progress: Progress) -> CompressionPl
 
 def _beginnings(
     tokens: Sequence[Sequence[int]], start_token: int, *, other_length: int
-) -> tuple[Array, np.ndarray]:
+) -> tuple[Array, NDArray[np.intp]]:
     """``[n, T]`` what the decoder is given, and of which ``n`` translations.
 
     T is the median length, so that half of the translations are long enough. It differs from
@@ -261,9 +262,13 @@ def _beginnings(
     length -= length == other_length
     if length < 2:
         raise DataError("the translations are too short to calibrate a decoder on: give sentences")
-    rows = np.flatnonzero(lengths >= length)
-    found = np.array([[start_token, *tokens[row][: length - 1]] for row in rows], dtype=np.int64)
-    return found, rows
+    long_enough = lengths >= length
+    found = [
+        [start_token, *row[: length - 1]]
+        for row, fits in zip(tokens, long_enough, strict=True)
+        if fits
+    ]
+    return np.array(found, dtype=np.int64), np.flatnonzero(long_enough)
 
 
 def _hidden_states(encoder: Path, samples: Samples, spec: SessionSpec | None) -> Array:
@@ -275,6 +280,7 @@ def _hidden_states(encoder: Path, samples: Samples, spec: SessionSpec | None) ->
         hidden = run(session, batch.feeds)["last_hidden_state"]
         if found is None:
             found = np.zeros((len(samples), length, hidden.shape[-1]), hidden.dtype)
-        found[batch.index, : hidden.shape[1]] = hidden
+        assert batch.mask is not None  # it is among the encoder's inputs
+        found[batch.index, : hidden.shape[1]] = hidden * batch.mask[..., None]
     assert found is not None  # samples are never empty
     return found
