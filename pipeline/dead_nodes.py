@@ -2,7 +2,7 @@
 
 ``onnx-ad`` differentiates by every operand on the way, also by constants that nobody asked about,
 and ONNX Runtime computes nodes that lead nowhere. Gradients by the weights of a 6-layer encoder,
-``[B, K, N]`` numbers for each product, were three quarters of its backward pass.
+``[B, K, N]`` numbers for each product, were more than half of its backward pass.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ One Marian model translates English into five languages; a token in front of the
 which. It learns from the messages of the packages in ``packages.txt``, which are fetched, read and
 not kept. Progress is saved every few minutes: after an interruption the same command goes on.
 
-Hyper-parameters were chosen on validation sentences; the test sentences were read once, at the end.
-Weights are stored in float16 to keep the repository small; BLEU is measured on what was stored,
-computed in float32.
+It has not been run to its end yet, so there are no weights beside it. Hyper-parameters are to be
+chosen on validation sentences; the test sentences are read once, at the end. Weights are stored in
+float16 to keep the repository small; BLEU is measured on what was stored, computed in float32.
 """
 
 from __future__ import annotations

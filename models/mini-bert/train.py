@@ -2,10 +2,12 @@
 
     python models/mini-bert/train.py
 
+It has not been run to its end yet: the recipe comes with the weights.
+
 A masked-language model as in Devlin et al. (2019), arXiv:1810.04805, without the next-sentence
 task: of each verse 30 % of the tokens are to be predicted; 80 % of those are masked, 10 % replaced
 and 10 % left. Only the training split of the verses is read, also by the tokenizer, and
-hyper-parameters were chosen by the training loss. Weights are stored after every epoch, in float16
+hyper-parameters are chosen by the training loss. Weights are stored after every epoch, in float16
 to keep the repository small; the accuracy is measured on what was stored last, computed in float32,
 with one word of each held-out verse masked.
 """
