@@ -8,11 +8,13 @@ READY  := $(VENV)/.ready
 RECIPE ?= models/minilm.yaml
 RECIPES ?= models/digits-vit.yaml models/minilm.yaml
 METHOD ?=
+QUICK  ?=
+ONLY   ?=
 PARAMS ?=
 OUT    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs memory peers lock wheel clean
+.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs memory peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -78,6 +80,10 @@ siblings: $(READY)  ## Measure what sharing a factor is worth, to RECIPES (docs/
 
 peers: $(READY)  ## Measure published methods beside ours (docs/peers.md).
 	$(BIN)/python -m pipeline.studies.peers
+
+reproduce: $(READY)  ## Run the documents' experiments (docs/reproduction.md); QUICK=1, ONLY=NAME.
+	$(BIN)/python -m pipeline.studies.reproduction $(if $(ONLY),--only $(ONLY)) \
+	    $(if $(QUICK),--quick --output build/reproduction.md)
 
 lock: ## Resolve the dependencies anew into requirements/lock.txt.
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

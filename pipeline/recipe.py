@@ -244,7 +244,8 @@ class RecoverySpec(RecipeModel):
         hidden: importance of values inside the model (norms and sites), next to 1 for each output.
         pooled: importance of outputs averaged over positions, next to 1 for their positions.
         labels: importance of the labels' cross-entropy at the logits, next to 1 for the original's
-            outputs; above 0, the calibration data must have labels.
+            outputs; above 0, the calibration data must have labels (of samples, or of positions as
+            the data kind ``masked`` has them).
         mixing: share of the steps on new samples, mixed from those that there are.
         patience: stop after so many checks of the held-out data without an improvement.
     """

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from graph_passes.plan import CompressionPlan
+from graph_passes.plan import CompressionPlan, PlanError
 from graph_passes.request import CompressionSpec
 
 REPORT_SCHEMA_VERSION: Literal[1] = 1
@@ -222,10 +222,15 @@ class RecoveryReport(Result):
 
 
 class SweepRow(Result):
-    """One variant of a sweep and what it measured; ``problem`` says why there are no figures."""
+    """One variant of a sweep and what it measured; ``problem`` says why there are no figures.
+
+    ``ranks`` are the least and the largest; ``error`` is that of the factors before recovery.
+    """
 
     variant: CompressionSpec
     problem: str | None = None
+    ranks: tuple[int, int] | None = None
+    error: PlanError | None = None
     recovery: RecoveryReport | None = None
     parameters_before: int | None = None
     parameters_after: int | None = None

@@ -91,7 +91,7 @@ def sweep(
         folder = Path(work) / "reference"
         folder.mkdir()
         experiment = prepare(recipe, folder, base_dir=base_dir, cache=cache, progress=progress)
-        rows = tuple(_row(experiment, variant) for variant in variants)
+        rows = tuple(measure_variant(experiment, variant) for variant in variants)
     return SweepReport(
         tool_version=version("compress-onnx"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -101,7 +101,12 @@ def sweep(
     )
 
 
-def _row(experiment: Experiment, variant: CompressionSpec) -> SweepRow:
+def measure_variant(experiment: Experiment, variant: CompressionSpec) -> SweepRow:
+    """Compress the model of ``experiment`` in one way, and measure what came of it.
+
+    Raises:
+        RequestError: the variant makes no sense for this model.
+    """
     # A folder a variant: data files are named after their content, so they would pile up in one.
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
         candidate = Path(folder) / "candidate.onnx"
@@ -112,8 +117,11 @@ def _row(experiment: Experiment, variant: CompressionSpec) -> SweepRow:
         recovery = experiment.recover(candidate)
         validation = experiment.validate(candidate)
         benchmarks, _ = experiment.benchmark(candidate, plan)
+        ranks = [site.rank for site in plan.factored if site.rank is not None]
         return SweepRow(
             variant=variant.model_copy(update={"allocation": plan.allocation}),
+            ranks=(min(ranks), max(ranks)),
+            error=plan.error,
             recovery=recovery,
             parameters_before=plan.parameters_before,
             parameters_after=plan.parameters_after,

@@ -4,8 +4,8 @@ Every compared value contributes the mean square of its error relative to its ow
 real positions. An output with a position for each position of the padding mask also contributes the
 mean square of the error of its mean over positions, relative to the length of that mean: for small
 errors twice what the cosine of the two means lacks. Where labels count, the first output of logits
-``[samples, classes]`` also contributes the mean cross-entropy of the labels; mixed samples have
-none.
+``[samples, classes]``, or for a label at each position ``[samples, positions, tokens]``, also
+contributes the mean cross-entropy of the labels that there are; mixed samples have none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from graph_passes.errors import DataError, RequestError
 from graph_passes.linear_site import SITE_PROPERTY
+from pipeline.data.masking import UNLABELLED
 from pipeline.data.samples import Array, Batch, Samples
 from pipeline.distillation import Compared, label_of, share_of, target_of, weight_of
 from pipeline.mixing import mixed
@@ -108,11 +109,12 @@ class Teacher:
                 f"{samples.origin}: recovery with labels needs labels in the calibration data: "
                 "add them, or leave labels out"
             )
-        logits = next((v for v in self.compared if v.name in self._outputs and v.rank == 2), None)
+        rank = samples.labels.ndim + 1
+        outputs = [value for value in self.compared if value.name in self._outputs]
+        logits = next((value for value in outputs if value.rank == rank), None)
         if logits is None:
-            raise DataError(
-                "recovery with labels needs an output [samples, classes]: leave them out"
-            )
+            shape = "[samples, positions, tokens]" if rank == 3 else "[samples, classes]"
+            raise DataError(f"recovery with labels needs an output {shape}: leave them out")
         place = self.compared.index(logits)
         self.compared[place] = replace(logits, labelled=True)
 
@@ -187,23 +189,30 @@ def pooling_shares(target: Array, real: Float32, importance: float) -> Float32:
 
 
 def label_weights(target: Array, labels: Array | None, importance: float) -> Float32:
-    """``[B, C]`` weights with which log-probabilities sum to ``-importance`` times the entropy.
+    """``[..., C]`` weights with which log-probabilities sum to ``-importance`` times the entropy.
 
     Args:
-        target: ``[B, C]`` logits.
-        labels: ``[B]`` classes; None where there are none, which then count nothing.
+        target: ``[..., C]`` logits.
+        labels: ``[...]`` classes, or :data:`~pipeline.data.masking.UNLABELLED`; None where there
+            are none, which then count nothing.
         importance: of the labels.
 
     Raises:
-        DataError: a label is not one of the C classes.
+        DataError: a label is not one of the C classes, or there is not one for each ``[...]``.
     """
     weights = np.zeros(target.shape, np.float32)
     if labels is None:
         return weights
-    classes = target.shape[1]
-    if labels.dtype.kind not in "iu" or not np.isin(labels, np.arange(classes)).all():
+    classes = target.shape[-1]
+    if labels.shape != target.shape[:-1]:
+        raise DataError(
+            f"recovery with labels needs one for each of {list(target.shape[:-1])}, "
+            f"found {list(labels.shape)}"
+        )
+    labelled = np.nonzero(labels != UNLABELLED)
+    if labels.dtype.kind not in "iu" or not np.isin(labels[labelled], np.arange(classes)).all():
         raise DataError(f"recovery with labels needs whole numbers from 0 to {classes - 1}")
-    weights[np.arange(len(labels)), labels] = importance / len(labels)
+    weights[*labelled, labels[labelled]] = importance / max(len(labelled[0]), 1)
     return weights
 
 

@@ -18,6 +18,7 @@ from graph_passes.request import CompressionSpec
 from graph_passes.trainable import array_of, balanced_factors, factors, vectors
 from pipeline.cache import ArrayCache
 from pipeline.compress import apply_plan, open_subject, plan_subject
+from pipeline.data.masking import UNLABELLED
 from pipeline.data.samples import Samples
 from pipeline.distillation import (
     Compared,
@@ -177,25 +178,32 @@ def test_loss_is_the_relative_error_of_positions_and_of_means():
     assert pooled == pytest.approx(3 * np.mean(means), rel=1e-5)
 
 
-def test_loss_and_gradient_of_labels():
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([0, 3, 1, 1, 2]), np.array([[0, UNLABELLED, 3], [UNLABELLED, 2, 1]])],
+    ids=["a class a sample", "a token a labelled position"],
+)
+def test_loss_and_gradient_of_labels(labels):
     rng = np.random.default_rng(3)
-    text = """g (float[B,6] x) => (float[B,4] y) {
+    axes = ["B", "T"][: labels.ndim]
+    text = f"""g (float[{",".join(axes)},6] x) => (float[{",".join(axes)},4] y) {{
         h = MatMul(x, down)
         y = MatMul(h, up)
-    }"""
+    }}"""
     shapes = {"down": (6, 3), "up": (3, 4)}
-    labels = np.array([0, 3, 1, 1, 2])
+    target = np.zeros((*labels.shape, 4), np.float32)
     feeds = {
-        "x": rng.normal(size=(5, 6)).astype(np.float32),
-        target_of("y"): np.zeros((5, 4), np.float32),
-        weight_of("y"): np.zeros((5, 1), np.float32),
-        label_of("y"): label_weights(np.zeros((5, 4), np.float32), labels, 2.0),
+        "x": rng.normal(size=(*labels.shape, 6)).astype(np.float32),
+        target_of("y"): target,
+        weight_of("y"): np.zeros((*labels.shape, 1), np.float32),
+        label_of("y"): label_weights(target, labels, 2.0),
     }
-    compared = [Compared("y", 2, pooled=False, labelled=True)]
+    compared = [Compared("y", labels.ndim + 1, pooled=False, labelled=True)]
     distillation, feeds = distillation_case(text, shapes, compared, feeds)
     logits = (feeds["x"] @ feeds["down"] @ feeds["up"]).astype(np.float64)
-    logarithms = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    entropy = -logarithms[np.arange(5), labels].mean()
+    logarithms = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    labelled = np.nonzero(labels != UNLABELLED)
+    entropy = -logarithms[*labelled, labels[labelled]].mean()
     assert distillation.loss(feeds) == pytest.approx(2 * entropy, rel=1e-5)
     assert_gradient_is_right(distillation, feeds, shapes, rng)
 
@@ -206,6 +214,8 @@ def test_samples_without_labels_do_not_count_and_foreign_classes_are_refused():
     for labels in (np.array([0, 3]), np.array([-1, 0]), np.array([0.0, 1.0])):
         with pytest.raises(DataError, match="whole numbers from 0 to 2"):
             label_weights(logits, labels, 1.0)
+    with pytest.raises(DataError, match=r"one for each of \[2\], found \[3\]"):
+        label_weights(logits, np.array([0, 1, 2]), 1.0)
 
 
 def test_an_operator_without_gradient_is_named():
@@ -491,3 +501,7 @@ def test_labels_pull_away_from_the_original(train, reference, tmp_path):
 def test_labels_are_refused_where_there_are_none(train):
     with pytest.raises(DataError, match="needs labels in the calibration data"):
         train(steps(2, labels=1.0))
+    plain = rows(20)
+    tokens = Samples(plain.inputs, labels=np.zeros((20, 3), np.int64))
+    with pytest.raises(DataError, match=r"needs an output \[samples, positions, tokens\]"):
+        train(steps(2, labels=1.0), tokens)

@@ -1,0 +1,59 @@
+"""Run the experiments and write the document: ``python -m pipeline.studies.reproduction``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipeline.cache import ArrayCache, default_folder
+from pipeline.report.environment import environment
+from pipeline.studies.reproduction import attention, fine_tuning, stages
+from pipeline.studies.reproduction.page import keep, kept, write_page
+from pipeline.studies.reproduction.section import Section
+from pipeline.studies.reproduction.workplace import Workplace
+
+EXPERIMENTS: Mapping[str, Callable[[Workplace], Section]] = {
+    "svdlora-classification": stages.run,
+    "vit-attention": attention.run_vit,
+    "vit-fine-tuning": fine_tuning.run_vit,
+    "bert-attention": attention.run_bert,
+    "bert-fine-tuning": fine_tuning.run_bert,
+}
+"""In the order of the document; each section has the name that it has here."""
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run what was asked for; the document is written after each experiment."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/reproduction.md"))
+    parser.add_argument("--only", choices=EXPERIMENTS, nargs="+", help="the others stay as kept")
+    parser.add_argument("--quick", action="store_true", help="fewer rows, less data: no results")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("pipeline.studies").setLevel(logging.INFO)
+    page: Path = arguments.output
+    folder = page.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="compress-onnx-") as work:
+        place = Workplace(Path(work), folder, arguments.quick, ArrayCache(default_folder()))
+        for name in arguments.only or EXPERIMENTS:
+            logger.info("%s", name)
+            begun = time.perf_counter()
+            section = EXPERIMENTS[name](place)
+            measured = {
+                "quick": arguments.quick,
+                "seconds": round(time.perf_counter() - begun, 1),
+                "environment": environment(),
+            }
+            keep(section.model_copy(update=measured), folder)
+            write_page(kept(tuple(EXPERIMENTS), folder), page, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Where experiments are run: prepared models, and how much is asked of them.
+
+A quick run takes the same ways through the code on less data and with fewer rows. Its figures are
+no results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.cache import ArrayCache
+from pipeline.experiment import Experiment, prepare
+from pipeline.recipe import BenchmarkSpec, DataSpec, MaskedData, Recipe, RecoverySpec, read_recipe
+
+MODELS = Path(__file__).parents[3] / "models"
+_QUICK_SAMPLES = 96
+_QUICK_ITERATIONS = 5
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Workplace:
+    """What experiments share.
+
+    Attributes:
+        work: an empty folder for models; its content is not kept.
+        pictures: where pictures go, which are kept.
+        quick: on less data and with fewer rows.
+        cache: where calibration is kept between runs; None computes afresh.
+        prepared: models by name.
+    """
+
+    work: Path
+    pictures: Path
+    quick: bool = False
+    cache: ArrayCache | None = None
+    prepared: dict[str, Experiment] = field(default_factory=dict)
+
+    def experiment(self, name: str, recovery: RecoverySpec | None = None) -> Experiment:
+        """The recipe ``models/NAME.yaml``, exported and calibrated; without gates.
+
+        Args:
+            name: of the recipe.
+            recovery: instead of the recipe's own, which is left out.
+        """
+        key = f"{name}-recovery" if recovery else name
+        if key not in self.prepared:
+            recipe = read_recipe(MODELS / f"{name}.yaml")
+            changes = {"name": key, "recovery": recovery, "max_drop": None, "gates": ()}
+            self.prepared[key] = self.prepare(self.reduced(recipe.model_copy(update=changes)))
+        return self.prepared[key]
+
+    def prepare(self, recipe: Recipe, base_dir: Path = MODELS) -> Experiment:
+        """Export and calibrate ``recipe``, whose paths are relative to ``base_dir``."""
+        folder = self.work / f"reference-{recipe.name}"
+        folder.mkdir()
+        return prepare(recipe, folder, base_dir=base_dir, cache=self.cache)
+
+    def reduced(self, recipe: Recipe) -> Recipe:
+        """``recipe``, in a quick run with less data and shorter benchmarks."""
+        if not self.quick:
+            return recipe
+        recovery = recipe.recovery
+        if recovery is not None and recovery.data is not None:
+            recovery = recovery.model_copy(update={"data": _limited(recovery.data)})
+        return recipe.model_copy(
+            update={
+                "calibration": recipe.calibration and _limited(recipe.calibration),
+                "validation": recipe.validation and _limited(recipe.validation),
+                "benchmark": recipe.benchmark and self.benchmark(recipe.benchmark),
+                "recovery": recovery,
+            }
+        )
+
+    def some(self, items: Sequence[Item]) -> Sequence[Item]:
+        """All ``items``, in a quick run the first and the last."""
+        return items if not self.quick or len(items) < 3 else (items[0], items[-1])
+
+    def steps(self, full: int) -> int:
+        """Of training."""
+        return 3 if self.quick else full
+
+    def benchmark(self, settings: BenchmarkSpec) -> BenchmarkSpec:
+        """``settings``, in a quick run with the fewest iterations."""
+        short = {"warmup": 1, "iterations": _QUICK_ITERATIONS}
+        return settings.model_copy(update=short) if self.quick else settings
+
+
+def _limited(data: DataSpec) -> DataSpec:
+    if isinstance(data, MaskedData):
+        fewer = data.sentences.model_copy(update={"limit": _QUICK_SAMPLES})
+        return data.model_copy(update={"sentences": fewer})
+    return data.model_copy(update={"limit": _QUICK_SAMPLES})
