@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from graph_passes.plan import MethodSpec
 from graph_passes.planning import make_plan
-from graph_passes.request import CompressionSpec
+from graph_passes.request import CompressionSpec, Selection
 from pipeline.analysis import CalibrationData, NormalizationTest, analyze
 from pipeline.analysis.layernorm import DIAGONAL, EXACT, as_text
 from pipeline.compress import open_subject, spectra_of
@@ -38,7 +38,7 @@ METHODS: Mapping[str, str] = {
     SCALED: "ASVD by scaling",
     EXACT_ASVD: "ASVD, exact",
 }
-ATTENTION = {"group": "attention"}
+ATTENTION = Selection(group="attention")
 
 Rows = Mapping[tuple[str, float], SweepRow]
 

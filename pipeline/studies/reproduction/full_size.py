@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from graph_passes.request import CompressionSpec, Selection
 from pipeline.experiment import Experiment
 from pipeline.recipe import BenchmarkSpec, Recipe, SourceSpec
@@ -43,12 +41,13 @@ def vit_base(place: Workplace) -> tuple[Experiment, str]:
 
 
 def measure_full_size(
-    experiment: Experiment, budget: float, select: Mapping[str, object] | None = None
+    experiment: Experiment, budget: float, select: Selection | None = None
 ) -> SweepRow:
     """Its latency at a share of the parameters, or from 1 on at a rank."""
-    limit = {"params": budget} if budget < 1 else {"rank": int(budget)}
-    chosen = {} if select is None else {"select": select}
-    return measure(experiment, "svd", benchmark=True, **limit, **chosen)
+    chosen = select or experiment.recipe.compression.select
+    if budget < 1:
+        return measure(experiment, "svd", benchmark=True, params=budget, select=chosen)
+    return measure(experiment, "svd", benchmark=True, rank=int(budget), select=chosen)
 
 
 def latency_cells(row: SweepRow) -> list[str]:

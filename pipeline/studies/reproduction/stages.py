@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from pipeline.experiment import Experiment
 from pipeline.results import SweepRow
@@ -29,7 +30,9 @@ PICTURE = "svdlora-classification.png"
 SAME_ERROR = 1e-3
 """Models whose outputs' errors differ by less, relatively, are the same model but for rounding."""
 
-Rows = Mapping[float, SweepRow]
+X = TypeVar("X", int, float)
+ByStages = Mapping[int, SweepRow]
+ByShare = Mapping[float, SweepRow]
 
 
 def run(place: Workplace) -> Section:
@@ -79,7 +82,7 @@ def _svdlora(
     )
 
 
-def _stage_table(merged: Rows, branches: Rows) -> Table:
+def _stage_table(merged: ByStages, branches: ByStages) -> Table:
     header = [
         "sub-matrices", "theirs: accuracy", "run time", "ours: accuracy", "loss", "logits' error",
         "sites' error ≥ bound", "run time, merged", "run time, branches",
@@ -87,9 +90,9 @@ def _stage_table(merged: Rows, branches: Rows) -> Table:
     theirs = published.BASELINE.run_time
     rows = [
         [
-            f"{n:.0f}",
-            f"{published.BY_STAGES[int(n)].accuracy:.4f}",
-            f"{published.BY_STAGES[int(n)].run_time / theirs:.2f}",
+            str(n),
+            f"{published.BY_STAGES[n].accuracy:.4f}",
+            f"{published.BY_STAGES[n].run_time / theirs:.2f}",
             *_ours(row),
             run_time_text(row),
             run_time_text(branches[n]),
@@ -105,13 +108,13 @@ def _ours(row: SweepRow) -> list[str]:
     return [accuracy(row), drop(row), f"{logit_error(row):.4f}", site_error(row)]
 
 
-def _stored_table(stored: Rows) -> Table:
+def _stored_table(stored: ByStages) -> Table:
     header = ["sub-matrices", "accuracy", "loss", "logits' error", "sites' error ≥ bound"]
-    rows = [[f"{n:.0f}", *_ours(row)] for n, row in stored.items()]
+    rows = [[str(n), *_ours(row)] for n, row in stored.items()]
     return table(f"The same with factors stored in 4 bits ({SHARE:.0%})", header, rows)
 
 
-def _share_table(merged: Rows, branches: Rows) -> Table:
+def _share_table(merged: ByShare, branches: ByShare) -> Table:
     header = [
         "parameters kept", "theirs: accuracy", "run time", "rank", "ours: accuracy", "loss",
         "logits' error", "sites' error ≥ bound", "run time, merged", "run time, branches",
@@ -133,7 +136,7 @@ def _share_table(merged: Rows, branches: Rows) -> Table:
 
 
 def _claims(
-    merged: Rows, stored: Rows, shares: Rows, branches: Rows, original: float
+    merged: ByStages, stored: ByStages, shares: ByShare, branches: ByShare, original: float
 ) -> list[Claim]:
     errors = [logit_error(row) for row in merged.values()]
     spread = max(errors) / min(errors) - 1
@@ -182,8 +185,8 @@ def _claims(
     ]
 
 
-def _range(rows: Rows) -> str:
-    return f"{min(rows):.0f}–{max(rows):.0f}"
+def _range(rows: ByStages) -> str:
+    return f"{min(rows)}–{max(rows)}"
 
 
 def _figures(values: Iterable[float]) -> str:
@@ -191,40 +194,33 @@ def _figures(values: Iterable[float]) -> str:
     return numbers[0] if len(set(numbers)) == 1 else ", ".join(numbers)
 
 
-def _draw(place: Workplace, stages: Rows, shares: Rows, original: float) -> None:
-    """Accuracy relative to the original's, so that two data sets share one axis."""
-    theirs = published.BASELINE.accuracy
-
-    def panel(title: str, x: str, published_rows: Mapping[float, float], rows: Rows) -> Panel:
-        return Panel(
-            title,
-            x,
-            "accuracy over the original's",
-            {
-                "document, CIFAR-10": [
-                    (at, value / theirs) for at, value in published_rows.items()
-                ],
-                "ours, digits": [
-                    (at, row.metrics["accuracy"] / original) for at, row in rows.items()
-                ],
-            },
-            level=1.0,
-        )
-
+def _draw(place: Workplace, stages: ByStages, shares: ByShare, original: float) -> None:
     draw(
         place.pictures / PICTURE,
         [
-            panel(
-                "fixed parameters",
-                "sub-matrices",
-                {n: row.accuracy for n, row in published.BY_STAGES.items()},
-                stages,
-            ),
-            panel(
+            _panel("fixed parameters", "sub-matrices", published.BY_STAGES, stages, original),
+            _panel(
                 "three sub-matrices",
                 "share of the parameters",
-                {share: row.accuracy for share, row in published.BY_SHARE.items()},
+                published.BY_SHARE,
                 shares,
+                original,
             ),
         ],
     )
+
+
+def _panel(
+    title: str,
+    x: str,
+    theirs: Mapping[X, published.Classified],
+    ours: Mapping[X, SweepRow],
+    original: float,
+) -> Panel:
+    """Accuracies over the original's, so that two data sets share one axis."""
+    baseline = published.BASELINE.accuracy
+    lines = {
+        "document, CIFAR-10": [(at, row.accuracy / baseline) for at, row in theirs.items()],
+        "ours, digits": [(at, row.metrics["accuracy"] / original) for at, row in ours.items()],
+    }
+    return Panel(title, x, "accuracy over the original's", lines, level=1.0)
