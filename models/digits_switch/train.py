@@ -2,8 +2,6 @@
 
     python models/digits_switch/train.py
 
-It has not been run to its end yet: the recipe comes with the weights.
-
 The loss is the cross entropy plus the load-balancing loss of the Switch paper. Nothing is tuned on
 the held-out digits. Weights are stored in float16 to keep the repository small; the accuracy is
 measured on what was stored, computed in float32.
