@@ -1,0 +1,234 @@
+"""The study of the documents' experiments: verdicts follow the figures, pages their sections."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from graph_passes.plan import PlanError
+from graph_passes.request import CompressionSpec
+from pipeline.recipe import read_recipe
+from pipeline.report.environment import environment
+from pipeline.results import Benchmark, LatencyStats, OutputComparison, SweepRow
+from pipeline.studies.reproduction import attention, fine_tuning, measuring, published, stages
+from pipeline.studies.reproduction.__main__ import EXPERIMENTS
+from pipeline.studies.reproduction.fine_tuning import Pair
+from pipeline.studies.reproduction.page import keep, kept, render, write_page
+from pipeline.studies.reproduction.section import Section, claim, table
+from pipeline.studies.reproduction.workplace import MODELS, Workplace
+
+
+def row(accuracy: float = 0.9, error: float = 0.1, speedup: float = 1.0) -> SweepRow:
+    stats = LatencyStats(iterations=5, p50_ms=1, p90_ms=1, p99_ms=1, mean_ms=1, std_ms=0, min_ms=1)
+    return SweepRow(
+        variant=CompressionSpec(),
+        ranks=(4, 9),
+        error=PlanError(
+            metric="activation", reached=0.2, bound=0.1, allocation_bound=0.1, weights=1
+        ),
+        parameters_before=100,
+        parameters_after=33,
+        metrics={
+            "accuracy": accuracy,
+            "accuracy_reference": 0.95,
+            "accuracy_drop": 0.95 - accuracy,
+            "accuracy_drop_low": 0.95 - accuracy - 0.01,
+            "accuracy_drop_high": 0.95 - accuracy + 0.01,
+        },
+        outputs=(
+            OutputComparison(
+                output="logits",
+                elements=1,
+                max_abs=0,
+                relative_l2=error,
+                cosine=1,
+                snr_db=0,
+            ),
+        ),
+        benchmarks=(
+            Benchmark(
+                provider="cpu",
+                providers=(),
+                threads=1,
+                optimization="all",
+                input_shapes={},
+                reference=stats,
+                candidate=stats,
+                speedup=speedup,
+                speedup_low=0.5 * speedup,
+                speedup_high=2 * speedup,
+            ),
+        ),
+    )
+
+
+def section(name: str = "vit-attention", **changes: object) -> Section:
+    values = {
+        "name": name,
+        "title": "3. A title",
+        "published": "What they did.",
+        "recipes": ("hub/vit-imagenet-attention",),
+        "twin": "What we did.",
+        "tables": (table("A table", ["a", "b"], [["1", "2"]]),),
+        "claims": (claim("They say so.", False, "Ours is 1."),),
+        "environment": environment(),
+    }
+    return Section.model_validate(values | changes)
+
+
+def verdicts(claims: list) -> list[str]:
+    return [found.verdict for found in claims]
+
+
+# --- verdicts --------------------------------------------------------------------------------
+
+
+def stage_verdicts(errors, stored, shares, branches=None):
+    shares = {share: row(accuracy, speedup=speed) for share, (accuracy, speed) in shares.items()}
+    return verdicts(
+        stages._claims(
+            {n: row(error=error) for n, error in errors.items()},
+            {n: row(error=error) for n, error in stored.items()},
+            shares,
+            branches or shares,
+            0.95,
+        )
+    )
+
+
+def test_stages_matter_where_errors_differ_and_not_where_they_are_equal():
+    shares = {0.1: (0.5, 2.0), 0.5: (0.95, 1.3), 1.0: (0.95, 1.0)}
+    equal = stage_verdicts({1: 0.2, 9: 0.2}, {1: 0.2, 4: 0.2}, shares)
+    assert equal == ["refuted", "refuted", "confirmed", "refuted", "refuted"]
+    differ = stage_verdicts({1: 0.2, 9: 0.19}, {1: 0.2, 4: 0.19}, shares)
+    assert differ[:2] == ["confirmed", "confirmed"]
+
+
+def test_a_loss_at_half_and_an_equal_run_time_turn_the_verdicts():
+    shares = {0.1: (0.95, 1.01), 0.5: (0.9, 1.0), 1.0: (0.94, 1.0)}
+    found = stage_verdicts({1: 0.2}, {1: 0.2, 4: 0.2}, shares)
+    assert found[2:] == ["refuted", "confirmed", "confirmed"]
+
+
+def attention_verdicts(svd, scaled, exact):
+    by_method = dict(zip(attention.METHODS, (svd, scaled, exact), strict=True))
+    rows = {
+        (method, share): row(error=error)
+        for method, errors in by_method.items()
+        for share, error in zip((0.2, 0.5, 0.9), errors, strict=True)
+    }
+    empty = attention.NormalizationTest(sites=(), left_out=0, groups=(), verdict=())
+    return verdicts(attention._claims(rows, empty))
+
+
+def test_the_exact_solution_is_judged_by_how_often_it_is_closer():
+    better, worse, svd = (0.1, 0.1, 0.1), (0.3, 0.3, 0.1), (0.2, 0.2, 0.2)
+    assert attention_verdicts(svd, worse, better) == ["confirmed", "refuted"][::-1]
+    assert attention_verdicts(svd, better, worse) == ["confirmed", "refuted"]
+
+
+def pairs(svd, auto):
+    shares = fine_tuning.SHARES
+    return {
+        (method, share): Pair(row(before), row(after))
+        for method, accuracies in (("svd", svd), ("auto", auto))
+        for share, (before, after) in zip(shares, accuracies, strict=True)
+    }
+
+
+def test_fine_tuning_is_judged_at_the_smallest_share_of_the_document():
+    ruined = [(0.9, 0.95), (0.8, 0.95), (0.1, 0.9)]
+    known = pairs(ruined, [(0.94, 0.95), (0.94, 0.95), (0.85, 0.9)])
+    assert verdicts(fine_tuning._claims(known, 0.95)) == ["confirmed", "confirmed", "confirmed"]
+    # Our best without any training beats theirs with it, and theirs hardly recovers.
+    weak = [(0.9, 0.91), (0.8, 0.82), (0.7, 0.75)]
+    known = pairs(weak, [(0.94, 0.95), (0.94, 0.95), (0.85, 0.9)])
+    assert verdicts(fine_tuning._claims(known, 0.95)) == ["refuted", "refuted", "refuted"]
+
+
+def test_what_is_brought_back_is_a_share_of_what_was_lost():
+    assert Pair(row(0.55), row(0.75)).recovered == pytest.approx(0.5)
+    assert Pair(row(0.95), row(0.95)).recovered is None
+
+
+def test_figures_as_text():
+    found = row(0.9, speedup=2.0)
+    assert measuring.accuracy(found) == "0.9000"
+    assert measuring.drop(found) == "+0.0500 [+0.0400, +0.0600]"
+    assert measuring.site_error(found) == "0.200 ≥ 0.100"
+    assert measuring.kept(found) == "33.0%"
+    assert measuring.ranks(found) == "4–9"
+    assert measuring.run_time_text(found) == "0.50 [0.25, 1.00]"
+
+
+def test_the_ranks_of_the_document_are_shares_of_vit_b():
+    """Its 33 % is not what its rank keeps, as discussion/vit-fine-tuning.md says."""
+    dense = 4 * 768 * 768 + 2 * 768 * 3072
+    kept_parameters = {
+        found.rank: found.rank * (4 * 2 * 768 + 2 * (768 + 3072)) / dense
+        for found in published.FINE_TUNING
+    }
+    assert kept_parameters == pytest.approx({244: 0.477, 192: 0.375, 96: 0.188}, abs=6e-4)
+    text = (files("pipeline.studies.reproduction") / "discussion/vit-fine-tuning.md").read_text()
+    assert all(f"{share:.1%}".replace("%", " %") in text for share in kept_parameters.values())
+
+
+# --- the document ----------------------------------------------------------------------------
+
+
+def test_sections_are_kept_and_written_in_the_order_of_the_document(tmp_path):
+    folder = tmp_path / "page"
+    folder.mkdir()
+    for name in ("vit-fine-tuning", "vit-attention"):
+        keep(section(name), folder)
+    found = kept(tuple(EXPERIMENTS), folder)
+    assert [entry.name for entry in found] == ["vit-attention", "vit-fine-tuning"]
+    assert found[0] == section("vit-attention")
+    write_page(found, tmp_path / "page.md", folder)
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "| 1 | 2 |" in text
+    assert "They say so. **Refuted.** Ours is 1." in text
+    assert "no results" not in text
+
+
+def test_a_quick_run_says_that_it_is_no_result():
+    assert "no results" in render([section(quick=True)], "pictures")
+
+
+def test_every_experiment_has_its_discussion_and_its_recipes_exist():
+    folder = files("pipeline.studies.reproduction") / "discussion"
+    assert {Path(str(entry)).stem for entry in folder.iterdir()} == set(EXPERIMENTS)
+    cases = (attention._VIT, attention._BERT, fine_tuning._VIT, fine_tuning._BERT)
+    for case in cases:
+        assert case.name in EXPERIMENTS
+        assert (MODELS / f"{case.hub_recipe}.yaml").is_file()
+        assert (MODELS / f"{case.model}.yaml").is_file()
+
+
+def test_a_quick_run_takes_less_of_everything(tmp_path):
+    quick, full = (Workplace(tmp_path, tmp_path, quick=quick) for quick in (True, False))
+    assert list(quick.some([1, 2, 3])) == [1, 3]
+    assert list(full.some([1, 2, 3])) == [1, 2, 3]
+    assert quick.steps(400) < full.steps(400) == 400
+    recipe = read_recipe(MODELS / "mini-bert.yaml")
+    assert full.reduced(recipe) == recipe
+    reduced = quick.reduced(recipe)
+    assert reduced.calibration.sentences.limit == reduced.validation.sentences.limit == 96
+    assert reduced.benchmark.iterations < recipe.benchmark.iterations
+
+
+@pytest.mark.slow
+def test_one_experiment_as_a_user_runs_it(tmp_path):
+    pytest.importorskip("transformers")
+    page = tmp_path / "page.md"
+    command = [sys.executable, "-m", "pipeline.studies.reproduction", "--quick", "-o", str(page)]
+    subprocess.run([*command, "--only", "vit-attention"], check=True, capture_output=True)
+    text = page.read_text(encoding="utf-8")
+    pictures = [line.split("](")[1].rstrip(")") for line in text.splitlines() if "](page/" in line]
+    assert len(pictures) == 3
+    assert all((tmp_path / picture).stat().st_size > 1000 for picture in pictures)
+    assert "ViT-B/16-224 with random weights" in text
