@@ -9,6 +9,7 @@ RECIPE ?= models/minilm.yaml
 RECIPES ?= models/digits-vit.yaml models/minilm.yaml
 METHOD ?=
 QUICK  ?=
+PUBLISHED ?=
 ONLY   ?=
 PARAMS ?=
 OUT    ?=
@@ -81,9 +82,10 @@ siblings: $(READY)  ## Measure what sharing a factor is worth, to RECIPES (docs/
 peers: $(READY)  ## Measure published methods beside ours (docs/peers.md).
 	$(BIN)/python -m pipeline.studies.peers
 
-reproduce: $(READY)  ## Run the documents' experiments (docs/reproduction.md); QUICK=1, ONLY=NAME.
+reproduce: $(READY)  ## Run the documents' experiments (docs/reproduction.md); QUICK=1, PUBLISHED=1, ONLY=NAME.
 	$(BIN)/python -m pipeline.studies.reproduction $(if $(ONLY),--only $(ONLY)) \
-	    $(if $(QUICK),--quick --output build/reproduction.md)
+	    $(if $(QUICK),--quick --output build/reproduction.md) \
+	    $(if $(PUBLISHED),--published --output build/published.md)
 
 lock: ## Resolve the dependencies anew into requirements/lock.txt.
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

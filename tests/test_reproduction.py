@@ -205,8 +205,9 @@ def test_every_experiment_has_its_discussion_and_its_recipes_exist():
     cases = (attention._VIT, attention._BERT, fine_tuning._VIT, fine_tuning._BERT)
     for case in cases:
         assert case.name in EXPERIMENTS
-        assert (MODELS / f"{case.hub_recipe}.yaml").is_file()
-        assert (MODELS / f"{case.model}.yaml").is_file()
+    for models in (stages.MODELS, *(case.models for case in cases)):
+        assert (MODELS / f"{models.hub}.yaml").is_file()
+        assert (MODELS / f"{models.twin}.yaml").is_file()
 
 
 def test_a_quick_run_takes_less_of_everything(tmp_path):

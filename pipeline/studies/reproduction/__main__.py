@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from graph_passes.errors import CompressOnnxError
 from pipeline.cache import ArrayCache, default_folder
 from pipeline.report.environment import environment
 from pipeline.studies.reproduction import attention, fine_tuning, stages
@@ -34,25 +35,33 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/reproduction.md"))
     parser.add_argument("--only", choices=EXPERIMENTS, nargs="+", help="the others stay as kept")
     parser.add_argument("--quick", action="store_true", help="fewer rows, less data: no results")
+    parser.add_argument(
+        "--published", action="store_true", help="the published set-ups, from the hub, not twins"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("pipeline.studies").setLevel(logging.INFO)
     page: Path = arguments.output
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
+    cache = ArrayCache(default_folder())
     with TemporaryDirectory(prefix="compress-onnx-") as work:
-        place = Workplace(Path(work), folder, arguments.quick, ArrayCache(default_folder()))
+        place = Workplace(Path(work), folder, arguments.quick, arguments.published, cache)
         for name in arguments.only or EXPERIMENTS:
-            logger.info("%s", name)
-            begun = time.perf_counter()
-            section = EXPERIMENTS[name](place)
-            measured = {
-                "quick": arguments.quick,
-                "seconds": round(time.perf_counter() - begun, 1),
-                "environment": environment(),
-            }
-            keep(section.model_copy(update=measured), folder)
+            try:
+                keep(_measured(name, place), folder)
+            except CompressOnnxError as error:
+                parser.exit(error.exit_code, f"error: {name}: {error}\n")
             write_page(kept(tuple(EXPERIMENTS), folder), page, folder)
+
+
+def _measured(name: str, place: Workplace) -> Section:
+    logger.info("%s", name)
+    begun = time.perf_counter()
+    section = EXPERIMENTS[name](place)
+    seconds = round(time.perf_counter() - begun, 1)
+    measured = {"quick": place.quick, "seconds": seconds, "environment": environment()}
+    return section.model_copy(update=measured)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pipeline.studies.reproduction.measuring import (
     site_error,
 )
 from pipeline.studies.reproduction.section import Claim, Picture, Section, Table, claim, table
-from pipeline.studies.reproduction.workplace import Workplace
+from pipeline.studies.reproduction.workplace import Models, Workplace
 
 SHARES = (0.1, 0.2, 0.33, 0.5, 0.7, 0.9)
 SVD, SCALED, EXACT_ASVD = "svd", "asvd-diagonal", "asvd"
@@ -51,17 +51,13 @@ class Case:
         name: of the experiment.
         title: with its number.
         published: the document's set-up.
-        hub_recipe: that runs it.
-        model: the twin's recipe.
-        twin: the twin in words.
+        models: that and its twin.
     """
 
     name: str
     title: str
     published: str
-    hub_recipe: str
-    model: str
-    twin: str
+    models: Models
 
 
 def run_vit(place: Workplace) -> Section:
@@ -83,7 +79,7 @@ def run_bert(place: Workplace) -> Section:
 
 
 def _run(place: Workplace, case: Case) -> Section:
-    experiment = place.experiment(case.model)
+    experiment = place.experiment(case.models)
     shares = place.some(SHARES)
     rows = {
         (method, share): measure(
@@ -103,8 +99,9 @@ def _run(place: Workplace, case: Case) -> Section:
         name=case.name,
         title=case.title,
         published=case.published,
-        recipes=(case.hub_recipe,),
-        twin=f"{case.twin} (accuracy {original:.4f}); attention layers, the same share of each.",
+        recipes=(case.models.hub,),
+        twin=f"{place.description(case.models, experiment, original)}; attention layers, the same "
+        "share of each.",
         tables=(_table(rows), _test_table(test)),
         pictures=(
             Picture(file=curves.name, caption="Accuracy and the error of the logits by share."),
@@ -255,17 +252,17 @@ _VIT = Case(
     published="ViT-B/16-224 on ImageNet (top 1), attention layers only, no training; curves over "
     "the share, explained variance, densities of pre-activations. The document draws them without "
     "figures, so there is no column of theirs.",
-    hub_recipe="hub/vit-imagenet-attention",
-    model="digits-vit",
-    twin="`digits-vit`, 539 held-out images",
+    models=Models("hub/vit-imagenet-attention", "digits-vit", "`digits-vit`"),
 )
 _BERT = Case(
     name="bert-attention",
     title="5. BERT, attention layers only: SVD against ASVD",
     published="BERT-large-uncased-whole-word-masking on MultiNLI, filling in masked words (top 5), "
     "attention layers only, no training. Curves without figures.",
-    hub_recipe="hub/bert-multinli-attention",
-    model="mini-bert",
-    twin="`mini-bert`: a BERT of four layers that we trained on public-domain verses, one masked "
-    "word in each held-out verse",
+    models=Models(
+        "hub/bert-multinli-attention",
+        "mini-bert",
+        "`mini-bert`: a BERT of four layers that we trained on public-domain verses, one masked "
+        "word in each verse",
+    ),
 )

@@ -24,7 +24,7 @@ from pipeline.studies.reproduction.measuring import (
     site_error,
 )
 from pipeline.studies.reproduction.section import Claim, Picture, Section, Table, claim, table
-from pipeline.studies.reproduction.workplace import Workplace
+from pipeline.studies.reproduction.workplace import Models, Workplace
 
 SHARES = tuple(row.share for row in published.FINE_TUNING)
 """The document's shares."""
@@ -59,9 +59,7 @@ class Case:
         name: of the experiment.
         title: with its number.
         published: the document's set-up.
-        hub_recipe: that runs it.
-        model: the twin's recipe.
-        twin: the twin in words.
+        models: that and its twin.
         shares: of the parameters; the document's, and smaller ones where those cost nothing.
         training: what to train on; None for the calibration data.
         steps: of training.
@@ -70,9 +68,7 @@ class Case:
     name: str
     title: str
     published: str
-    hub_recipe: str
-    model: str
-    twin: str
+    models: Models
     shares: tuple[float, ...]
     training: DataSpec | None
     steps: int
@@ -99,7 +95,7 @@ def _run(place: Workplace, case: Case) -> Section:
     lessons = RecoverySpec(
         data=case.training, budget=None, steps=place.steps(case.steps), labels=1.0, pooled=0.0
     )
-    experiment = place.experiment(case.model, lessons)
+    experiment = place.experiment(case.models, lessons)
     pairs = {
         (method, share): Pair(
             measure(experiment, method, params=share),
@@ -112,13 +108,16 @@ def _run(place: Workplace, case: Case) -> Section:
     first = next(iter(pairs.values()))
     original = first.before.metrics["accuracy_reference"]
     assert experiment.training is not None
+    trained = experiment.recipe.recovery
+    assert trained is not None
+    end = f"{trained.steps} steps" if trained.steps else f"{trained.budget:.0f} s"
     draw(picture, [_panel(pairs, original)])
     return Section(
         name=case.name,
         title=case.title,
         published=case.published,
-        recipes=(case.hub_recipe,),
-        twin=f"{case.twin} (accuracy {original:.4f}). Training: {lessons.steps} steps on "
+        recipes=(case.models.hub,),
+        twin=f"{place.description(case.models, experiment, original)}. Training: {end} on "
         f"{len(experiment.training)} samples, against the original's outputs and the labels.",
         tables=(_table(pairs, original, theirs=case is _VIT),),
         pictures=(Picture(file=picture.name, caption="Accuracy without and with training."),),
@@ -210,9 +209,7 @@ _VIT = Case(
     name="vit-fine-tuning",
     title="4. ViT, all linear layers: SVD, then fine-tuning",
     published="ViT-B/16-224 on ImageNet (top 1), all linear layers, largest rank 244 / 192 / 96.",
-    hub_recipe="hub/vit-imagenet",
-    model="digits-vit",
-    twin="`digits-vit`, 539 held-out images",
+    models=Models("hub/vit-imagenet", "digits-vit", "`digits-vit`"),
     shares=(*SHARES, 0.1, 0.05),
     training=None,
     steps=400,
@@ -222,9 +219,7 @@ _BERT = Case(
     title="6. BERT, all linear layers: SVD, then fine-tuning",
     published="BERT-large-uncased-whole-word-masking on MultiNLI, filling in masked words (top 5), "
     "all linear layers. Figures are drawn, not printed.",
-    hub_recipe="hub/bert-multinli",
-    model="mini-bert",
-    twin="`mini-bert`, one masked word in each held-out verse",
+    models=Models("hub/bert-multinli", "mini-bert", "`mini-bert`"),
     shares=SHARES,
     training=MaskedData(kind="masked", sentences=VersesData(kind="verses", split="train")),
     steps=400,

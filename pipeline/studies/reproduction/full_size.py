@@ -32,7 +32,7 @@ def vit_base(place: Workplace) -> tuple[Experiment, str]:
             compression=CompressionSpec(select=Selection(exclude=("classifier",))),
             benchmark=place.benchmark(BenchmarkSpec(batch=1, warmup=2, iterations=20)),
         )
-        place.prepared[_NAME] = place.prepare(recipe)
+        place.prepared[_NAME] = place.prepare(recipe, folder)
     note = (
         f"ViT-B/16-224 with random weights, {layers} layers, one image, SVD; run time over the "
         "original's, and what it would be if it followed the FLOPs"

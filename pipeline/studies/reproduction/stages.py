@@ -20,9 +20,13 @@ from pipeline.studies.reproduction.measuring import (
     site_error,
 )
 from pipeline.studies.reproduction.section import Claim, Picture, Section, Table, claim, table
-from pipeline.studies.reproduction.workplace import Workplace
+from pipeline.studies.reproduction.workplace import Models, Workplace
 
-MODEL = "digits-vit"
+MODELS = Models(
+    "hub/vit-cifar10",
+    "digits-vit",
+    "`digits-vit`: a ViT that we trained on scikit-learn's digits",
+)
 SHARE = 0.2
 """Of the parameters, where stages vary; the document does not say what its share is."""
 STORED_STAGES = (1, 2, 3, 4)
@@ -37,7 +41,7 @@ ByShare = Mapping[float, SweepRow]
 
 def run(place: Workplace) -> Section:
     """Experiment 1."""
-    experiment = place.experiment(MODEL)
+    experiment = place.experiment(MODELS)
     stages = place.some(sorted(published.BY_STAGES))
     shares = place.some(sorted(published.BY_SHARE))
     merged = {n: _svdlora(experiment, n, SHARE) for n in stages}
@@ -54,9 +58,9 @@ def run(place: Workplace) -> Section:
         title="1. SVDLoRA on image classification",
         published="A ViT on CIFAR-10, its linear layers replaced by 1–9 sub-matrices at fixed "
         "parameters, and by three sub-matrices at 10–100 % of the parameters.",
-        recipes=("hub/vit-cifar10",),
-        twin=f"`{MODEL}`: a ViT that we trained on scikit-learn's digits, 539 held-out images "
-        f"(accuracy {original:.4f}); all linear layers of the encoder, the same share of each.",
+        recipes=(MODELS.hub,),
+        twin=f"{place.description(MODELS, experiment, original)}; all linear layers of the encoder, "
+        "the same share of each.",
         tables=(
             _stage_table(merged, branches),
             _stored_table(stored),
@@ -221,6 +225,6 @@ def _panel(
     baseline = published.BASELINE.accuracy
     lines = {
         "document, CIFAR-10": [(at, row.accuracy / baseline) for at, row in theirs.items()],
-        "ours, digits": [(at, row.metrics["accuracy"] / original) for at, row in ours.items()],
+        "ours": [(at, row.metrics["accuracy"] / original) for at, row in ours.items()],
     }
     return Panel(title, x, "accuracy over the original's", lines, level=1.0)

@@ -1,7 +1,8 @@
 """Where experiments are run: prepared models, and how much is asked of them.
 
-A quick run takes the same ways through the code on less data and with fewer rows. Its figures are
-no results.
+A model is a recipe: that of the published set-up where model and data can be had, or its twin,
+which is at hand. A quick run takes the same ways through the code on less data and with fewer rows.
+Its figures are no results.
 """
 
 from __future__ import annotations
@@ -22,6 +23,21 @@ _QUICK_ITERATIONS = 5
 Item = TypeVar("Item")
 
 
+@dataclass(frozen=True)
+class Models:
+    """The recipes of an experiment, as ``models/NAME.yaml``.
+
+    Attributes:
+        hub: the published set-up.
+        twin: what is run instead.
+        description: of the twin.
+    """
+
+    hub: str
+    twin: str
+    description: str
+
+
 @dataclass
 class Workplace:
     """What experiments share.
@@ -30,6 +46,7 @@ class Workplace:
         work: an empty folder for models; its content is not kept.
         pictures: where pictures go, which are kept.
         quick: on less data and with fewer rows.
+        published: run the published set-ups and not their twins.
         cache: where calibration is kept between runs; None computes afresh.
         prepared: models by name.
     """
@@ -37,24 +54,43 @@ class Workplace:
     work: Path
     pictures: Path
     quick: bool = False
+    published: bool = False
     cache: ArrayCache | None = None
     prepared: dict[str, Experiment] = field(default_factory=dict)
 
-    def experiment(self, name: str, recovery: RecoverySpec | None = None) -> Experiment:
-        """The recipe ``models/NAME.yaml``, exported and calibrated; without gates.
+    def experiment(self, models: Models, recovery: RecoverySpec | None = None) -> Experiment:
+        """One of ``models``, exported and calibrated; without gates.
 
         Args:
-            name: of the recipe.
-            recovery: instead of the recipe's own, which is left out.
+            models: to choose from.
+            recovery: for the twin, instead of what its recipe says; a published set-up trains as
+                its own recipe says. None leaves training out.
+
+        Raises:
+            CompressOnnxError: model or data cannot be had.
         """
-        key = f"{name}-recovery" if recovery else name
+        name = models.hub if self.published else models.twin
+        key = f"{name.replace('/', '-')}{'-recovery' if recovery else ''}"
         if key not in self.prepared:
-            recipe = read_recipe(MODELS / f"{name}.yaml")
+            path = MODELS / f"{name}.yaml"
+            recipe = read_recipe(path)
+            if recovery is not None and self.published and recipe.recovery is not None:
+                recovery = recipe.recovery
             changes = {"name": key, "recovery": recovery, "max_drop": None, "gates": ()}
-            self.prepared[key] = self.prepare(self.reduced(recipe.model_copy(update=changes)))
+            reduced = self.reduced(recipe.model_copy(update=changes))
+            self.prepared[key] = self.prepare(reduced, path.parent)
         return self.prepared[key]
 
-    def prepare(self, recipe: Recipe, base_dir: Path = MODELS) -> Experiment:
+    def description(self, models: Models, experiment: Experiment, accuracy: float) -> str:
+        """What ``experiment`` runs, in words, with the ``accuracy`` of the original."""
+        published = f"The published set-up, `models/{models.hub}.yaml`"
+        assert experiment.held_out is not None
+        return (
+            f"{published if self.published else models.description} (accuracy {accuracy:.4f} on "
+            f"{len(experiment.held_out)} held-out samples)"
+        )
+
+    def prepare(self, recipe: Recipe, base_dir: Path) -> Experiment:
         """Export and calibrate ``recipe``, whose paths are relative to ``base_dir``."""
         folder = self.work / f"reference-{recipe.name}"
         folder.mkdir()
