@@ -15,6 +15,7 @@ from cli_runner import start
 
 from pipeline.recipe import HubData, MaskedData, Recipe, RecoverySpec, read_recipe
 from pipeline.run import run_recipe
+from pipeline.studies.reproduction import attention, fine_tuning, workplace
 
 pytestmark = pytest.mark.slow
 
@@ -126,6 +127,29 @@ def test_the_recipe_runs_on_what_stands_in_for_the_hub(hub, name):
         assert any(".attention." not in site for site in factored)
     assert not any(site.startswith(("classifier", "cls.")) for site in factored)
     assert (report.recovery is not None) == (recipe.recovery is not None)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "recipe", "trained"),
+    [
+        (attention.run_bert, "bert-multinli-attention", False),
+        (fine_tuning.run_bert, "bert-multinli", True),
+    ],
+)
+def test_the_study_runs_the_published_set_up(hub, monkeypatch, experiment, recipe, trained):
+    monkeypatch.setattr(workplace, "MODELS", hub)
+    (hub / "hub").symlink_to(hub)
+    (hub / f"{recipe}.yaml").write_text((HUB / f"{recipe}.yaml").read_text())
+    work, pictures = hub / "work", hub / "pictures"
+    work.mkdir()
+    pictures.mkdir()
+
+    section = experiment(workplace.Workplace(work, pictures, quick=True, published=True))
+
+    assert f"models/hub/{recipe}.yaml" in section.twin
+    assert ("3 steps" in section.twin) == trained
+    assert section.tables[0].rows
+    assert all((pictures / picture.file).is_file() for picture in section.pictures)
 
 
 @pytest.mark.parametrize("missing", ["model", "data"])

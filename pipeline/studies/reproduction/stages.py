@@ -59,8 +59,8 @@ def run(place: Workplace) -> Section:
         published="A ViT on CIFAR-10, its linear layers replaced by 1–9 sub-matrices at fixed "
         "parameters, and by three sub-matrices at 10–100 % of the parameters.",
         recipes=(MODELS.hub,),
-        twin=f"{place.description(MODELS, experiment, original)}; all linear layers of the encoder, "
-        "the same share of each.",
+        twin=f"{place.description(MODELS, experiment, original)}; all linear layers of the "
+        "encoder, the same share of each.",
         tables=(
             _stage_table(merged, branches),
             _stored_table(stored),

@@ -19,6 +19,7 @@ from pipeline.recipe import BenchmarkSpec, DataSpec, MaskedData, Recipe, Recover
 MODELS = Path(__file__).parents[3] / "models"
 _QUICK_SAMPLES = 96
 _QUICK_ITERATIONS = 5
+_QUICK_STEPS = 3
 
 Item = TypeVar("Item")
 
@@ -100,9 +101,13 @@ class Workplace:
         """``recipe``, in a quick run with less data and shorter benchmarks."""
         if not self.quick:
             return recipe
-        recovery = recipe.recovery
-        if recovery is not None and recovery.data is not None:
-            recovery = recovery.model_copy(update={"data": _limited(recovery.data)})
+        recovery = recipe.recovery and recipe.recovery.model_copy(
+            update={
+                "data": recipe.recovery.data and _limited(recipe.recovery.data),
+                "budget": None,
+                "steps": _QUICK_STEPS,
+            }
+        )
         return recipe.model_copy(
             update={
                 "calibration": recipe.calibration and _limited(recipe.calibration),
@@ -118,7 +123,7 @@ class Workplace:
 
     def steps(self, full: int) -> int:
         """Of training."""
-        return 3 if self.quick else full
+        return _QUICK_STEPS if self.quick else full
 
     def benchmark(self, settings: BenchmarkSpec) -> BenchmarkSpec:
         """``settings``, in a quick run with the fewest iterations."""
