@@ -45,5 +45,6 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
             axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
             if panel.logarithmic:
                 axis.set_yscale("log")
+                axis.yaxis.set_major_formatter("{x:g}")
             axis.legend(fontsize=7)
         save_figure(figure, path)
