@@ -10,7 +10,8 @@ Rules:
 2. The result is never worse than the start on the held-out batches: the best weights that were
    measured there win, and where none were better the model stays as it was.
 3. Unless it is given, the learning rate grows with the distance from the original at the start: a
-   model that is nearly right must not be shaken. Where the held-out loss does not improve for some
+   model that is nearly right must not be shaken. What labels add to the loss of the original itself
+   is no distance. Where the held-out loss does not improve for some
    checks, training goes back to the best weights and on with half the learning rate.
 4. Training stops when the budget (seconds, steps, or whichever ends first) is used up, when the
    held-out loss has not improved for a while, or when a loss is not finite.
@@ -216,7 +217,8 @@ class _Course:
     @property
     def rate(self) -> float:
         """The largest learning rate; rule 3 (the loss is a squared relative distance)."""
-        distance = math.sqrt(min(max(self.training.start_loss, _LEAST_LOSS), 1.0))
+        excess = self.training.start_loss - self.training.own_loss
+        distance = math.sqrt(min(max(excess, _LEAST_LOSS), 1.0))
         return self.settings.learning_rate or _RATE_AT_DISTANCE_ONE * distance
 
     @property
@@ -306,7 +308,7 @@ def _training_graph(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
 def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, *settings: str) -> str:
     serialized = np.frombuffer(candidate.SerializeToString(deterministic=True), np.uint8)
     return content_key(
-        "recovery 2",
+        "recovery 3",
         content_digest(reference, load_model(reference)),
         {"candidate": serialized},
         samples.mask_name or "",

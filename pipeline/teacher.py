@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from graph_passes.errors import DataError, RequestError
 from graph_passes.linear_site import SITE_PROPERTY
@@ -132,6 +133,15 @@ class Teacher:
             self._kept_bytes += size
         return feeds
 
+    def own_loss(self, index: int) -> float:
+        """The loss of the original itself on one batch: the entropy of labels, if they count."""
+        feeds = self.feeds(index)
+        return sum(
+            _entropy(feeds[target_of(value.name)], feeds[label_of(value.name)])
+            for value in self.compared
+            if value.labelled
+        )
+
     def mixed_feeds(self, index: int, rng: np.random.Generator) -> dict[str, Array]:
         """The same for new samples, made out of those of one batch (:mod:`pipeline.mixing`)."""
         return self._feeds(mixed(self.batches[index], self._mask_name, rng))
@@ -214,6 +224,13 @@ def label_weights(target: Array, labels: Array | None, importance: float) -> Flo
         raise DataError(f"recovery with labels needs whole numbers from 0 to {classes - 1}")
     weights[*labelled, labels[labelled]] = importance / max(len(labelled[0]), 1)
     return weights
+
+
+def _entropy(logits: Array, weights: Array) -> float:
+    """``-Σ weights·log softmax(logits)``, both ``[..., C]``."""
+    exact = logits.astype(np.float64)
+    surprise = logsumexp(exact, axis=-1, keepdims=True) - exact
+    return float(np.sum(weights.astype(np.float64) * surprise))
 
 
 def real_positions(value: Array, batch: Batch) -> Float32:

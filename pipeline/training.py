@@ -35,6 +35,7 @@ class Training:
     Attributes:
         best: the weights with the least held-out loss, the start included.
         start_loss, best_loss: held-out losses.
+        own_loss: that of the original itself.
         steps: taken so far.
         stale: checks since the best.
         returns: how often training went back to the best.
@@ -62,6 +63,7 @@ class Training:
         self._adam = Adam(self._weights)
         self.best = {name: array.copy() for name, array in start.items()}
         self.start_loss = self.best_loss = self._held_out_loss()
+        self.own_loss = float(np.mean([teacher.own_loss(index) for index in held_out]))
         self.steps = self.stale = self.returns = 0
         self.finite = math.isfinite(self.start_loss)
 

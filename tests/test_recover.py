@@ -498,6 +498,22 @@ def test_labels_pull_away_from_the_original(train, reference, tmp_path):
     assert entropies[1] < 0.5 * entropies[0]
 
 
+def test_labels_that_the_original_gets_wrong_are_no_reason_for_larger_steps(train, reference):
+    close = HALF.model_copy(update={"params": 0.95, "rank_multiple": 1, "allow_larger": True})
+    reports = [
+        train(
+            steps(1, mixing=0.0, pooled=0.0, labels=importance),
+            labelled_rows(reference),
+            candidate=compressed(reference, close),
+        )[1]
+        for importance in (0.0, 1.0)
+    ]
+    # Every label is wrong: as a distance, their entropy would give the largest rate there is.
+    assert reports[1].start_loss > 1
+    assert reports[1].learning_rate == pytest.approx(reports[0].learning_rate, rel=0.5)
+    assert reports[1].learning_rate < 0.004
+
+
 def test_labels_are_refused_where_there_are_none(train):
     with pytest.raises(DataError, match="needs labels in the calibration data"):
         train(steps(2, labels=1.0))
