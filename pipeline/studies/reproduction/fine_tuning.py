@@ -93,7 +93,12 @@ def run_bert(place: Workplace) -> Section:
 
 def _run(place: Workplace, case: Case) -> Section:
     lessons = RecoverySpec(
-        data=case.training, budget=None, steps=place.steps(case.steps), labels=1.0, pooled=0.0
+        data=case.training,
+        budget=None,
+        steps=place.steps(case.steps),
+        labels=1.0,
+        pooled=0.0,
+        mixing=0.0,  # mixed samples have no labels
     )
     experiment = place.experiment(case.models, lessons)
     pairs = {
@@ -222,5 +227,5 @@ _BERT = Case(
     models=Models("hub/bert-multinli", "mini-bert", "`mini-bert`"),
     shares=SHARES,
     training=MaskedData(kind="masked", sentences=VersesData(kind="verses", split="train")),
-    steps=400,
+    steps=200,
 )
