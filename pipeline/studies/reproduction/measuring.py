@@ -48,7 +48,8 @@ def measure(
     settings = {"benchmark": recipe.benchmark if benchmark else None, "recovery": recovery}
     tried = replace(experiment, recipe=recipe.model_copy(update=settings))
     row = measure_variant(tried, variant)
-    asked = ", ".join(f"{name} {value}" for name, value in request.items() if name != "select")
+    details = {**(options or {}), **request}
+    asked = ", ".join(f"{name} {value}" for name, value in details.items() if name != "select")
     logger.info("%s, %s, %s: %s", recipe.name, method, asked, row.metrics.get("accuracy", ""))
     return row
 
