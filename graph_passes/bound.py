@@ -32,7 +32,8 @@ import numpy as np
 
 from graph_passes.allocation import Candidate
 from graph_passes.allocation.least_damage import least_possible
-from graph_passes.factoring import FactoredWeight, statistics_of
+from graph_passes.evidence import evidence_in, statistics_of
+from graph_passes.factoring import FactoredWeight
 from graph_passes.factorization import ActivationStats
 from graph_passes.factorization.base import Float64
 from graph_passes.factorization.error import least_errors
@@ -47,7 +48,7 @@ class PlanErrors:
     Args:
         table: the sites of the model, before any is rewritten.
         plan: what is carried out.
-        stats: activation statistics by site name.
+        stats: activation statistics by matrix name.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class PlanErrors:
     ) -> None:
         self._groups = group_by_weight(table.sites)
         self._plan = plan
-        self._stats = {key: statistics_of(sites, stats) for key, sites in self._groups.items()}
+        self._known = {key: statistics_of(sites, stats) for key, sites in self._groups.items()}
         self._errors: dict[str, SiteError] = {}
         self._least: dict[str, Float64] = {}
 
@@ -77,7 +78,7 @@ class PlanErrors:
 
     def _whole(self) -> PlanError | None:
         chosen = {site.weight: site for site in self._plan.selected}
-        calibrated = any(self._stats.get(key) is not None for key in chosen)
+        calibrated = any(self._calibrated(key) for key in chosen)
         found = {key: self._curve(key) for key in chosen if self._counts(key, calibrated)}
         least = {key: curve for key, curve in found.items() if np.isfinite(curve).all()}
         if not least:
@@ -105,7 +106,10 @@ class PlanErrors:
         selected = {site.site for site in self._plan.selected}
         sites = self._groups.get(key, ())
         whole = bool(sites) and all(site.name in selected for site in sites)
-        return whole and (self._stats[key] is not None or not calibrated)
+        return whole and (self._calibrated(key) or not calibrated)
+
+    def _calibrated(self, key: str) -> bool:
+        return key in self._known and evidence_in(self._known[key]) != "none"
 
     def _curve(self, key: str) -> Float64:
         if key in self._least:
@@ -113,7 +117,7 @@ class PlanErrors:
         weight = self._groups[key][0].weight.array()
         if not np.isfinite(weight.astype(np.float32, copy=False)).all():
             return np.full(1, np.nan)
-        return least_errors(weight, self._stats[key])
+        return least_errors(weight, self._known[key])
 
 
 def _candidate(site: LinearSite, least: Float64) -> Candidate:

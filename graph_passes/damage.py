@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from graph_passes.allocation import Damage
 from graph_passes.errors import RequestError
-from graph_passes.factoring import statistics_of
+from graph_passes.evidence import evidence_in, statistics_of
 from graph_passes.factorization import ActivationStats, Method
 from graph_passes.factorization.base import Float64
 from graph_passes.factorization.gauss_newton import GaussNewton
@@ -35,7 +35,7 @@ def damage_curve(
     Args:
         kind: what damage is.
         method: how the weights are going to be factored.
-        stats: activation statistics by site name.
+        stats: activation statistics by matrix name.
         slopes: by weight key, squared output change for a unit of the method's squared error.
 
     Raises:
@@ -49,23 +49,20 @@ def damage_curve(
         raise RequestError("the allocation gauss-newton needs calibration data with gradients")
 
     def curve(sites: Sequence[LinearSite]) -> Float64 | None:
-        weight, key, seen = (
-            sites[0].weight.array(),
-            sites[0].weight.key,
-            statistics_of(sites, stats),
-        )
+        weight, key = sites[0].weight.array(), sites[0].weight.key
+        known = statistics_of(sites, stats)
         if kind == "gauss-newton":
-            if seen is None or seen.gradients is None:
+            if evidence_in(known) != "gradients":
                 return None
             by = method if method.needs_gradients else GaussNewton()
-            found = decompose(by, weight, seen)
+            found = decompose(by, weight, known)
             return found.energy * found.tail
         if kind == "energy":
-            return decompose(method, weight, seen).tail
+            return decompose(method, weight, known).tail
         assert slopes is not None
         if key not in slopes:
             return None
-        found = decompose(method, weight, seen)
+        found = decompose(method, weight, known)
         return slopes[key] * found.energy * found.tail
 
     return curve

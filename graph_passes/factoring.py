@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from graph_passes.errors import RequestError
-from graph_passes.factorization import ActivationStats, Factorization, make_method
+from graph_passes.evidence import evidence_in, statistics_of
+from graph_passes.factorization import ActivationStats, Factorization, Known, make_method
 from graph_passes.factorization.base import Float64, Method
 from graph_passes.factorization.error import activation_error, least_errors, weight_error
 from graph_passes.factorization.stack import decompose
@@ -49,7 +50,7 @@ def factor_weights(
     Args:
         table: the sites of the model.
         plan: ranks and methods.
-        stats: activation statistics by site name, for the methods that need them.
+        stats: activation statistics by matrix name, for the methods that need them.
         ready: factorizations by weight key that are there already.
 
     Raises:
@@ -69,32 +70,19 @@ def _factor(
     ready: Factorization | None,
 ) -> FactoredWeight:
     weight = sites[0].weight.array()
-    merged = statistics_of(sites, stats)
-    method = _method(plan, merged)
+    known = statistics_of(sites, stats)
+    method = _method(plan, known)
     rank = _rank(plan)
-    decomposition = decompose(method, weight, merged)
+    decomposition = decompose(method, weight, known)
     factorization = ready or decomposition.factorize(rank, plan.store)
-    metric = "weight" if merged is None else "activation"
-    least = least_errors(weight, merged, decomposition if method.metric == metric else None)
+    metric = "weight" if evidence_in(known) == "none" else "activation"
+    least = least_errors(weight, known, decomposition if method.metric == metric else None)
     error = SiteError(
         weight=weight_error(weight, factorization),
-        activation=None if merged is None else activation_error(weight, factorization, merged),
+        activation=(None if metric == "weight" else activation_error(weight, factorization, known)),
         bound=float(np.sqrt(least[rank] / least[0])) if least[0] > 0 else 0.0,
     )
     return FactoredWeight(sites, plan, factorization, error, least)
-
-
-def statistics_of(
-    sites: Sequence[LinearSite], stats: Mapping[str, ActivationStats]
-) -> ActivationStats | None:
-    """What is known about the inputs of a weight, that is of all ``sites`` that share it.
-
-    None where a site is missing. A stack of matrices has no statistics: those of its input are not
-    about any one matrix.
-    """
-    known = [stats[site.name] for site in sites if site.name in stats]
-    complete = len(known) == len(sites) and not sites[0].weight.stacked
-    return ActivationStats.merge(known) if complete else None
 
 
 def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
@@ -138,15 +126,16 @@ def _rank(plan: SitePlan) -> int:
     return plan.rank
 
 
-def _method(plan: SitePlan, stats: ActivationStats | None) -> Method:
+def _method(plan: SitePlan, known: Known) -> Method:
     if plan.method is None:
         raise RequestError(f"the plan factors {plan.site!r} without a method")
     method = make_method(plan.method.name, plan.method.options)
-    if method.needs_activations and stats is None:
+    evidence = evidence_in(known)
+    if method.needs_activations and evidence == "none":
         raise RequestError(
             f"{plan.site} is planned with {plan.method.name}, which needs calibration data"
         )
-    if method.needs_gradients and (stats is None or stats.gradients is None):
+    if method.needs_gradients and evidence != "gradients":
         raise RequestError(
             f"{plan.site} is planned with {plan.method.name}, which needs calibration data and "
             "gradients that reach the site"

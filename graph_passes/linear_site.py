@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from graph_passes.weights import Weight
@@ -30,7 +31,7 @@ class LinearSite:
     """A linear layer in the graph: ``y = alpha·x·W + beta·b``, W of shape [K, N].
 
     Where the node has its weight on the left, it computes ``yᵀ = alpha·Wᵀ·xᵀ + beta·bᵀ``. Where the
-    weight is a stack of matrices, each is multiplied with its own part of x.
+    weight is a stack of matrices, each is multiplied with its own part of x, and has its own b.
 
     Attributes:
         name: module path, unique in the model.
@@ -69,6 +70,28 @@ class LinearSite:
     def weight_index(self) -> int:
         """Which operand of the node is the weight."""
         return 0 if self.on_left else 1
+
+    @property
+    def matrices(self) -> Mapping[str, tuple[int, ...]]:
+        """The place of each matrix in the stack, by the name that its statistics go by.
+
+        That is the site's own name for a plain matrix, ``name[0]``, ``name[1]`` … for a stack.
+        """
+        if not self.weight.stacked:
+            return {self.name: ()}
+        places = np.ndindex(*self.weight.leading)
+        return {f"{self.name}[{','.join(map(str, place))}]": place for place in places}
+
+    @property
+    def corrected_bias(self) -> int:
+        """How many numbers a corrected bias has; 0 where the bias must not be corrected.
+
+        A stack without a bias gets none: where its rows are routed, zeros that stand for tokens
+        that went elsewhere may have to come out as zeros.
+        """
+        if self.weight.stacked and self.bias is None:
+            return 0
+        return self.weight.matrices * self.out_features
 
     @property
     def in_features(self) -> int:

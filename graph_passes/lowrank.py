@@ -12,7 +12,8 @@ Rules:
 1. Only standard operators are emitted: MatMul, Gemm where a Gemm was, Add; and Cast and Mul for
    factors that the file holds in a smaller type (:mod:`graph_passes.initializers`).
 2. A bias is never edited in place (exporters merge equal ones): the site gets an initializer of its
-   own. Where there is no bias to replace, the correction becomes an Add.
+   own. Where there is no bias to replace, the correction becomes an Add; a stack of matrices
+   without a bias is left without one (:attr:`~graph_passes.linear_site.LinearSite.corrected_bias`).
 3. Sites that share a weight share its factors.
 4. The rewritten value keeps its name, type and shape; new ones are ``<weight>.lowrank.down`` and
    the like, after checking that the name is free, and their shapes are recorded where known.
@@ -45,7 +46,7 @@ class LowRankPass(ir.passes.InPlacePass):
 
     Args:
         plan: what to do.
-        stats: activation statistics by site name, for the methods that need them.
+        stats: activation statistics by matrix name, for the methods that need them.
         progress: called with the number of weights done, after each.
         ready: factorizations by weight key that need not be computed any more.
         store: where the new weights go; a model that does not fit into memory needs another place.
@@ -136,7 +137,8 @@ class _SiteRewriter:
 
     def rewrite(self, factors: Factors, correction: NDArray[np.float64] | None) -> None:
         site, node = self._site, self._site.node
-        correction = None if correction is None else site.alpha * correction
+        if correction is not None:
+            correction = site.alpha * correction if site.corrected_bias else None
         addend = self._gemm_addend(correction)
         output = self._chain(*factors[-1], addend)
         for down, up in factors[:-1]:
@@ -218,21 +220,28 @@ class _SiteRewriter:
         return output
 
     def _old_bias(self) -> NDArray[np.float64]:
-        """``[N]`` the bias that there is."""
-        assert self._site.bias is not None
-        assert self._site.bias.value.const_value is not None
-        old = read(self._site.bias.value.const_value).astype(np.float64)
-        return np.broadcast_to(old.reshape(-1), (self._site.out_features,))
+        """``[.., N]`` the bias that there is."""
+        site = self._site
+        assert site.bias is not None
+        assert site.bias.value.const_value is not None
+        old = read(site.bias.value.const_value).astype(np.float64)
+        if not site.weight.stacked:
+            return np.broadcast_to(old.reshape(-1), (site.out_features,))
+        column = (site.out_features, 1) if site.on_left else (1, site.out_features)
+        full = np.broadcast_to(old, (*site.weight.leading, *column))
+        return full.reshape(*site.weight.leading, site.out_features)
 
     def _bias(self, values: NDArray[np.float64]) -> ir.Value:
-        """An initializer of ``values`` [N], with as many axes as the bias that it replaces.
+        """An initializer of ``values`` [.., N], with as many axes as the bias that it replaces.
 
         A bias with more axes than the product adds axes to the output.
         """
         site = self._site
         assert site.weight.initializer.const_value is not None
         dtype = site.weight.initializer.const_value.dtype.numpy()
-        shaped = values[:, None] if site.on_left else values
+        shaped = values
+        if site.on_left or site.weight.stacked:
+            shaped = np.expand_dims(values, -1 if site.on_left else -2)
         if site.bias is not None:
             assert site.bias.value.const_value is not None
             missing = len(site.bias.value.const_value.shape) - shaped.ndim

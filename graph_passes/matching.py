@@ -8,7 +8,8 @@ Rules:
 2. Gemm is a site with any transA, transB, alpha and beta and its weight on either side; C may be
    missing, a bias or computed.
 3. An Add right behind a MatMul is its bias if its other operand, on either side, is an initializer
-   with one element for each of the N outputs (or one for all), and the MatMul has no other reader.
+   with one element for each of the N outputs (or one for all; for each matrix of a stack, or the
+   same for all), and the MatMul has no other reader.
    Any other Add (a residual, a position embedding) is not touched.
 4. Linear layers in other clothes are left whole, with their reason: Einsum, 1×1 Conv, fused and
    quantized operators. So is a factor that this project wrote.
@@ -86,7 +87,7 @@ def _match_matmul(node: ir.Node) -> LinearSite | str:
         if shape is None or len(shape) < 2:
             where = "on the left of" if on_left else "a stack of matrices times"
             return f"weight {where} an input that is a vector, or of unknown rank"
-    bias = None if weight.stacked else _bias_behind(node, weight.shape[1], column=on_left)
+    bias = _bias_behind(node, weight, column=on_left)
     siblings: dict[str, str] = json.loads(node.metadata_props.get(SIBLINGS_PROPERTY, "{}"))
     name = module_path(node, (weight.initializer, bias.value if bias else None))
     return LinearSite(
@@ -111,7 +112,7 @@ def _match_gemm(node: ir.Node) -> LinearSite | str:
         return weight
     addend = node.inputs[2] if len(node.inputs) > 2 else None
     bias = None
-    if addend is not None and _is_bias(addend, weight.shape[1], column=on_left):
+    if addend is not None and _is_bias(addend, weight, column=on_left):
         bias = Bias(addend, node, 2)
     name = module_path(node, (weight.initializer, addend))
     return LinearSite(
@@ -146,8 +147,8 @@ def _operand(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
-def _bias_behind(node: ir.Node, features: int, *, column: bool) -> Bias | None:
-    """Rule 3: the Add behind a MatMul, if it adds a bias of ``features`` elements."""
+def _bias_behind(node: ir.Node, weight: Weight, *, column: bool) -> Bias | None:
+    """Rule 3: the Add behind a MatMul, if it adds a bias to the outputs of ``weight``."""
     output = node.outputs[0]
     uses = output.uses()
     if len(uses) != 1 or output.is_graph_output():
@@ -156,23 +157,24 @@ def _bias_behind(node: ir.Node, features: int, *, column: bool) -> Bias | None:
     if add.op_type != "Add" or add.domain not in STANDARD_DOMAINS or add.graph is not node.graph:
         return None
     other = add.inputs[1 - index]
-    if other is None or not _is_bias(other, features, column=column):
+    if other is None or not _is_bias(other, weight, column=column):
         return None
     return Bias(other, add, 1 - index)
 
 
-def _is_bias(value: ir.Value, features: int, *, column: bool) -> bool:
-    """Whether ``value`` varies along the outputs only: the last axis, or the one before it."""
+def _is_bias(value: ir.Value, weight: Weight, *, column: bool) -> bool:
+    """Whether ``value`` varies along the outputs only, the last axis or the one before it.
+
+    And along a stack of matrices.
+    """
     if not value.is_initializer() or value.is_graph_input() or value.const_value is None:
         return False
     shape = tuple(int(size) for size in value.const_value.shape.numpy())
-    if len(shape) > 3:
+    features = weight.shape[1]
+    full = (*(weight.leading or (1,)), *((features, 1) if column else (1, features)))
+    if len(shape) > len(full):
         return False
-    varying = (features, 1) if column else (features,)
-    leading = shape[: -len(varying)]
-    return all(size == 1 for size in shape) or (
-        shape[-len(varying) :] == varying and all(size == 1 for size in leading)
-    )
+    return all(size in {1, most} for size, most in zip(shape[::-1], full[::-1], strict=False))
 
 
 def _is_pointwise_convolution(node: ir.Node) -> bool:

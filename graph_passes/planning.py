@@ -4,15 +4,18 @@ Weights, not sites, are what is decided on: sites that share a weight share its 
 stays dense where factors would not be smaller, r·(K + N) ≥ K·N, or would not take less of the
 budget, unless that is explicitly allowed.
 
-Calibration cannot look everywhere: the matrices of a stack have no activation statistics of their
-own, nor has a site inside an If, Loop or Scan; a weight on the left has statistics, but neither
-gradients nor a measured sensitivity. Methods and allocations that go by the missing evidence leave
-such a weight dense, and the reason says which evidence is missing, and where.
+Calibration cannot look everywhere: a site inside an If, Loop or Scan has no activation statistics;
+a weight on the left has statistics, but neither gradients nor a measured sensitivity. Methods and
+allocations that go by the missing evidence leave such a weight dense or, where the request lets
+other methods stand in (:mod:`graph_passes.strategy`), factor it by one of these at a uniform rank.
+Either way the reason says which evidence is missing, and where; also how many matrices of a stack
+no row of the calibration data reached, which have plain SVD.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Literal
@@ -22,14 +25,16 @@ import numpy as np
 from graph_passes.allocation import Allocator, Candidate, Damage, get_allocator
 from graph_passes.allocation.price import Price
 from graph_passes.errors import NothingToCompressError, RequestError
-from graph_passes.factorization import Method, make_method
+from graph_passes.evidence import evidence_in, lack_of, statistics_of, suffices
+from graph_passes.factorization import ActivationStats, Known, Method, make_method
 from graph_passes.factorization.base import Float64
+from graph_passes.factorization.stack import knows_enough
 from graph_passes.initializers import check_opset
-from graph_passes.plan import CompressionPlan, PlanCost, SitePlan
+from graph_passes.plan import CompressionPlan, MethodSpec, PlanCost, SitePlan
 from graph_passes.prices import PriceCurve, byte_price
 from graph_passes.request import QUANTITIES, Budget, CompressionSpec, Selection
 from graph_passes.sites import LinearSite, SiteTable
-from graph_passes.strategy import AUTO, concrete
+from graph_passes.strategy import AUTO, best_method, concrete
 
 DamageCurve = Callable[[Sequence[LinearSite]], Float64 | None]
 WeightGroups = Mapping[str, Sequence[LinearSite]]
@@ -54,7 +59,7 @@ def group_by_weight(sites: Sequence[LinearSite]) -> WeightGroups:
 def make_plan(
     table: SiteTable,
     request: CompressionSpec,
-    calibrated: Collection[str] = frozenset(),
+    stats: Mapping[str, ActivationStats] | None = None,
     damage: DamageCurve | None = None,
     price: PriceCurve | None = None,
 ) -> CompressionPlan:
@@ -63,7 +68,7 @@ def make_plan(
     Args:
         table: all sites of the model.
         request: what the user asks for.
-        calibrated: names of the sites that have activation statistics.
+        stats: activation statistics by matrix name.
         damage: what a weight costs the model at each rank (None where that is not known), for the
             allocations that go by it; without, an open allocation is uniform.
         price: what a weight takes of a budget of FLOPs or latency.
@@ -74,11 +79,12 @@ def make_plan(
     """
     if damage is None and request.allocation == AUTO:
         request = request.model_copy(update={"allocation": "uniform"})
-    request = concrete(request, "activations" if calibrated else "none")
+    stats = stats or {}
+    request = concrete(request, "activations" if stats else "none")
     check_opset(request.store, table.opset)
     spec = request.method
     method = make_method(spec.name, spec.options)
-    if method.needs_activations and not calibrated:
+    if method.needs_activations and not stats:
         raise RequestError(
             f"method {spec.name} looks at activations: give calibration data, or use svd"
         )
@@ -88,29 +94,31 @@ def make_plan(
     _check_patterns(request.select, table.sites)
     unselected = {site.name: _unselected(site, request.select) for site in table.sites}
     groups = group_by_weight(table.sites)
+    choices = {key: _choose(sites, request, method, stats) for key, sites in groups.items()}
     dense = {
-        key: _must_stay_dense(sites, unselected, method, calibrated)
-        for key, sites in groups.items()
+        key: _must_stay_dense(sites, unselected, choices[key]) for key, sites in groups.items()
     }
     open_groups = {key: sites for key, sites in groups.items() if dense[key] is None}
-    curves = {key: damage(sites) for key, sites in open_groups.items()} if damage else {}
-    for key, curve in curves.items():
-        if curve is None:
-            evidence = _EVIDENCE[allocator.damage]
-            dense[key] = _missing(evidence, open_groups.pop(key), "--allocation uniform")
-    prices = _prices(request, open_groups, method, price)
+    curves = _curves(open_groups, choices, damage)
+    for key in [key for key, curve in curves.items() if curve is None]:
+        lacks = choices[key].lacks or lack_of(_EVIDENCE[allocator.damage], groups[key])
+        choices[key] = replace(choices[key], lacks=lacks)
+        if not request.stand_ins:
+            dense[key] = f"{lacks}: use --allocation uniform"
+            del open_groups[key]
+    prices = _prices(request, open_groups, choices, price)
     for key, found in prices.items():
         if found is None:
-            evidence = f"known {QUANTITIES[request.budget]}"
-            dense[key] = _missing(evidence, open_groups.pop(key), "--params")
+            lacks = lack_of(f"known {QUANTITIES[request.budget]}", open_groups.pop(key))
+            dense[key] = f"{lacks}: use --params"
     candidates = [
         _candidate(sites, curves.get(key), prices.get(key)) for key, sites in open_groups.items()
     ]
-    ranks = _ranks(candidates, request, allocator)
+    ranks = _ranks(candidates, request, allocator, choices)
     for candidate in candidates:
         dense[candidate.key] = _better_dense(candidate, ranks[candidate.key], request)
-    factored = [key for key, reason in dense.items() if reason is None]
-    bias = _bias_parameters([s for key in factored for s in groups[key]], method)
+    factored = {key: groups[key] for key, reason in dense.items() if reason is None}
+    bias = _bias_parameters(factored, choices)
 
     def plan_site(site: LinearSite) -> SitePlan:
         key = site.weight.key
@@ -128,8 +136,8 @@ def make_plan(
             out_features=site.out_features,
             matrices=matrices,
             decision="skip" if unselected[site.name] else "dense" if reason else "factor",
-            reason=reason or _reason(site, request),
-            method=None if rank is None else spec,
+            reason=reason or _reason(site, request, choices[key]),
+            method=None if rank is None else choices[key].method,
             rank=rank,
             store="same" if rank is None else request.store,
             parameters_before=parameters,
@@ -152,16 +160,15 @@ def make_plan(
 def _prices(
     request: CompressionSpec,
     groups: WeightGroups,
-    method: Method,
+    choices: Mapping[str, _Choice],
     price: PriceCurve | None,
 ) -> dict[str, Price | None]:
     """By weight key, what each takes of the budget; nothing where that is parameters."""
     if request.rank is not None or request.budget == "params":
         return {}
     if request.budget == "bytes":
-        sites = [site for members in groups.values() for site in members]
         price = partial(
-            byte_price, bias_parameters=_bias_parameters(sites, method), store=request.store
+            byte_price, bias_parameters=_bias_parameters(groups, choices), store=request.store
         )
     if price is None:
         raise RequestError(
@@ -178,12 +185,30 @@ def _candidate(
     return Candidate(weight.key, rows, columns, weight.matrices, damage, price)
 
 
+def _curves(
+    groups: WeightGroups, choices: Mapping[str, _Choice], damage: DamageCurve | None
+) -> dict[str, Float64 | None]:
+    """What each weight costs the model, where ranks go by that; None where it is not known."""
+    if damage is None:
+        return {}
+    return {key: None if choices[key].lacks else damage(sites) for key, sites in groups.items()}
+
+
 def _ranks(
-    candidates: Sequence[Candidate], request: CompressionSpec, allocator: Allocator
+    candidates: Sequence[Candidate],
+    request: CompressionSpec,
+    allocator: Allocator,
+    choices: Mapping[str, _Choice],
 ) -> Mapping[str, int | None]:
+    """The rank of each; those that lack evidence are apart from the others, all alike."""
     if request.rank is not None:
         return {c.key: min(request.rank, c.max_rank) for c in candidates}
-    return allocator(candidates, request.share, request.rank_multiple)
+    apart = [c for c in candidates if choices[c.key].lacks]
+    others = [c for c in candidates if not choices[c.key].lacks]
+    return {
+        **allocator(others, request.share, request.rank_multiple),
+        **get_allocator("uniform")(apart, request.share, request.rank_multiple),
+    }
 
 
 def _better_dense(candidate: Candidate, rank: int | None, request: CompressionSpec) -> str | None:
@@ -233,15 +258,24 @@ def require_gain(plan: CompressionPlan) -> None:
     )
 
 
-def _why(request: CompressionSpec) -> str:
+def _why(request: CompressionSpec, allocation: str | None = None) -> str:
     if request.rank is not None:
         return f"rank {request.rank}"
-    return f"{request.share:.0%} of {QUANTITIES[request.budget]}, {request.allocation}"
+    rule = allocation or request.allocation
+    return f"{request.share:.0%} of {QUANTITIES[request.budget]}, {rule}"
 
 
-def _reason(site: LinearSite, request: CompressionSpec) -> str:
-    shared = f", one down for {len(site.siblings)} siblings" if site.siblings else ""
-    return f"{_why(request)}{shared}"
+def _reason(site: LinearSite, request: CompressionSpec, choice: _Choice) -> str:
+    reason = _why(request, "uniform" if choice.lacks else None)
+    if site.siblings:
+        reason += f", one down for {len(site.siblings)} siblings"
+    if choice.lacks and choice.method:
+        reason += f"; {choice.method.name}, as there are {choice.lacks}"
+    if choice.unreached:
+        reason += (
+            f"; svd for {choice.unreached} of {site.weight.matrices} matrices: no row for them"
+        )
+    return reason
 
 
 def _names(site: LinearSite) -> tuple[str, ...]:
@@ -271,18 +305,50 @@ def _unselected(site: LinearSite, select: Selection) -> str | None:
     return None
 
 
-def _must_stay_dense(
+@dataclass(frozen=True)
+class _Choice:
+    """How a weight is to be factored.
+
+    Attributes:
+        method: None where there is too little evidence, and no other method may stand in.
+        lacks: which evidence there is none of; "" where there is all that the request goes by.
+        unreached: how many matrices of a stack the method knows too little about.
+    """
+
+    method: MethodSpec | None
+    lacks: str = ""
+    unreached: int = 0
+
+
+def _choose(
     sites: Sequence[LinearSite],
-    unselected: Mapping[str, str | None],
+    request: CompressionSpec,
     method: Method,
-    calibrated: Container[str],
+    stats: Mapping[str, ActivationStats],
+) -> _Choice:
+    known = statistics_of(sites, stats)
+    evidence = evidence_in(known)
+    if suffices(evidence, method):
+        return _Choice(request.method, unreached=_unreached(method, known))
+    lacks = lack_of("gradients" if method.needs_gradients else "activation statistics", sites)
+    if not request.stand_ins:
+        return _Choice(None, lacks)
+    spec = best_method(evidence)
+    return _Choice(spec, lacks, _unreached(make_method(spec.name, spec.options), known))
+
+
+def _unreached(method: Method, known: Known) -> int:
+    return sum(not knows_enough(method, stats) for stats in known)
+
+
+def _must_stay_dense(
+    sites: Sequence[LinearSite], unselected: Mapping[str, str | None], choice: _Choice
 ) -> str | None:
     for site in sites:
         if unselected[site.name]:
             return f"shares its weight with {site.name}, which is not selected"
-        if method.needs_activations and (site.weight.stacked or site.name not in calibrated):
-            evidence = "gradients" if method.needs_gradients else "activation statistics"
-            return _missing(evidence, [site], "--method svd")
+    if choice.method is None:
+        return f"{choice.lacks}: use --method svd"
     if not np.isfinite(sites[0].weight.array().astype(np.float32, copy=False)).all():
         return "the weight has NaN or infinite values"
     return None
@@ -294,32 +360,24 @@ _EVIDENCE: Mapping[Damage, str] = {
 }
 
 
-def _missing(evidence: str, sites: Sequence[LinearSite], remedy: str) -> str:
-    """Why there is no ``evidence`` for a weight: where one of its ``sites`` is."""
-    if sites[0].weight.stacked:
-        where = "for each matrix of a stack"
-    elif any(site.nested for site in sites):
-        where = "inside an If, Loop or Scan"
-    elif any(site.on_left for site in sites):
-        where = "for a weight on the left of its input"
-    else:
-        where = f"for {sites[0].name}"
-    return f"no {evidence} {where}: use {remedy}"
-
-
-def _bias_parameters(factored: Sequence[LinearSite], method: Method) -> dict[str, int]:
+def _bias_parameters(factored: WeightGroups, choices: Mapping[str, _Choice]) -> dict[str, int]:
     """What the bias correction of each factored site adds to the file: new bias less old bias.
 
     An old bias goes only when all its readers get a new one; the last of them takes it away.
     """
-    if not method.corrects_bias:
-        return {}
-    added = {site.name: site.out_features for site in factored}
-    last = {site.bias.value: site for site in factored if site.bias is not None}
-    corrected = {site.bias.node for site in factored if site.bias is not None}
+    sites = [s for key in factored for s in factored[key] if _corrects_bias(choices[key], s)]
+    added = {site.name: site.corrected_bias for site in sites}
+    last = {site.bias.value: site for site in sites if site.bias is not None}
+    corrected = {site.bias.node for site in sites if site.bias is not None}
     for value, site in last.items():
         if value.const_value is None or value.is_graph_output():
             continue
         if all(node in corrected for node, _ in value.uses()):
             added[site.name] -= value.const_value.size
     return added
+
+
+def _corrects_bias(choice: _Choice, site: LinearSite) -> bool:
+    spec = choice.method
+    assert spec is not None
+    return make_method(spec.name, spec.options).corrects_bias and site.corrected_bias > 0

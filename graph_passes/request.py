@@ -43,6 +43,8 @@ class CompressionSpec(BaseModel):
     (:mod:`pipeline.objective`). ``store`` is how the file holds factors
     (:mod:`graph_passes.factorization.storage`). ``siblings`` are never factored together, or where
     that does less damage (:mod:`graph_passes.sharing`); the method ``auto`` gains nothing by it.
+    ``stand_ins`` lets a weight without the evidence that the method needs have the best method that
+    its own allows, as ``auto`` does.
     What is left open (the method ``auto``, the allocation ``auto``, no word about the rest) becomes
     concrete in :mod:`graph_passes.strategy`.
     """
@@ -60,6 +62,7 @@ class CompressionSpec(BaseModel):
     objective: Literal["positions", "pooled"] | None = None
     store: Storage = "same"
     siblings: Literal["auto", "never"] = "never"
+    stand_ins: bool | None = None
     rank_multiple: int = Field(default=8, ge=1)
     allow_larger: bool = False
     select: Selection = Selection()

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graph_passes.factorization import ActivationStats
+from graph_passes.evidence import evidence_in
+from graph_passes.factorization import Known
+from graph_passes.factorization.asvd import ASVD
 from graph_passes.factorization.base import Float64
-from graph_passes.factorization.projection import project, tail_of
+from graph_passes.factorization.projection import tail_of
 from graph_passes.factorization.stack import decompose
 from graph_passes.factorization.svd import SVD
 from graph_passes.sites import LinearSite
@@ -22,7 +24,7 @@ class Spectrum:
         weight_tail: ``[q + 1]`` in the weight metric, q = min(K, N).
         activation_tail: ``[q + 1]`` in the metric of the site's inputs; None without statistics.
         input_tail: ``[K + 1]`` variance of the inputs that their first principal components leave;
-            None without statistics.
+            None without statistics, and for a stack, which reads several inputs.
     """
 
     weight_tail: Float64
@@ -30,13 +32,18 @@ class Spectrum:
     input_tail: Float64 | None
 
 
-def spectrum(site: LinearSite, stats: ActivationStats | None) -> Spectrum:
+def spectrum(site: LinearSite, known: Known) -> Spectrum:
     """Decompose the weight of ``site`` in both metrics; keeps only the spectra."""
     weight = site.weight.array()
-    if site.weight.stacked:
-        return Spectrum(decompose(SVD(), weight, None).tail, None, None)
-    if stats is None:
-        return Spectrum(project(weight).tail, None, None)
+    weight_tail = decompose(SVD(), weight, known).tail
+    if evidence_in(known) == "none":
+        return Spectrum(weight_tail, None, None)
+    activation_tail = decompose(ASVD(), weight, known).tail
+    return Spectrum(weight_tail, activation_tail, None if site.weight.stacked else _inputs(known))
+
+
+def _inputs(known: Known) -> Float64:
+    (stats,) = known
+    assert stats is not None
     # The rows of the root are the principal axes, each as long as its standard deviation.
-    variances = np.sort(np.sum(stats.root**2, axis=1))[::-1]
-    return Spectrum(project(weight).tail, project(weight, stats.root).tail, tail_of(variances))
+    return tail_of(np.sort(np.sum(stats.root**2, axis=1))[::-1])

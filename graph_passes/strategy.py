@@ -11,17 +11,22 @@ any other      any                               uniform ranks, one shot
 =============  ================================  ==================================================
 
 What the request says itself always stays. The objective is each position, unless it is named.
+
+``auto`` leaves no weight dense for lack of evidence: one that there is less about than about the
+others (a weight on the left has no gradients, one inside an If, Loop or Scan no statistics at all)
+has a *stand-in*, the method of the row of the table that its own evidence allows. What it would
+cost the model is then not known in the unit of the others, and numbers in two units must not be
+weighed against each other: stand-ins keep the budget's own share each, by uniform ranks, and the
+others share the rest of the budget out, which is that same share of theirs.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
+from graph_passes.evidence import Evidence
+from graph_passes.plan import MethodSpec
 from graph_passes.request import CompressionSpec
 
 AUTO = "auto"
-
-Evidence = Literal["none", "activations", "gradients"]
 
 _BEST: dict[Evidence, tuple[str, str]] = {
     "none": ("svd", "uniform"),
@@ -44,5 +49,11 @@ def concrete(request: CompressionSpec, evidence: Evidence) -> CompressionSpec:
             "allocation": allocation if request.allocation == AUTO else request.allocation,
             "objective": request.objective or "positions",
             "sequential": sequential if request.sequential is None else request.sequential,
+            "stand_ins": open_method if request.stand_ins is None else request.stand_ins,
         }
     )
+
+
+def best_method(evidence: Evidence) -> MethodSpec:
+    """What ``auto`` factors a weight by about which there is this ``evidence``."""
+    return MethodSpec(name=_BEST[evidence][0])

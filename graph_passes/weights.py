@@ -52,14 +52,19 @@ class Weight:
         return (columns, rows) if self.transposed else (rows, columns)
 
     @property
+    def leading(self) -> tuple[int, ...]:
+        """The shape of the stack, without the last two axes; ``()`` for a plain matrix."""
+        return self._stored_shape[:-2]
+
+    @property
     def stacked(self) -> bool:
         """Whether it is a stack of matrices, such as those of a layer of experts."""
-        return len(self._stored_shape) > 2
+        return bool(self.leading)
 
     @property
     def matrices(self) -> int:
         """How many matrices [K, N] it holds."""
-        return math.prod(self._stored_shape[:-2])
+        return math.prod(self.leading)
 
     @property
     def _stored_shape(self) -> tuple[int, ...]:

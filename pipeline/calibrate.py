@@ -4,12 +4,24 @@ The model runs once over the samples with the distinct site inputs as extra outp
 goes straight into moments (:mod:`graph_passes.factorization.activations`), so that never more
 than one batch of activations is in memory. Sites that read the same value share its statistics.
 Padding positions are left out wherever a site's input can be matched with the mask.
+
+A weight that is a stack of matrices, such as the experts of a layer, has statistics of each matrix:
+
+1. Of an input ``[.., E, T, K]`` matrix e has the rows that it multiplies. Where one input is known
+   to serve all of them, they have its statistics together.
+2. A row that is zero stands for a token that a router sent to another expert. It takes no part in
+   ``‖X(W − B)‖``, whatever B is, but would move the mean, so it is left out; and so is what an
+   earlier layer of the expert made of it (:mod:`graph_passes.routing`). What comes out of such a
+   row is multiplied by a gate of zero: the experts' biases come out of it too.
+3. That holds only for a stack with a bias. One without may stand in a graph that has no gate, as
+   zeros come out of zeros: its bias is left alone, so its statistics are not centred.
+4. A matrix that no row reached has no statistics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +31,12 @@ from numpy.typing import NDArray
 
 from graph_passes.errors import DataError
 from graph_passes.factorization import ActivationStats, MomentAccumulator
+from graph_passes.routing import row_source
 from graph_passes.sites import LinearSite
 from pipeline.cache import ArrayCache, content_key
 from pipeline.data.samples import Array, Batch, Samples
 from pipeline.session import SessionSpec, open_session, run
+from pipeline.stacks import part
 from pipeline.validate import check_samples, model_batches
 
 _FORMAT = "calibration 1"
@@ -33,7 +47,7 @@ class Calibration:
     """Activation statistics, and what a reader of the report must know about them.
 
     Attributes:
-        stats: by site name; sites inside nested graphs have none.
+        stats: by matrix name; sites inside nested graphs have none.
         notes: sites whose padding could not be left out, and the like.
         origin: the data, in words.
         cached: whether the statistics came from the cache.
@@ -47,16 +61,39 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Tap:
-    """One distinct site input: a value, and whether the site reads its transpose."""
+    """One distinct input of a matrix: a value, and whether the site reads its transpose.
+
+    Attributes:
+        value: its name.
+        transposed: whether the features are on the second-last axis.
+        features: K.
+        leading: the shape of the stack that the matrix is in; ``()`` where it reads all there is.
+        place: of the matrix in that.
+        source: the value whose zero rows were routed elsewhere; "" where the matrix reads all.
+    """
 
     value: str
     transposed: bool
     features: int
+    leading: tuple[int, ...] = ()
+    place: tuple[int, ...] = ()
+    source: str = ""
 
     @property
     def key(self) -> str:
         """Identifies the input."""
-        return f"{self.value}{'.T' if self.transposed else ''}"
+        name = f"{self.value}{'.T' if self.transposed else ''}"
+        return f"{name}{list(self.place)} where {self.source}" if self.leading else name
+
+    @property
+    def reads(self) -> set[str]:
+        """The values that it takes to see the input."""
+        return {self.value, self.source} - {""}
+
+    def of(self, value: Array) -> Array:
+        """``[..., T, K]`` what the matrix multiplies of ``value``, the rows on the last axis."""
+        rows = np.swapaxes(value, -1, -2) if self.transposed else value
+        return part(rows, self.leading, self.place)
 
 
 def calibrate(
@@ -110,7 +147,7 @@ def calibrate(
         if tap.key in unmasked
     ]
     return Calibration(
-        {name: moments[tap.key] for name, tap in taps.items()},
+        _by_matrix(sites, taps, moments),
         tuple(notes),
         f"{len(samples)} samples of {samples.origin}",
         cached,
@@ -118,12 +155,43 @@ def calibrate(
 
 
 def taps_of(sites: Iterable[LinearSite]) -> dict[str, Tap]:
-    """The input of each site by the site's name; sites inside nested graphs cannot be tapped."""
+    """The input of each matrix by its name; sites inside nested graphs cannot be tapped."""
     return {
-        site.name: Tap(site.input.name or "", site.transpose_input, site.in_features)
+        name: _tap(site, place)
         for site in sites
         if not site.nested
+        for name, place in site.matrices.items()
     }
+
+
+def _tap(site: LinearSite, place: tuple[int, ...]) -> Tap:
+    value, leading = site.input, site.weight.leading
+    whole = Tap(value.name or "", site.transpose_input, site.in_features)
+    if not leading or _serves_all(value, len(leading)):
+        return whole
+    source = row_source(value).name or "" if not site.transpose_input else ""
+    return replace(whole, leading=leading, place=place, source=source or whole.value)
+
+
+def _serves_all(value: ir.Value, axes: int) -> bool:
+    """Whether a stack of so many leading ``axes`` multiplies one and the same input throughout."""
+    assert value.shape is not None  # matching refuses a stack without
+    return all(size == 1 for size in list(value.shape)[-2 - axes : -2])
+
+
+def _by_matrix(
+    sites: Iterable[LinearSite],
+    taps: Mapping[str, Tap],
+    moments: Mapping[str, ActivationStats | None],
+) -> dict[str, ActivationStats]:
+    """The statistics of each matrix that any row reached (rules 3 and 4)."""
+    stats: dict[str, ActivationStats] = {}
+    for site in sites:
+        for name in [name for name in site.matrices if name in taps]:
+            found = moments[taps[name].key]
+            if found is not None:
+                stats[name] = found if site.corrected_bias else found.uncentred()
+    return stats
 
 
 def observe(
@@ -138,10 +206,10 @@ def observe(
     """
     taps = tuple(taps)
     outputs = {value.name for value in session.get_outputs()}
-    names = sorted({tap.value for tap in taps} & outputs)
+    names = sorted({name for tap in taps for name in tap.reads} & outputs)
     values = {**batch.feeds, **run(session, batch.feeds, names)}
     for tap in taps:
-        yield tap, *_rows(values[tap.value], tap, batch)
+        yield tap, *_rows(values, tap, batch)
 
 
 def _collect(
@@ -149,7 +217,7 @@ def _collect(
     batches: Iterator[Batch],
     taps: Sequence[Tap],
     progress: Callable[[int], None] | None,
-) -> tuple[dict[str, ActivationStats], set[str]]:
+) -> tuple[dict[str, ActivationStats | None], set[str]]:
     accumulators = {tap.key: MomentAccumulator(tap.features) for tap in taps}
     unmasked: set[str] = set()
     done = 0
@@ -162,14 +230,15 @@ def _collect(
         if progress is not None:
             progress(done)
     for tap in taps:
-        if not accumulators[tap.key].count:
+        if not accumulators[tap.key].count and not tap.leading:
             raise DataError("every position is padding: there is nothing to calibrate on")
-    return {key: accumulator.result() for key, accumulator in accumulators.items()}, unmasked
+    return {key: a.result() if a.count else None for key, a in accumulators.items()}, unmasked
 
 
 def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:
     """The serialized model with every tapped value as an output; ``model`` is left as it was."""
-    wanted = {tap.value for tap in taps} - {value.name for value in model.graph.outputs}
+    reads = {name for tap in taps for name in tap.reads}
+    wanted = reads - {value.name for value in model.graph.outputs}
     extra = [v for node in model.graph for v in node.outputs if v.name in wanted]
     before = len(model.graph.outputs)
     model.graph.outputs.extend(extra)
@@ -179,19 +248,31 @@ def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:
         del model.graph.outputs[before:]
 
 
-def _rows(value: Array, tap: Tap, batch: Batch) -> tuple[NDArray[np.generic], bool]:
-    """``[n, K]`` the rows that the site really sees, and whether padding is out of them."""
-    if tap.transposed:
-        value = np.swapaxes(value, -1, -2)
+def _rows(values: Mapping[str, Array], tap: Tap, batch: Batch) -> tuple[NDArray[np.generic], bool]:
+    """``[n, K]`` the rows that the matrix really sees, and whether padding is out of them."""
+    value = tap.of(values[tap.value])
     rows = value.reshape(-1, value.shape[-1])
-    mask = batch.mask
+    real, masked = _unpadded(value, batch.mask)
+    sent = _sent(value, tap.of(values[tap.source])) if tap.source else None
+    kept = [rows_kept.reshape(-1) for rows_kept in (real, sent) if rows_kept is not None]
+    return rows[np.logical_and.reduce(kept)] if kept else rows, masked
+
+
+def _unpadded(
+    value: Array, mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.bool_] | None, bool]:
+    """Which rows of ``value`` are no padding (None: all count), and whether that is known."""
     if mask is None or mask.all():
-        return rows, True
+        return None, True
     real = real_positions(value, mask)
-    if real is not None:
-        return rows[real.reshape(-1)], True
     # One row a sample (a pooled vector) has no padding to leave out.
-    return rows, value.ndim == 2 and len(value) == len(mask)
+    return real, real is not None or (value.ndim == 2 and len(value) == len(mask))
+
+
+def _sent(value: Array, source: Array) -> NDArray[np.bool_]:
+    """Which rows of ``value`` a router sent there: they are zero neither here nor at the source."""
+    sent: NDArray[np.bool_] = np.any(value != 0, axis=-1) & np.any(source != 0, axis=-1)
+    return sent
 
 
 def real_positions(value: Array, mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
@@ -212,32 +293,36 @@ def real_positions(value: Array, mask: NDArray[np.bool_]) -> NDArray[np.bool_] |
     return None
 
 
-def _pack(moments: Mapping[str, ActivationStats], unmasked: set[str]) -> dict[str, Array]:
+def _pack(moments: Mapping[str, ActivationStats | None], unmasked: set[str]) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for key, stats in moments.items():
-        arrays[f"{key}/count"] = np.array(stats.count)
-        arrays[f"{key}/mean"] = stats.mean
-        arrays[f"{key}/magnitude"] = stats.magnitude
-        arrays[f"{key}/second_moment"] = stats.second_moment
         arrays[f"{key}/unmasked"] = np.array(key in unmasked)
+        arrays[f"{key}/count"] = np.array(0 if stats is None else stats.count)
+        if stats is not None:
+            arrays[f"{key}/mean"] = stats.mean
+            arrays[f"{key}/magnitude"] = stats.magnitude
+            arrays[f"{key}/second_moment"] = stats.second_moment
     return arrays
 
 
 def _unpack(
     arrays: Mapping[str, Array], taps: Mapping[str, Tap]
-) -> dict[str, ActivationStats] | None:
+) -> dict[str, ActivationStats | None] | None:
     try:
-        return {
-            key: ActivationStats(
-                int(arrays[f"{key}/count"]),
-                arrays[f"{key}/mean"].astype(np.float64),
-                arrays[f"{key}/magnitude"].astype(np.float64),
-                arrays[f"{key}/second_moment"].astype(np.float64),
-            )
-            for key in taps
-        }
+        return {key: _unpack_one(arrays, key) for key in taps}
     except KeyError:
         return None
+
+
+def _unpack_one(arrays: Mapping[str, Array], key: str) -> ActivationStats | None:
+    count = int(arrays[f"{key}/count"])
+    if not count:
+        return None
+    mean, magnitude, moment = (
+        arrays[f"{key}/{field}"].astype(np.float64)
+        for field in ("mean", "magnitude", "second_moment")
+    )
+    return ActivationStats(count, mean, magnitude, moment)
 
 
 def _unmasked(arrays: Mapping[str, Array]) -> set[str]:

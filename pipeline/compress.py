@@ -18,6 +18,7 @@ from graph_passes.bound import PlanErrors
 from graph_passes.canonicalize import canonicalize
 from graph_passes.cleanup import cleanup
 from graph_passes.errors import ModelFileError
+from graph_passes.evidence import statistics_of
 from graph_passes.factoring import check_fits, factor_weights
 from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.initializers import Store, in_memory
@@ -252,7 +253,7 @@ def spectra_of(
     result = []
     with (progress or Silent()).step("spectra", len(selected)) as update:
         for site in selected:
-            found = spectrum(site, stats.get(site.name))
+            found = spectrum(site, statistics_of([site], stats))
             choice = planned[site.name]
             result.append(
                 SiteSpectrum(

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes.errors import DataError
-from graph_passes.factorization import Factorization
+from graph_passes.factorization import ActivationStats, Factorization
 from graph_passes.plan import CompressionPlan, SitePlan
 from graph_passes.planning import require_gain
 from graph_passes.request import CompressionSpec
@@ -186,11 +186,7 @@ def _transfer(studied: _Studied, subject: Subject) -> _Studied:
     require_gain(plan)
     calibration, ready = studied.calibration, studied.ready
     if calibration is not None:
-        known = {
-            name: calibration.stats[site.name]
-            for name, site in counterparts.items()
-            if site.name in calibration.stats
-        }
+        known = _known(subject.table, counterparts, calibration.stats)
         calibration = Calibration(known, calibration.notes, calibration.origin, calibration.cached)
     if ready is not None:
         keys = {s.weight.key: counterparts.get(s.name) for s in subject.table.sites}
@@ -200,6 +196,21 @@ def _transfer(studied: _Studied, subject: Subject) -> _Studied:
             if site is not None and site.weight.key in ready
         }
     return _Studied(subject, plan, calibration, ready)
+
+
+def _known(
+    table: SiteTable,
+    counterparts: Mapping[str, LinearSite],
+    stats: Mapping[str, ActivationStats],
+) -> dict[str, ActivationStats]:
+    """What is known about the counterparts of the matrices of ``table``, by the names of these."""
+    found = {
+        name: stats.get(theirs)
+        for site in table.sites
+        if site.name in counterparts
+        for name, theirs in zip(site.matrices, counterparts[site.name].matrices, strict=True)
+    }
+    return {name: known for name, known in found.items() if known is not None}
 
 
 def _counterparts(known: SiteTable, wanted: SiteTable) -> dict[str, LinearSite]:

@@ -7,6 +7,8 @@ squared change of the outputs.
 
 What the signs are drawn over is the :mod:`~pipeline.objective`. Padding positions are never
 seeded, so what does not reach a real position has gradient zero and weight zero in all statistics.
+So have the rows of tokens that a router sent to another expert: their gate of zero is in the
+gradient, and each matrix of a stack has the statistics of the rows that matter to it.
 Other seeds than signs give the gradients of other functions of the outputs (:func:`backward`).
 
 The graph is differentiated with respect to the shifts of :mod:`pipeline.shifts`, which are taken
@@ -35,6 +37,7 @@ from pipeline.dead_nodes import without_dead_nodes
 from pipeline.objective import Objective, signs
 from pipeline.session import SessionSpec, one_line, open_session, run
 from pipeline.shifts import can_shift, self_contained, shift_outputs
+from pipeline.stacks import part
 from pipeline.validate import check_samples, model_batches
 
 Float32 = NDArray[np.float32]
@@ -49,7 +52,7 @@ class OutputGradients:
     """What every site means to the model's outputs.
 
     Attributes:
-        stats: by site name.
+        stats: by matrix name.
         weights: by site name, for each batch the squared norm ‖g‖² at each position; the shape of
             the site's output without its last axis.
     """
@@ -267,29 +270,46 @@ class _Collector:
     """Accumulates both sides of every site, batch by batch."""
 
     def __init__(self, sites: Sequence[LinearSite]) -> None:
-        self._inputs = {site.name: MomentAccumulator(site.in_features) for site in sites}
-        self._moments = {site.name: np.zeros((site.out_features,) * 2) for site in sites}
+        self._sites = {site.name: site for site in sites}
+        names = [(name, site) for site in sites for name in site.matrices]
+        self._inputs = {name: MomentAccumulator(site.in_features) for name, site in names}
+        self._moments = {name: np.zeros((site.out_features,) * 2) for name, site in names}
         self._weights: dict[str, list[Float32]] = {site.name: [] for site in sites}
 
     def update(self, values: Mapping[str, SiteValues]) -> None:
-        for site, found in values.items():
-            rows = found.gradient.reshape(-1, found.gradient.shape[-1])
-            weights = np.sum(rows * rows, axis=1)
-            inputs = found.inputs.reshape(-1, found.inputs.shape[-1])
-            real = weights > 0
-            self._inputs[site].update(inputs[real], weights[real])
-            self._moments[site] += rows[real].T @ rows[real]
-            self._weights[site].append(weights.reshape(found.gradient.shape[:-1]))
+        for name, found in values.items():
+            site = self._sites[name]
+            for matrix, place in site.matrices.items():
+                inputs = part(found.inputs, site.weight.leading, place)
+                self._add(matrix, inputs, part(found.gradient, site.weight.leading, place))
+            self._weights[name].append(_squared_norms(found.gradient))
+
+    def _add(self, matrix: str, inputs: Array, gradient: Float32) -> None:
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        weights = _squared_norms(rows)
+        real = weights > 0
+        self._inputs[matrix].update(inputs.reshape(-1, inputs.shape[-1])[real], weights[real])
+        self._moments[matrix] += rows[real].T @ rows[real]
 
     def result(self, samples: int) -> OutputGradients:
         if not any(accumulator.count for accumulator in self._inputs.values()):
             raise DataError("no output of the model depends on any linear site at these samples")
         stats = {
-            site: GradientStats(accumulator.result(), self._moments[site] / samples)
-            for site, accumulator in self._inputs.items()
-            if accumulator.count
+            matrix: GradientStats(self._seen(site, matrix), self._moments[matrix] / samples)
+            for site in self._sites.values()
+            for matrix in site.matrices
+            if self._inputs[matrix].count
         }
         return OutputGradients(stats, self._weights)
+
+    def _seen(self, site: LinearSite, matrix: str) -> ActivationStats:
+        seen = self._inputs[matrix].result()
+        return seen if site.corrected_bias else seen.uncentred()
+
+
+def _squared_norms(gradient: Float32) -> Float32:
+    norms: Float32 = np.sum(gradient * gradient, axis=-1)
+    return norms
 
 
 _FIELDS = ("mean", "magnitude", "second_moment")

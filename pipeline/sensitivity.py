@@ -17,8 +17,10 @@ import onnx_ir as ir
 
 from graph_passes.allocation import Candidate
 from graph_passes.allocation.uniform import uniform
-from graph_passes.factorization import ActivationStats, Method
+from graph_passes.evidence import evidence_in, statistics_of
+from graph_passes.factorization import ActivationStats, Known, Method
 from graph_passes.factorization.base import Float64
+from graph_passes.factorization.stack import decompose
 from graph_passes.planning import WeightGroups
 from graph_passes.sites import LinearSite
 from pipeline.data.samples import Array, Batch, Samples
@@ -48,7 +50,7 @@ def measure_slopes(
         model: unchanged afterwards.
         groups: the sites by weight key.
         method: how the weights are going to be factored.
-        stats: activation statistics by site name; weights with a site that has none are left out.
+        stats: activation statistics by matrix name; weights with a site without are left out.
         samples: a few dozen are enough: one forward run a site goes over them.
         share: of the parameters, at which errors are made.
         data_folder: where the model's external data lies.
@@ -63,7 +65,7 @@ def measure_slopes(
     known = {
         k: sites
         for k, sites in groups.items()
-        if all(s.name in stats and can_shift(s) for s in sites)
+        if evidence_in(statistics_of(sites, stats)) != "none" and all(map(can_shift, sites))
     }
     sites = [site for members in known.values() for site in members]
     proto = self_contained(model, data_folder)
@@ -71,20 +73,27 @@ def measure_slopes(
     slopes: dict[str, float] = {}
     for key, members in known.items():
         weight = members[0].weight.array()
-        merged = ActivationStats.merge(stats[site.name] for site in members)
-        decomposition = method.decompose(weight, merged)
-        rank = uniform([Candidate(key, *weight.shape)], share, 1)[key] or 1
+        decomposition = decompose(method, weight, statistics_of(members, stats))
+        rank = uniform([Candidate(key, *members[0].weight.shape)], share, 1)[key] or 1
         error = decomposition.energy * float(decomposition.tail[rank])
         residual = decomposition.factorize(rank).product() - weight.astype(np.float64)
         changes = [
             change_of(trial, objective)
             for site in members
-            for trial in probe.replace(site, residual, stats[site.name].mean)
+            for trial in probe.replace(site, residual, _means(site, statistics_of([site], stats)))
         ]
         slopes[key] = sum(changes) / len(samples) / error if error > 0 else 0.0
         if progress is not None:
             progress(len(slopes))
     return slopes
+
+
+def _means(site: LinearSite, known: Known) -> Float64:
+    """``[K]`` the mean input, ``[.., 1, K]`` for the matrices of a stack; 0 where not known."""
+    none = np.zeros(site.in_features)
+    means: Float64 = np.stack([none if stats is None else stats.mean for stats in known])
+    shape = (*site.weight.leading, 1, site.in_features)
+    return means.reshape(shape if site.weight.stacked else -1)
 
 
 @dataclass(frozen=True)
@@ -148,12 +157,13 @@ class Probe:
     def replace(
         self, site: LinearSite, residual: Float64, mean: Float64 | None = None
     ) -> Iterator[Trial]:
-        """Run all batches with ``residual`` [K, N] added to the weight of ``site``.
+        """Run all batches with ``residual`` [.., K, N] added to the weight of ``site``.
 
         Args:
             site: which weight; where several sites share it, only this one sees the change.
             residual: what is added.
-            mean: ``[K]`` the inputs at which the bias makes up for it; None corrects no bias.
+            mean: ``[K]`` (of a stack ``[.., 1, K]``) the inputs at which the bias makes up for it;
+                None corrects no bias.
         """
         for batch, original in self._batches:
             inputs = original[site.input.name or ""]

@@ -17,8 +17,9 @@ are, and memory for what is alive at the widest cut.
 
 Rules:
 
-1. Only factored sites that shifts can reach take part. A weight that several sites share is left to
-   the plain way of factoring, because it can repair only one of them.
+1. Only factored sites of plain matrices that shifts can reach take part. A weight that several
+   sites share is left to the plain way of factoring, because it can repair only one of them; so is
+   a stack of matrices.
 2. Positions are weighted with the squared norm of the outputs' gradients where there are any, else
    padding counts as nothing and all else alike.
 """
@@ -115,7 +116,10 @@ def factor_sequentially(
     sites = [
         site
         for site in table.sites
-        if site.name in planned and can_shift(site) and site.weight.key in single
+        if site.name in planned
+        and can_shift(site)
+        and not site.weight.stacked
+        and site.weight.key in single
     ]
     proto = self_contained(model, data_folder)
     session = open_session(proto.SerializeToString(), spec)

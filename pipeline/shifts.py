@@ -18,8 +18,8 @@ from graph_passes.sites import LinearSite
 
 
 def can_shift(site: LinearSite) -> bool:
-    """Whether the site's output is ``[..., N]``, at the top level, of one matrix."""
-    return not (site.nested or site.on_left or site.weight.stacked)
+    """Whether the site's output is ``[..., N]``, at the top level."""
+    return not (site.nested or site.on_left)
 
 
 def self_contained(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
@@ -41,7 +41,7 @@ def shift_outputs(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> dict[s
     """
     by_value = {site.node.outputs[0].name: site for site in sites}
     shifts = {site.name: f"{site.node.outputs[0].name}.shift" for site in sites}
-    ranks = _ranks(proto)
+    ranks = {name: len(shape) for name, shape in shapes_of(proto).items()}
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
         copy = onnx.NodeProto()
@@ -72,8 +72,8 @@ def _declare(proto: onnx.ModelProto, shift: str, site: LinearSite, rank: int) ->
     proto.graph.initializer.append(onnx.numpy_helper.from_array(zero, shift))
 
 
-def _ranks(proto: onnx.ModelProto) -> dict[str, int]:
-    """The number of axes of each value, as far as shape inference knows it."""
+def shapes_of(proto: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """The shape of each value as far as shape inference knows it; None for an open size."""
     light = onnx.ModelProto(ir_version=proto.ir_version)
     light.opset_import.extend(proto.opset_import)
     light.functions.extend(proto.functions)
@@ -92,4 +92,8 @@ def _ranks(proto: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(light).graph
     values = (*inferred.value_info, *inferred.input, *inferred.output)
     tensors = {value.name: value.type.tensor_type for value in values}
-    return {name: len(t.shape.dim) for name, t in tensors.items() if t.HasField("shape")}
+    return {
+        name: tuple(d.dim_value if d.HasField("dim_value") else None for d in t.shape.dim)
+        for name, t in tensors.items()
+        if t.HasField("shape")
+    }

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from graph_passes.allocation import get_allocator
 from graph_passes.damage import damage_curve
 from graph_passes.errors import NotDifferentiableError
+from graph_passes.evidence import Evidence
 from graph_passes.factorization import ActivationStats, Factorization, Method, make_method
 from graph_passes.factorization.gauss_newton import GaussNewton
 from graph_passes.plan import CompressionPlan
 from graph_passes.planning import group_by_weight
 from graph_passes.request import CompressionSpec
-from graph_passes.strategy import Evidence, concrete
+from graph_passes.strategy import concrete
 from pipeline.cache import ArrayCache
 from pipeline.calibrate import Calibration
 from pipeline.compress import Subject, calibrate_subject, plan_subject, weights_in
@@ -57,7 +58,7 @@ class Study:
 
     @property
     def stats(self) -> Mapping[str, ActivationStats]:
-        """Activation statistics by site name."""
+        """Activation statistics by matrix name."""
         return self.calibration.stats if self.calibration else {}
 
 
@@ -204,12 +205,9 @@ def plan_study(subject: Subject, study: Study, meter: Meter | None = None) -> Co
     damage = damage_curve(
         get_allocator(request.allocation).damage, method, study.stats, study.slopes
     )
-    calibration = study.calibration
-    if calibration is not None and method.needs_gradients:
-        known = {name: s for name, s in calibration.stats.items() if s.gradients is not None}
-        calibration = replace(calibration, stats=known)
     prices = meter.prices(subject, request) if meter else None
-    plan = plan_subject(subject, request, calibration, damage, prices.curve if prices else None)
+    curve = prices.curve if prices else None
+    plan = plan_subject(subject, request, study.calibration, damage, curve)
     measured = (prices.note,) if prices else ()
     notes = (*study.notes, *measured, *plan.notes, *_dampings(method, plan))
     return plan.model_copy(update={"notes": notes})

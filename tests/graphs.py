@@ -20,6 +20,7 @@ from graph_passes.planning import make_plan
 from graph_passes.request import CompressionSpec
 from graph_passes.sites import SiteTable, find_sites
 from pipeline.session import SessionSpec, open_session, run
+from pipeline.stacks import part
 
 Array = np.ndarray
 Feeds = Mapping[str, Array]
@@ -91,9 +92,12 @@ def statistics(proto: onnx.ModelProto, feeds: Feeds) -> dict[str, ActivationStat
     for site in sites:
         x = known[site.input.name]
         rows = np.swapaxes(x, -1, -2) if site.transpose_input else x
-        accumulator = MomentAccumulator(site.in_features)
-        accumulator.update(rows.reshape(-1, site.in_features))
-        stats[site.name] = accumulator.result()
+        for name, place in site.matrices.items():
+            accumulator = MomentAccumulator(site.in_features)
+            seen = part(rows, site.weight.leading, place)
+            accumulator.update(seen.reshape(-1, site.in_features))
+            found = accumulator.result()
+            stats[name] = found if site.corrected_bias else found.uncentred()
     return stats
 
 

@@ -119,7 +119,7 @@ def test_explained_variance_agrees_with_numpy(subject):
         rows, w = x[taps[site.name].key].astype(np.float64), site.weight.array().astype(np.float64)
         accumulator = MomentAccumulator(rows.shape[1])
         accumulator.update(rows)
-        found = spectrum(site, accumulator.result())
+        found = spectrum(site, [accumulator.result()])
         centred = rows - rows.mean(axis=0)
         for tail, matrix in (
             (found.weight_tail, w),
@@ -135,7 +135,7 @@ def test_explained_variance_agrees_with_numpy(subject):
 
 
 def test_without_statistics_only_the_weight_is_known(subject):
-    found = spectrum(subject.table.sites[0], None)
+    found = spectrum(subject.table.sites[0], [None])
     assert found.input_tail is None
     assert found.activation_tail is None
 

@@ -158,11 +158,11 @@ class TestASVD:
         weight, x = rng.standard_normal((rows, columns)), inputs(rng, count, rows)
         stats = moments(x)
         decomposition = make_method("asvd").decompose(weight, stats)
-        squared = least_errors(weight, stats)
+        squared = least_errors(weight, [stats])
         least = np.sqrt(squared / squared[0])
         for rank in range(1, min(rows, columns) + 1):
             factorization = decomposition.factorize(rank)
-            reached = activation_error(weight, factorization, stats)
+            reached = activation_error(weight, factorization, [stats])
             measured = centred_loss(x, weight - factorization.product()) / centred_loss(x, weight)
             assert reached == pytest.approx(least[rank], abs=1e-6)
             assert measured == pytest.approx(least[rank], abs=1e-6)
@@ -200,7 +200,7 @@ class TestASVD:
         stats = with_gradients(moments(x), rng, 15)
         errors = {
             name: activation_error(
-                weight, make_method(name).decompose(weight, stats).factorize(5), stats
+                weight, make_method(name).decompose(weight, stats).factorize(5), [stats]
             )
             for name in METHODS
         }
@@ -216,7 +216,7 @@ class TestASVD:
         stats = moments(x)
         decomposition = make_method("asvd").decompose(weight, stats)
         errors = [weight_error(weight, decomposition.factorize(rank)) for rank in range(4, 13)]
-        assert activation_error(weight, decomposition.factorize(4), stats) < 1e-6
+        assert activation_error(weight, decomposition.factorize(4), [stats]) < 1e-6
         assert all(later < earlier for earlier, later in pairwise(errors))
         assert errors[-1] < 1e-6
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from graph_passes.allocation import ALLOCATORS, Candidate, get_allocator, round_rank
 from graph_passes.errors import NothingToCompressError, RequestError
+from graph_passes.factorization import ActivationStats
 from graph_passes.plan import CompressionPlan, MethodSpec
 from graph_passes.planning import make_plan, require_gain
 from graph_passes.request import CompressionSpec, Selection
@@ -28,6 +29,12 @@ def table(**shapes: tuple[int, ...]) -> SiteTable:
     for node, name in zip(proto.graph.node, shapes, strict=True):
         node.name = f"/{name.replace('__', '/')}/MatMul"
     return sites_of(proto)
+
+
+def seen(*names: str, features: int = 64) -> dict[str, ActivationStats]:
+    """Statistics of white inputs."""
+    zero = np.zeros(features)
+    return {name: ActivationStats(100, zero, zero + 1, np.eye(features)) for name in names}
 
 
 def plan(sites: SiteTable, **settings: object) -> CompressionPlan:
@@ -137,7 +144,7 @@ class TestMethods:
     def test_auto_is_what_the_data_allows(self) -> None:
         sites = table(a=(64, 64))
         assert make_plan(sites, CompressionSpec()).sites[0].method == MethodSpec(name="svd")
-        made = make_plan(sites, CompressionSpec(), {"a"})
+        made = make_plan(sites, CompressionSpec(), seen("a"))
         assert made.sites[0].method == MethodSpec(name="asvd")
         assert made.sites[0].bias_parameters == 64
 
@@ -145,17 +152,23 @@ class TestMethods:
         with pytest.raises(RequestError, match="calibration data, or use svd"):
             plan(table(a=(64, 64)), method=MethodSpec(name="asvd"))
 
-    def test_asvd_leaves_a_stack_and_says_why(self) -> None:
+    def test_matrices_of_a_stack_that_no_row_reached_are_named(self) -> None:
         proto = model(
             "g (float[3,N,64] x) => (float[3,N,64] y) { y = MatMul(x, w) }", weights(w=(3, 64, 64))
         )
-        sites = sites_of(proto)
-        made = make_plan(
-            sites, CompressionSpec(method=MethodSpec(name="asvd")), {sites.sites[0].name}
-        )
-        assert made.sites[0].decision == "dense"
-        reason = "no activation statistics for each matrix of a stack: use --method svd"
+        sites, asked = sites_of(proto), CompressionSpec(method=MethodSpec(name="asvd"))
+        name = sites.sites[0].name
+        made = make_plan(sites, asked, seen(f"{name}[0]", f"{name}[2]"))
+        assert made.sites[0].decision == "factor"
+        reason = "50% of parameters, uniform; svd for 1 of 3 matrices: no row for them"
         assert made.sites[0].reason == reason
+        all_reached = make_plan(sites, asked, seen(*sites.sites[0].matrices))
+        assert all_reached.sites[0].reason == "50% of parameters, uniform"
+        made = make_plan(sites, asked, seen("another site"))
+        assert decisions(made)[name] == (
+            "dense",
+            f"no activation statistics for {name}: use --method svd",
+        )
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_weight_that_is_not_finite_stays(self, value: float) -> None:

@@ -176,7 +176,7 @@ class TestStages:
             factorization = decomposition.factorize(20, store)
             residual = stats.mean @ (weight - factorization.product())
             np.testing.assert_allclose(factorization.bias, residual, rtol=1e-5, atol=1e-7)
-            return activation_error(weight, factorization, stats)
+            return activation_error(weight, factorization, [stats])
 
         assert reached(count, "same") == pytest.approx(reached(1, "same"), rel=1e-3, abs=1e-6)
         assert reached(count, "int4") < reached(1, "int4")
@@ -535,7 +535,7 @@ def test_stacks_are_rounded_matrix_by_matrix() -> None:
     from graph_passes.factorization.stack import decompose
 
     matrices = np.stack([trained(seed) * 10.0**seed for seed in range(3)]).astype(np.float32)
-    whole = decompose(make_method("svd"), matrices, None).factorize(6, "int4")
+    whole = decompose(make_method("svd"), matrices, [None] * 3).factorize(6, "int4")
     for index, matrix in enumerate(matrices):
         alone = make_method("svd").decompose(matrix, None).factorize(6, "int4")
         np.testing.assert_array_equal(whole.terms[0].down[index], alone.terms[0].down)

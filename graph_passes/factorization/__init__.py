@@ -13,6 +13,7 @@ from graph_passes.errors import RequestError
 from graph_passes.factorization.activations import (
     ActivationStats,
     GradientStats,
+    Known,
     MomentAccumulator,
 )
 from graph_passes.factorization.asvd import ASVD
@@ -29,6 +30,7 @@ __all__ = [
     "Decomposition",
     "Factorization",
     "GradientStats",
+    "Known",
     "Method",
     "MomentAccumulator",
     "Term",

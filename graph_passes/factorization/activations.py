@@ -9,6 +9,8 @@ With rows x of X [n, K]::
 Everything is float64. The second moment is accumulated as one triangle by BLAS ``syrk``, which
 does half the work of a product and needs no temporary of its size.
 
+A weight that is a stack of matrices has statistics for each of them (:data:`Known`).
+
 Where gradients g [n, N] of the model's outputs at the site's own output are known as well, rows
 are weighted with ‖g‖² and the gradients have a second moment of their own
 (:class:`GradientStats`).
@@ -56,6 +58,10 @@ class ActivationStats:
         """``[K, K]`` S with ``SᵀS`` = covariance; shared by all sites that read the same input."""
         values, vectors = linalg.eigh(self.covariance, driver="evd")
         return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+
+    def uncentred(self) -> ActivationStats:
+        """The same with a mean of zero: the metric is the second moment, and no bias is owed."""
+        return replace(self, mean=np.zeros_like(self.mean))
 
     @classmethod
     def merge(cls, parts: Iterable[ActivationStats]) -> ActivationStats:
@@ -125,6 +131,13 @@ class GradientStats:
             [part.inputs for part in parts], [part.strength for part in parts]
         )
         return cls(inputs, linalg.block_diag(*[part.moment for part in parts]))
+
+
+Known = Sequence[ActivationStats | None]
+"""What is known about each matrix of a weight, in order; one entry for a plain matrix [K, N].
+
+None where nothing is: calibration could not look, or no row reached that matrix of a stack.
+"""
 
 
 class MomentAccumulator:

@@ -89,7 +89,7 @@ def _combined(terms: Sequence[Term], downs: Combine, ups: Combine) -> Term:
 
 @dataclass(frozen=True)
 class Factorization:
-    """A sum of terms, and the bias correction ``[N]`` that goes with it (None: none needed)."""
+    """A sum of terms, and the bias correction ``[.., N]`` that goes with it (None: none needed)."""
 
     terms: tuple[Term, ...]
     bias: Float64 | None = None

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph_passes.factorization.activations import ActivationStats
+from graph_passes.factorization.activations import Known
 from graph_passes.factorization.asvd import ASVD
 from graph_passes.factorization.base import Array, Decomposition, Factorization, Float64
-from graph_passes.factorization.stack import decompose
+from graph_passes.factorization.stack import decompose, row_shares
 from graph_passes.factorization.svd import SVD
 
 
-def least_errors(
-    weight: Array, stats: ActivationStats | None, known: Decomposition | None = None
-) -> Float64:
+def least_errors(weight: Array, known: Known, found: Decomposition | None = None) -> Float64:
     """The least squared error that any factors of ``weight`` can have, at each rank (Eckart-Young).
 
     Args:
-        weight: ``[.., K, N]``; a stack has no ``stats``.
-        stats: of the inputs; None for the error of the weight itself.
-        known: the decomposition of ``weight`` in that very metric, where there is one already.
+        weight: ``[.., K, N]``.
+        known: about the inputs of each matrix; None everywhere for the error of the weight itself.
+        found: the decomposition of ``weight`` in that very metric, where there is one already.
 
     Returns:
-        ``[q + 1]``: the minimum of ``‖X(W − B)‖_F²`` with X [count, K] centred, or of
-        ``‖W − B‖_F²``; at rank 0 that is all there is.
+        ``[q + 1]``: the minimum of ``‖X(W − B)‖_F²`` with X [count, K] centred, summed over the
+        matrices of a stack, or of ``‖W − B‖_F²``; at rank 0 that is all there is.
     """
-    found = known or decompose(SVD() if stats is None else ASVD(), weight, stats)
-    rows = 1 if stats is None else stats.count
-    return rows * found.energy * found.tail
+    rows = [stats.count for stats in known if stats is not None]
+    found = found or decompose(ASVD() if rows else SVD(), weight, known)
+    return (sum(rows) if rows else 1) * found.energy * found.tail
 
 
 def weight_error(weight: Array, factorization: Factorization) -> float:
@@ -36,11 +34,24 @@ def weight_error(weight: Array, factorization: Factorization) -> float:
     return _ratio(_norm2(_residual(exact, factorization)), _norm2(exact))
 
 
-def activation_error(weight: Array, factorization: Factorization, stats: ActivationStats) -> float:
-    """``‖X(W − AB)‖_F / ‖XW‖_F`` with X centred; 0 where the inputs never vary."""
+def activation_error(weight: Array, factorization: Factorization, known: Known) -> float:
+    """``‖X(W − AB)‖_F / ‖XW‖_F`` with X centred; 0 where the inputs never vary.
+
+    Both norms are over all matrices of a stack, each with its own rows X; one that nothing is known
+    about has none.
+    """
     exact = weight.astype(np.float64)
-    metric = stats.covariance
-    return _ratio(_norm2(_residual(exact, factorization), metric), _norm2(exact, metric))
+    matrices = exact.reshape(-1, *exact.shape[-2:])
+    residuals = _residual(exact, factorization).reshape(matrices.shape)
+    lost = whole = 0.0
+    for matrix, residual, stats, share in zip(
+        matrices, residuals, known, row_shares(known), strict=True
+    ):
+        if stats is not None:
+            metric = stats.covariance
+            lost += share * _norm2(residual, metric)
+            whole += share * _norm2(matrix, metric)
+    return _ratio(lost, whole)
 
 
 def _residual(exact: Float64, factorization: Factorization) -> Float64:

@@ -114,7 +114,7 @@ def magnitudes(
 
     Args:
         model: the model that the sites belong to; unchanged afterwards.
-        sites: where to look; those inside nested graphs are left out.
+        sites: where to look; those inside nested graphs and stacks of matrices are left out.
         samples: the data.
         data_folder: where the model's external data lies.
         spec: how the model is run.
@@ -125,7 +125,8 @@ def magnitudes(
         DataError: the samples do not fit the model.
         ModelFileError: the model cannot be run.
     """
-    taps = {tap.key: tap for tap in taps_of(sites).values()}
+    plain = [site for site in sites if not site.weight.stacked]
+    taps = {tap.key: tap for tap in taps_of(plain).values()}
     histograms = {key: MagnitudeHistogram() for key in taps}
     session = open_session(tapped(model, taps.values()), spec, data_folder=data_folder)
     check_samples(session, samples)

@@ -189,7 +189,7 @@ def _errors(
         UNCENTRED: factored("asvd", uncentred),
         EXACT: factored("asvd", fitted),
     }
-    return {name: activation_error(weight, f, held_out) for name, f in factorizations.items()}
+    return {name: activation_error(weight, f, [held_out]) for name, f in factorizations.items()}
 
 
 def conclude(sites: Sequence[SiteComparison]) -> NormalizationTest:

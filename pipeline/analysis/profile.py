@@ -215,11 +215,11 @@ def ranks_for(tail: NDArray[np.float64] | None) -> tuple[int, ...]:
 
 
 def _readers(sites: Sequence[LinearSite]) -> Mapping[str, Sequence[LinearSite]]:
-    """The sites that read each distinct input, in graph order; not those in nested graphs."""
+    """The plain sites that read each distinct input, in graph order; not those in nested graphs."""
     taps = taps_of(sites)
     readers: dict[str, list[LinearSite]] = {}
     for site in sites:
-        if site.name in taps:
+        if site.name in taps:  # not of a stack, whose matrices go by names of their own
             readers.setdefault(taps[site.name].key, []).append(site)
     return readers
 
