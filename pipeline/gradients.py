@@ -37,6 +37,7 @@ from pipeline.dead_nodes import without_dead_nodes
 from pipeline.objective import Objective, signs
 from pipeline.session import SessionSpec, one_line, open_session, run
 from pipeline.shifts import can_shift, self_contained, shift_outputs
+from pipeline.slices import gather_slices
 from pipeline.stacks import part
 from pipeline.validate import check_samples, model_batches
 
@@ -190,6 +191,7 @@ def backward(
 def _differentiate(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> _Adjoint:
     """The adjoint graph of ``proto`` at the outputs of ``sites``."""
     seeded = [value.name for value in proto.graph.output if _is_float(value)]
+    gather_slices(proto)
     shifts = shift_outputs(proto, sites)
     _remove_defaults(proto, set(shifts.values()))
     try:

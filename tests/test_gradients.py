@@ -1,6 +1,7 @@
 import numpy as np
 import onnx
 import pytest
+from graphs import model, weights
 from onnx import TensorProto, helper
 from tiny_models import saved, two_layers
 
@@ -45,6 +46,35 @@ def test_gradients_of_two_layers_by_hand(tmp_path):
         np.testing.assert_allclose(found.weights[name][0], squares, rtol=1e-4, atol=1e-5)
         mean = np.average(inputs.reshape(-1, inputs.shape[-1]), axis=0, weights=squares.reshape(-1))
         np.testing.assert_allclose(stats.inputs.mean, mean, atol=1e-5)
+
+
+SLICED = """g (float[N,3,6] x) => (float[N,3,4] y) {
+    m = MatMul(x, w)
+    a = Slice(m, zero, two, last)
+    b = Slice(m, minus_two, end, last, one)
+    c = Slice(m, two, four, last)
+    ab = Concat<axis=-1>(a, b)
+    cc = Concat<axis=-1>(c, c)
+    y = Mul(ab, cc)
+}"""
+
+
+def test_slices_of_a_batch_of_open_size_have_gradients(tmp_path):
+    numbers = {"zero": 0, "one": 1, "two": 2, "four": 4, "minus_two": -2, "last": -1, "end": 2**62}
+    arrays = {name: np.array([number]) for name, number in numbers.items()}
+    arrays |= weights(w=(6, 7))
+    data = samples(count=BATCH)
+    found = collect(saved(tmp_path, model(SLICED, arrays)), data, seed=3)
+    m = data.inputs["x"] @ arrays["w"]
+    signed = signs(m[..., :4], batch_of(data), "positions", np.random.default_rng(3))
+    expected = np.zeros_like(m)
+    c = m[..., 2:4]
+    expected[..., :2] = signed[..., :2] * c
+    expected[..., -2:] += signed[..., 2:] * c
+    expected[..., 2:4] += signed[..., :2] * m[..., :2] + signed[..., 2:] * m[..., -2:]
+    rows = expected.reshape(-1, 7)
+    (stats,) = found.stats.values()
+    np.testing.assert_allclose(stats.moment, rows.T @ rows / BATCH, rtol=1e-3, atol=1e-4)
 
 
 def test_same_seed_same_gradients_and_the_cache_returns_them(tmp_path):
