@@ -14,7 +14,14 @@ from graph_passes.request import CompressionSpec
 from pipeline.recipe import read_recipe
 from pipeline.report.environment import environment
 from pipeline.results import Benchmark, LatencyStats, OutputComparison, SweepRow
-from pipeline.studies.reproduction import attention, fine_tuning, measuring, published, stages
+from pipeline.studies.reproduction import (
+    attention,
+    fine_tuning,
+    future_work,
+    measuring,
+    published,
+    stages,
+)
 from pipeline.studies.reproduction.__main__ import EXPERIMENTS
 from pipeline.studies.reproduction.fine_tuning import Pair
 from pipeline.studies.reproduction.page import keep, kept, render, write_page
@@ -22,13 +29,15 @@ from pipeline.studies.reproduction.section import Section, claim, table
 from pipeline.studies.reproduction.workplace import MODELS, Workplace
 
 
-def row(accuracy: float = 0.9, error: float = 0.1, speedup: float = 1.0) -> SweepRow:
+def row(
+    accuracy: float = 0.9, error: float = 0.1, speedup: float = 1.0, reached: float = 0.2
+) -> SweepRow:
     stats = LatencyStats(iterations=5, p50_ms=1, p90_ms=1, p99_ms=1, mean_ms=1, std_ms=0, min_ms=1)
     return SweepRow(
         variant=CompressionSpec(),
         ranks=(4, 9),
         error=PlanError(
-            metric="activation", reached=0.2, bound=0.1, allocation_bound=0.1, weights=1
+            metric="activation", reached=reached, bound=0.1, allocation_bound=0.1, weights=1
         ),
         parameters_before=100,
         parameters_after=33,
@@ -150,6 +159,39 @@ def test_fine_tuning_is_judged_at_the_smallest_share_of_the_document():
     assert verdicts(fine_tuning._claims(known, 0.95)) == ["refuted", "refuted", "refuted"]
 
 
+def future(accuracy=0.95, bound=0.1, **errors):
+    """One model at one share; the exact solution reaches ``bound``."""
+    found = {"svd": 0.2, "svdlora": 0.2, "asvd": 0.1, **errors}
+    return {
+        (method, 0.5): row(
+            accuracy, found.get(method, 0.2), reached=bound if method == "asvd" else 0.2
+        )
+        for method in future_work.METHODS
+    }
+
+
+def expert_verdicts(stacked, separate):
+    return verdicts(future_work._claims_on_experts({"stacked": stacked, "separate": separate}))
+
+
+def test_experts_are_judged_in_both_layouts():
+    assert expert_verdicts(future(), future()) == ["confirmed", "confirmed"]
+    assert expert_verdicts(future(), future(accuracy=0.8)) == ["refuted", "confirmed"]
+    assert expert_verdicts(future(asvd=0.3), future()) == ["confirmed", "refuted"]
+
+
+def test_svdlora_holds_its_own_only_where_nothing_is_better():
+    alike = dict.fromkeys(("asvd", "auto"), 0.2)
+    assert future_work._claim_on_methods(future(**alike)).verdict == "confirmed"
+    assert future_work._claim_on_methods(future(**alike | {"auto": 0.1})).verdict == "refuted"
+
+
+def test_a_bound_must_be_reached_and_never_undercut():
+    assert future_work._claim_on_the_bound([future()]).verdict == "confirmed"
+    for wrong in (0.11, 0.09):
+        assert future_work._claim_on_the_bound([future(bound=wrong)]).verdict == "refuted"
+
+
 def test_what_is_brought_back_is_a_share_of_what_was_lost():
     assert Pair(row(0.55), row(0.75)).recovered == pytest.approx(0.5)
     assert Pair(row(0.95), row(0.95)).recovered is None
@@ -205,7 +247,7 @@ def test_every_experiment_has_its_discussion_and_its_recipes_exist():
     cases = (attention._VIT, attention._BERT, fine_tuning._VIT, fine_tuning._BERT)
     for case in cases:
         assert case.name in EXPERIMENTS
-    for models in (stages.MODELS, *(case.models for case in cases)):
+    for models in (stages.MODELS, future_work.VIT, *(case.models for case in cases)):
         assert (MODELS / f"{models.hub}.yaml").is_file()
         assert (MODELS / f"{models.twin}.yaml").is_file()
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from graph_passes.errors import CompressOnnxError
 from pipeline.cache import ArrayCache, default_folder
 from pipeline.report.environment import environment
-from pipeline.studies.reproduction import attention, fine_tuning, stages
+from pipeline.studies.reproduction import attention, fine_tuning, future_work, stages
 from pipeline.studies.reproduction.page import keep, kept, write_page
 from pipeline.studies.reproduction.section import Section
 from pipeline.studies.reproduction.workplace import Workplace
@@ -23,6 +23,7 @@ EXPERIMENTS: Mapping[str, Callable[[Workplace], Section]] = {
     "vit-fine-tuning": fine_tuning.run_vit,
     "bert-attention": attention.run_bert,
     "bert-fine-tuning": fine_tuning.run_bert,
+    "future-work": future_work.run,
 }
 """In the order of the document; each section has the name that it has here."""
 
