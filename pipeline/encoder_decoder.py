@@ -18,6 +18,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,11 @@ from graph_passes.strategy import concrete
 from pipeline.cache import ArrayCache
 from pipeline.calibrate import Calibration
 from pipeline.compress import Subject, open_subject, write_compressed
-from pipeline.data.preprocessing import load_tokenizer, tokenize
 from pipeline.data.samples import Array, Samples
 from pipeline.generation import DECODER, DECODER_MERGED, ENCODER
 from pipeline.progress import Progress, Silent
 from pipeline.session import SessionSpec, open_session, run
 from pipeline.study import Researcher, Study, plan_study
-
-_ENCODER_INPUTS = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -53,45 +51,43 @@ class PartSamples:
 
 @dataclass(frozen=True)
 class PartPlans:
-    """What became of the sites of each graph that was written."""
+    """What became of the sites of each graph that was written.
+
+    ``notes`` are those of the encoder's calibration. The decoder's would warn that the mask, which
+    is the source's, does not fit what the decoder reads; nothing is padded there (rule 2).
+    """
 
     encoder: CompressionPlan
     decoder: CompressionPlan
+    notes: tuple[str, ...] = ()
 
 
 def part_samples(
     folder: Path,
-    sources: Sequence[str],
-    targets: Sequence[str],
+    sources: Mapping[str, Array],
+    targets: Sequence[Sequence[int]],
     *,
     start_token: int,
-    max_tokens: int = 64,
     spec: SessionSpec | None = None,
 ) -> PartSamples:
     """Calibration data out of texts and what they become.
 
     Args:
-        folder: has the original's graphs and its tokenizer.
-        sources: what the encoder reads.
-        targets: the translation of each, by a person or by the model itself.
+        folder: has the original's graphs.
+        sources: ``input_ids`` and ``attention_mask`` ``[n, S]``: what the encoder reads.
+        targets: the tokens of the translation of each, by a person or by the model itself.
         start_token: what the decoder starts with (``decoder_start_token_id``).
-        max_tokens: longer texts are cut off.
         spec: how the encoder is run.
 
     Raises:
         DataError: not as many targets as sources, or none that is long enough.
         ModelFileError: the encoder cannot be run.
     """
-    if len(sources) != len(targets) or not sources:
-        raise DataError(f"{len(sources)} texts with {len(targets)} translations: give one for each")
-    inputs = tokenize(
-        sources, tokenizer_dir=folder, input_names=_ENCODER_INPUTS, max_tokens=max_tokens
-    )
-    encoder = Samples(inputs, "attention_mask", origin=f"{len(sources)} texts")
-    tokens = load_tokenizer(folder)(list(targets), truncation=True, max_length=max_tokens)
-    beginnings, rows = _beginnings(
-        tokens["input_ids"], start_token, other_length=inputs["input_ids"].shape[1]
-    )
+    mask = sources["attention_mask"]
+    if len(mask) != len(targets) or not targets:
+        raise DataError(f"{len(mask)} texts with {len(targets)} translations: give one for each")
+    encoder = Samples(sources, "attention_mask", origin="texts with their translations")
+    beginnings, rows = _beginnings(targets, start_token, other_length=mask.shape[1])
     chosen = encoder.select(rows)
     decoder = Samples(
         {
@@ -100,7 +96,7 @@ def part_samples(
             "encoder_attention_mask": chosen.inputs["attention_mask"],
         },
         "encoder_attention_mask",
-        origin=f"beginnings of {len(rows)} translations",
+        origin="beginnings of translations",
     )
     return PartSamples(encoder, decoder)
 
@@ -133,22 +129,24 @@ def compress_parts(
     """
     progress = progress or Silent()
 
-    def study(name: str, data: Samples | None) -> _Studied:
-        subject = open_subject(folder / name)
+    def study(subject: Subject, other: Subject, data: Samples | None) -> _Studied:
+        wanted = _for_part(request, subject.table, other.table)
         if data is None:
-            found = Study(concrete(request, "none"))
+            found = Study(concrete(wanted, "none"))
             return _Studied(subject, plan_study(subject, found), None, None)
         researcher = Researcher(subject, data, spec=spec, cache=cache, progress=progress)
-        found = researcher.study(request)
+        found = researcher.study(wanted)
         plan = plan_study(subject, found)
         return _Studied(subject, plan, found.calibration, researcher.factor(plan, found))
 
-    encoder = study(ENCODER, samples.encoder if samples else None)
-    decoder = study(DECODER, samples.decoder if samples else None)
+    first, second = open_subject(folder / ENCODER), open_subject(folder / DECODER)
+    encoder = study(first, second, samples.encoder if samples else None)
+    decoder = study(second, first, samples.decoder if samples else None)
     merged = _transfer(decoder, open_subject(folder / DECODER_MERGED))
     plans = PartPlans(
         encoder=_write(encoder, output / ENCODER, progress),
         decoder=_write(merged, output / DECODER_MERGED, progress),
+        notes=encoder.calibration.notes if encoder.calibration else (),
     )
     for asset in folder.iterdir():
         if asset.is_file() and ".onnx" not in asset.name:
@@ -164,6 +162,17 @@ class _Studied:
     plan: CompressionPlan
     calibration: Calibration | None
     ready: Mapping[str, Factorization] | None
+
+
+def _for_part(request: CompressionSpec, part: SiteTable, other: SiteTable) -> CompressionSpec:
+    """The request without exclusions that are about the other part only."""
+
+    def known(pattern: str, table: SiteTable) -> bool:
+        return any(fnmatchcase(site.name, pattern) for site in table.sites)
+
+    kept = [p for p in request.select.exclude if known(p, part) or not known(p, other)]
+    select = request.select.model_copy(update={"exclude": tuple(kept)})
+    return request.model_copy(update={"select": select})
 
 
 def _transfer(studied: _Studied, subject: Subject) -> _Studied:

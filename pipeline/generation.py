@@ -9,9 +9,9 @@ this project's, so that a provider that is not there is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graph_passes.errors import DataError, ModelFileError
 from pipeline.data.preprocessing import load_tokenizer
@@ -34,12 +34,18 @@ _MAX_SOURCE_TOKENS = 512
 class TextGenerator:
     """An encoder–decoder that turns texts into texts."""
 
-    def __init__(self, folder: Path, spec: SessionSpec | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: SessionSpec | None = None,
+        tokenizer: Any = None,  # noqa: ANN401  # transformers' classes carry no types
+    ) -> None:
         """Open the sessions and the tokenizer.
 
         Args:
             folder: the ONNX files, ``config.json``, and the tokenizer's files.
             spec: how the graphs are run; defaults to ``SessionSpec()``.
+            tokenizer: where it is set up already (:mod:`pipeline.data.languages`).
 
         Raises:
             ModelFileError: a graph or the configuration is missing or damaged.
@@ -49,7 +55,24 @@ class TextGenerator:
         """
         require_export_extra("torch", "transformers", "optimum")
         self._model = _open(folder, spec or SessionSpec())
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = tokenizer or load_tokenizer(folder)
+
+    @property
+    def start_token(self) -> int:
+        """What the decoder starts with.
+
+        Raises:
+            ModelFileError: the configuration does not say.
+        """
+        found = self._model.generation_config.decoder_start_token_id
+        if found is None:
+            found = self._model.config.decoder_start_token_id
+        if found is None:
+            raise ModelFileError(
+                "the model's configuration has no decoder_start_token_id: add what the decoder "
+                "starts with"
+            )
+        return int(found)
 
     def generate(
         self,
@@ -58,6 +81,7 @@ class TextGenerator:
         beams: int = 1,
         max_new_tokens: int = 64,
         batch_size: int = 32,
+        forced_token: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[str]:
         """What the model makes of each of ``texts``, in their order.
@@ -67,6 +91,7 @@ class TextGenerator:
             beams: hypotheses that the search keeps; 1 is greedy.
             max_new_tokens: where a text is cut off.
             batch_size: texts at a time; texts of like length go together.
+            forced_token: what every text must begin with, as tokenizers of many languages want.
             progress: called after each batch with the number of texts done so far.
 
         Raises:
@@ -75,16 +100,19 @@ class TextGenerator:
         """
         if not texts:
             raise DataError("there is no text to generate from: give at least one")
+        settings: dict[str, Any] = {"num_beams": beams, "max_new_tokens": max_new_tokens}
+        if forced_token is not None:
+            settings["forced_bos_token_id"] = forced_token
         found = [""] * len(texts)
         for done, rows in _batches(texts, batch_size):
-            outputs = self._generate([texts[row] for row in rows], beams, max_new_tokens)
+            outputs = self._generate([texts[row] for row in rows], settings)
             for row, output in zip(rows, outputs, strict=True):
                 found[row] = output
             if progress is not None:
                 progress(done)
         return found
 
-    def _generate(self, texts: list[str], beams: int, max_new_tokens: int) -> list[str]:
+    def _generate(self, texts: list[str], settings: Mapping[str, Any]) -> list[str]:
         inputs = self._tokenizer(
             texts,
             padding="longest",
@@ -94,9 +122,7 @@ class TextGenerator:
         )
         wanted = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         try:
-            ids = self._model.generate(
-                **wanted, num_beams=beams, do_sample=False, max_new_tokens=max_new_tokens
-            )
+            ids = self._model.generate(**wanted, **settings, do_sample=False)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelFileError(f"the model cannot generate: {one_line(error)}") from error
         decoded: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -36,10 +36,11 @@ class SourceSpec(RecipeModel):
 
     ``model`` is a Hugging Face id, a folder in the hub's layout, ``package:NAME/FOLDER`` (a folder
     inside an installed Python package), ``MODULE:FACTORY`` (a callable that returns a torch module
-    and its example inputs), or an ``.onnx`` file.
+    and its example inputs), or an ``.onnx`` file. ``revision`` is the hub's branch or commit.
     """
 
     model: str
+    revision: str | None = None
     kind: Literal["auto", "huggingface", "module", "onnx"] = "auto"
     task: str | None = None
     exporter: Literal["dynamo", "optimum"] = "dynamo"
@@ -100,15 +101,40 @@ class TextData(RecipeModel):
 
 
 class TranslationData(RecipeModel):
-    """English sentences out of gettext catalogues, with the token of a target language in front.
+    """English sentences with their translations, out of gettext catalogues.
 
-    ``packages`` is a pip requirements file of the Python packages that carry the catalogues.
+    ``packages`` is a pip requirements file of the Python packages that carry the catalogues;
+    ``limit`` is for all languages together. Where only the sentences are read, each has the token
+    of its target language in front.
     """
 
     kind: Literal["gettext"]
     packages: Path
     languages: tuple[str, ...] = Field(min_length=1)
     split: Literal["train", "validation", "test"]
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=128, ge=2)
+
+
+class ParallelData(RecipeModel):
+    """A parallel data set of the Hugging Face hub, or a local folder of json or parquet files.
+
+    Each row of ``column`` holds a sentence in several languages: ``{"de": …, "en": …}``.
+
+    Attributes:
+        path: the folder, or the name on the hub.
+        languages: the target languages, with the configuration (in a folder: the sub-folder) that
+            has each; null where one table has all.
+        source: the language to translate from.
+        limit: for all languages together.
+    """
+
+    kind: Literal["parallel"]
+    path: str
+    languages: dict[str, str | None] = Field(min_length=1)
+    source: str = "en"
+    column: str = "translation"
+    split: str = "test"
     limit: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=128, ge=2)
 
@@ -159,6 +185,7 @@ DataSpec = Annotated[
     | NpzData
     | TextData
     | TranslationData
+    | ParallelData
     | HubData
     | MaskedData,
     Field(discriminator="kind"),
@@ -190,8 +217,40 @@ class MaskFillingMetric(RecipeModel):
     top_k: int = Field(default=5, ge=1)
 
 
+class TranslationMetric(RecipeModel):
+    """BLEU and chrF of what an encoder–decoder says: for data of translations.
+
+    A model of many languages is told the target language in one of two ways.
+
+    Attributes:
+        beams: hypotheses that the search keeps; 1 is greedy.
+        max_new_tokens: where a translation is cut off.
+        prompt: what the model reads, with the language's code for ``{language}`` and the sentence
+            for ``{source}``, such as ``>>{language}<< {source}``.
+        source_language: the code that the tokenizer has for the source; the target language is
+            then the first token, which the decoder is forced to say (M2M100, NLLB, mBART).
+        codes: what the model calls the languages of the data, where that is something else.
+    """
+
+    kind: Literal["translation"]
+    beams: int = Field(default=1, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    prompt: str | None = None
+    source_language: str | None = None
+    codes: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TranslationMetric:
+        if self.prompt is not None and self.source_language is not None:
+            raise ValueError("prompt and source_language exclude each other")
+        if self.prompt is not None and "{source}" not in self.prompt:
+            raise ValueError("a prompt needs {source}, where the sentence goes")
+        return self
+
+
 MetricSpec = Annotated[
-    EmbeddingMetric | AccuracyMetric | MaskFillingMetric, Field(discriminator="kind")
+    EmbeddingMetric | AccuracyMetric | MaskFillingMetric | TranslationMetric,
+    Field(discriminator="kind"),
 ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
 VOCABULARY = 100
@@ -77,7 +78,13 @@ def t5() -> PreTrainedModel:
     import transformers
 
     settings = transformers.T5Config(
-        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=1,
+        num_heads=4,
+        decoder_start_token_id=0,
     )
     return jittered(lambda: transformers.T5ForConditionalGeneration(settings))
 
@@ -110,6 +117,29 @@ def marian() -> PreTrainedModel:
     return model
 
 
+def m2m100() -> PreTrainedModel:
+    """An M2M100, which NLLB is too: the first target token says the language."""
+    import transformers
+
+    settings = transformers.M2M100Config(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        init_std=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=1,
+        decoder_start_token_id=1,
+    )
+    return jittered(lambda: transformers.M2M100ForConditionalGeneration(settings))
+
+
 def vit(**config: object) -> PreTrainedModel:
     """A ViT that classifies, by default one-channel images of ``IMAGE_SIZE``."""
     import transformers
@@ -138,6 +168,44 @@ def jittered(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
+
+
+def save_words(folder: Path, *special: str) -> None:
+    """Save a tokenizer of the words w2, w3, … beside a model, ``special`` in place of the last."""
+    import transformers
+
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_words(special), **_SPECIAL, additional_special_tokens=list(special)
+    ).save_pretrained(folder)
+
+
+def save_nllb_words(folder: Path, *languages: str) -> None:
+    """The same words with a tokenizer that marks source and target language as NLLB's does."""
+    import transformers
+
+    transformers.NllbTokenizerFast(
+        tokenizer_object=_words(languages),
+        **_SPECIAL,
+        **dict.fromkeys(("bos_token", "sep_token", "cls_token"), "</s>"),
+        src_lang=languages[0],
+        additional_special_tokens=list(languages),
+    ).save_pretrained(folder)
+
+
+_SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "w2"}
+
+
+def _words(special: tuple[str, ...]) -> Tokenizer:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    last = VOCABULARY - len(special)
+    words = ["<pad>", "</s>", *(f"w{number}" for number in range(2, last)), *special]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "w2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return tokenizer
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:

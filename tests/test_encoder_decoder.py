@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from graph_passes.errors import DataError, ModelFileError, NothingToCompressError
+from graph_passes.errors import DataError, ModelFileError, NothingToCompressError, RequestError
 from graph_passes.plan import MethodSpec
-from graph_passes.request import CompressionSpec
+from graph_passes.request import CompressionSpec, Selection
 from pipeline.encoder_decoder import compress_parts, part_samples
 from pipeline.export.encoder_decoder import export_encoder_decoder
 from pipeline.generation import (
@@ -34,7 +34,7 @@ TEXTS = ["w5 w9 w12", "w40", "w7 w7 w8 w30 w31 w32 w33", "w99 w2"]
 def checkpoint(tmp_path_factory):
     pytest.importorskip("optimum.onnxruntime")
     folder = hf_models.save(hf_models.marian(), tmp_path_factory.mktemp("marian"))
-    _save_tokenizer(folder)
+    hf_models.save_words(folder)
     return folder
 
 
@@ -43,20 +43,6 @@ def parts(checkpoint, tmp_path_factory):
     return export_encoder_decoder(
         checkpoint, SourceSpec(model="tiny", opset=17), tmp_path_factory.mktemp("onnx")
     )
-
-
-def _save_tokenizer(folder):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "</s>", *(f"w{number}" for number in range(2, hf_models.VOCABULARY))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "w2"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    special = {"pad_token": words[0], "eos_token": words[1]}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 def _generated_by_torch(checkpoint, texts, **settings):
@@ -146,7 +132,16 @@ def samples(parts):
         lengths = rng.integers(3, 9, size=count)
         return [" ".join(f"w{n}" for n in rng.integers(2, 100, size=k)) for k in lengths]
 
-    return part_samples(parts.folder, texts(60), texts(60), start_token=0)
+    return _samples(parts.folder, texts(60), texts(60))
+
+
+def _samples(folder, sources, targets):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoded = tokenizer(sources, padding=True, return_tensors="np")
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    return part_samples(folder, inputs, tokenizer(targets)["input_ids"], start_token=0)
 
 
 def _factored(plan):
@@ -189,6 +184,7 @@ def test_both_branches_of_the_decoder_get_the_calibrated_factors(parts, samples,
     request = CompressionSpec(method=MethodSpec(name="asvd"), params=0.5)
     plans = compress_parts(parts.folder, tmp_path, request, samples)
     assert plans.decoder.parameters_after <= 0.5 * plans.decoder.parameters_before
+    assert not plans.notes  # the mask is the source's: nothing that the decoder reads is padded
     for site in (*plans.encoder.factored, *plans.decoder.factored):
         assert site.error is not None
         assert site.error.activation == pytest.approx(site.error.bound, rel=1e-3)
@@ -229,6 +225,20 @@ def _hidden(folder, ids):
     return run(open_session(folder / ENCODER), feeds)["last_hidden_state"]
 
 
+def test_what_is_excluded_need_be_in_one_part_only(parts, tmp_path):
+    request = CompressionSpec(
+        method=MethodSpec(name="svd"), params=0.5, select=Selection(exclude=("lm_head", "*.0.fc1"))
+    )
+    plans = compress_parts(parts.folder, tmp_path, request)
+    names = {site.site for plan in (plans.encoder, plans.decoder) for site in plan.factored}
+    assert len(plans.encoder.factored) == 5
+    assert "model.decoder.layers.1.fc1" in names
+    assert not any("lm_head" in name or ".0.fc1" in name for name in names)
+    nowhere = request.model_copy(update={"select": Selection(exclude=("nowhere",))})
+    with pytest.raises(RequestError, match="'nowhere' matches no linear site"):
+        compress_parts(parts.folder, tmp_path, nowhere)
+
+
 def test_a_decoder_with_other_weights_is_not_compressed(parts, tmp_path):
     folder = shutil.copytree(parts.folder, tmp_path / "copy")
     model = onnx.load(folder / DECODER_MERGED)
@@ -243,6 +253,6 @@ def test_a_decoder_with_other_weights_is_not_compressed(parts, tmp_path):
 
 def test_texts_and_translations_must_fit(parts):
     with pytest.raises(DataError, match="2 texts with 1 translations"):
-        part_samples(parts.folder, ["w5", "w6"], ["w7"], start_token=0)
+        _samples(parts.folder, ["w5", "w6"], ["w7"])
     with pytest.raises(DataError, match="too short"):
-        part_samples(parts.folder, ["w5", "w6"], ["", ""], start_token=0)
+        _samples(parts.folder, ["w5", "w6"], ["", ""])

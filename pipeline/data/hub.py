@@ -23,7 +23,8 @@ def load_table(
 
     Args:
         path: a folder (relative to ``base_dir``) where there is one, else a name on the hub.
-        name: the configuration, for data sets that have several.
+        name: the configuration, for data sets that have several; in a folder, the sub-folder of
+            that name where there is one.
         split: which split, or part of one (``validation[:10%]``); a folder's files are ``train``
             unless their names say otherwise.
         base_dir: the recipe's folder.
@@ -40,6 +41,8 @@ def load_table(
             'hub data sets need the datasets library: pip install "compress-onnx[export]"'
         ) from error
     folder = base_dir / path
+    if name is not None and (folder / name).is_dir():
+        folder, name = folder / name, None
     data_files = None if files is None else {split.partition("[")[0]: files}
     try:
         return datasets.load_dataset(
@@ -86,6 +89,31 @@ def label_column(table: Dataset, column: str) -> Array:
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
         raise DataError(f"column {column!r} holds no class numbers: labels must be whole numbers")
     return labels.astype(np.int64)
+
+
+def translation_columns(
+    table: Dataset, column: str, source: str, target: str
+) -> tuple[list[str], list[str]]:
+    """The sentences of a parallel data set in two languages.
+
+    Args:
+        table: each row of ``column`` maps languages to sentences.
+        column: its name.
+        source: a language.
+        target: another.
+
+    Raises:
+        DataError: no such column, or it lacks a language.
+    """
+    rows = list(_column(table, column))
+    for language in (source, target):
+        if not all(isinstance(row, dict) and isinstance(row.get(language), str) for row in rows):
+            known = sorted(rows[0]) if rows and isinstance(rows[0], dict) else []
+            raise DataError(
+                f"column {column!r} has no sentences in {language!r}, only in "
+                f"{', '.join(known) or 'no language at all'}"
+            )
+    return [row[source] for row in rows], [row[target] for row in rows]
 
 
 def _column(table: Dataset, column: str) -> Column:

@@ -20,6 +20,7 @@ from pipeline.data.digits import digit_images
 from pipeline.data.docstrings import docstring_sentences
 from pipeline.data.masking import mask_one_word
 from pipeline.data.npz import load_npz
+from pipeline.data.parallel import load_pairs, origin_of
 from pipeline.data.preprocessing import process_images, read_vocabulary, tokenize
 from pipeline.data.pydoc import pydoc_sentences
 from pipeline.data.samples import Array, Samples
@@ -33,6 +34,7 @@ from pipeline.recipe import (
     HubData,
     MaskedData,
     NpzData,
+    ParallelData,
     PydocData,
     TextData,
     TranslationData,
@@ -69,7 +71,7 @@ class _Request:
     def tokenized(
         self,
         texts: list[str],
-        spec: PydocData | DocstringData | VersesData | TextData | TranslationData,
+        spec: PydocData | DocstringData | VersesData | TextData | TranslationData | ParallelData,
         origin: str,
     ) -> Samples:
         """At most ``spec.limit`` of the texts as samples."""
@@ -161,6 +163,11 @@ def _from_gettext(spec: TranslationData, request: _Request) -> Samples:
     )
 
 
+def _from_parallel(spec: ParallelData, request: _Request) -> Samples:
+    pairs = load_pairs(spec, base_dir=request.base_dir, seed=request.seed)
+    return request.tokenized([pair.source for pair in pairs], spec, origin_of(spec, pairs))
+
+
 def _from_digits(spec: DigitsData, request: _Request) -> Samples:
     pixels, labels = digit_images(spec.split)
     samples = Samples(
@@ -194,6 +201,7 @@ _LOADERS: dict[type, Callable[[Any, _Request], Samples]] = {
     VersesData: _from_verses,
     TextData: _from_text,
     TranslationData: _from_gettext,
+    ParallelData: _from_parallel,
     DigitsData: _from_digits,
     HubData: _from_hub,
     MaskedData: _from_masked,

@@ -18,7 +18,7 @@ from graph_passes.errors import ModelFileError
 from pipeline.data.samples import Array
 from pipeline.export.checkpoint import load_checkpoint, read_config, require_safetensors
 from pipeline.export.onnx_file import use_onnx_file
-from pipeline.export.optimum_export import MAX_OPSET, run_optimum
+from pipeline.export.optimum_export import MAX_OPSET, export_notes, run_optimum
 from pipeline.export.parity import compare_with_torch
 from pipeline.export.probes import TEXT_AXES, text_probes
 from pipeline.export.tasks import Task
@@ -30,6 +30,7 @@ from pipeline.session import open_session, run
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PretrainedConfig
 
 _TASK = Task("text2text-generation", "AutoModelForSeq2SeqLM", ("logits",), ())
 
@@ -41,10 +42,12 @@ class ExportedParts:
     Attributes:
         folder: has them, with the configuration and the tokenizer.
         report: where they came from, and how close they are to PyTorch.
+        notes: what a reader of the report must know, such as a lowered opset.
     """
 
     folder: Path
     report: ExportReport
+    notes: tuple[str, ...] = ()
 
 
 def export_encoder_decoder(
@@ -75,7 +78,7 @@ def export_encoder_decoder(
     parity = compare_with_torch(model, candidates, spec.parity_tolerance)
     opset = use_onnx_file(folder / ENCODER, spec.model).report.opset
     report = ExportReport(source=spec.model, exporter="optimum", opset=opset, parity=parity)
-    return ExportedParts(folder, report)
+    return ExportedParts(folder, report, tuple(export_notes(spec, report)))
 
 
 def teacher_forced_logits(folder: Path, inputs: dict[str, Tensor]) -> Array:
@@ -113,7 +116,13 @@ def _torch_model(checkpoint: Path, seed: int) -> TorchModel:
     sources = text_probes(("input_ids", "attention_mask"), model.config, generator)
     targets = text_probes(("input_ids",), model.config, generator)
     probes = tuple(
-        {**source, "decoder_input_ids": target["input_ids"]}
+        {**source, "decoder_input_ids": _without_padding(target["input_ids"], model.config)}
         for source, target in zip(sources, targets, strict=True)
     )
     return TorchModel(model, _TASK.outputs, dict.fromkeys(probes[0], TEXT_AXES), probes)
+
+
+def _without_padding(tokens: Tensor, config: PretrainedConfig) -> Tensor:
+    """As a decoder is given them: M2M100 does not count padding, which past key values cannot."""
+    padding = config.pad_token_id or 0
+    return tokens.masked_fill(tokens == padding, (padding + 1) % config.vocab_size)

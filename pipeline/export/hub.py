@@ -11,13 +11,17 @@ from graph_passes.errors import ModelFileError
 from pipeline.export.quiet import quiet
 from pipeline.session import one_line
 
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold the same weights for other runtimes.
 _UNWANTED = ["*/*", "*.fp16.safetensors"]
 
 
-def download(repo_id: str) -> Path:
-    """The folder of the newest snapshot of ``repo_id``; the cached one when there is no network.
+def download(repo_id: str, revision: str | None = None) -> Path:
+    """The folder of a snapshot of ``repo_id``; the cached one when there is no network.
+
+    Args:
+        repo_id: the model's name on the hub.
+        revision: a branch, tag or commit; the newest of the main branch when None.
 
     Raises:
         ModelFileError: the hub has no such model, refuses it, or cannot be reached.
@@ -27,7 +31,12 @@ def download(repo_id: str) -> Path:
     try:
         with quiet():
             return Path(
-                snapshot_download(repo_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+                snapshot_download(
+                    repo_id,
+                    revision=revision,
+                    allow_patterns=_WANTED,
+                    ignore_patterns=_UNWANTED,
+                )
             )
     except errors.LocalEntryNotFoundError as error:
         raise ModelFileError(

@@ -42,7 +42,7 @@ def export_huggingface(
         MissingDependencyError: a package of the ``export`` extra is not installed.
     """
     require_export_extra("torch", "transformers", "onnxscript", "safetensors")
-    checkpoint = source.folder if isinstance(source, FolderSource) else download(source.repo_id)
+    checkpoint = checkpoint_of(source, spec.revision)
     if spec.exporter == "optimum":
         require_export_extra("optimum")
         exported = export_optimum(checkpoint, spec, folder, seed=seed)
@@ -56,12 +56,24 @@ def export_huggingface(
     )
 
 
+def checkpoint_of(source: FolderSource | HubSource, revision: str | None = None) -> Path:
+    """The folder of the checkpoint, fetched from the hub where it is not local.
+
+    Raises:
+        ModelFileError: the hub has no such model, refuses it, or cannot be reached.
+    """
+    if isinstance(source, FolderSource):
+        return source.folder
+    return download(source.repo_id, revision)
+
+
 def _export_dynamo(checkpoint: Path, spec: SourceSpec, folder: Path, seed: int) -> ExportedModel:
     config = read_config(checkpoint)
     if config.is_encoder_decoder:
         raise RequestError(
             f"{spec.model} is an encoder with a decoder, which the exporter dynamo cannot split: "
-            "use the exporter optimum, then compress each of the files that it writes"
+            "run a recipe with the metric translation, or use the exporter optimum and compress "
+            "each of the files that it writes"
         )
     task = require_task(spec.task, config.architectures)
     model = torch_model(load_checkpoint(checkpoint, task), task, checkpoint, seed=seed)

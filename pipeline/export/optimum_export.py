@@ -63,7 +63,7 @@ def export_optimum(checkpoint: Path, spec: SourceSpec, folder: Path, *, seed: in
         opset=use_onnx_file(path, spec.model).report.opset,
         parity=parity,
     )
-    return ExportedModel(path, report, notes=tuple(_notes(spec, report)))
+    return ExportedModel(path, report, notes=tuple(export_notes(spec, report)))
 
 
 def run_optimum(checkpoint: Path, task: str, opset: int, label: str, folder: Path) -> None:
@@ -91,7 +91,8 @@ def run_optimum(checkpoint: Path, task: str, opset: int, label: str, folder: Pat
         raise ModelFileError(f"optimum cannot export {label}: {one_line(error)}") from error
 
 
-def _notes(spec: SourceSpec, report: ExportReport) -> Iterator[str]:
+def export_notes(spec: SourceSpec, report: ExportReport) -> Iterator[str]:
+    """How the export differs from what was asked for."""
     if report.opset != spec.opset:
         yield f"optimum exported at opset {report.opset} instead of {spec.opset}"
     if not report.parity:
