@@ -281,10 +281,18 @@ def speedup(times: Times) -> float:
     return float(medians[0] / medians[1])
 
 
-def speedup_interval(times: Times, rng: np.random.Generator) -> Interval:
-    """A 95 % percentile bootstrap interval of :func:`speedup` over the rounds ``[rounds, 2]``."""
+def total_speedup(times: Times) -> float:
+    """Sum of the reference over sum of the candidate, for rounds ``[rounds, 2]`` of unlike work."""
+    reference, candidate = times.sum(axis=0)
+    return float(reference / candidate)
+
+
+def speedup_interval(
+    times: Times, rng: np.random.Generator, ratio: Callable[[Times], float] = speedup
+) -> Interval:
+    """A 95 % percentile bootstrap interval of ``ratio`` over the rounds ``[rounds, 2]``."""
     rounds = len(times)
-    resampled = [speedup(times[rng.integers(rounds, size=rounds)]) for _ in range(_RESAMPLES)]
+    resampled = [ratio(times[rng.integers(rounds, size=rounds)]) for _ in range(_RESAMPLES)]
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Interval(float(low), float(high))
 

@@ -34,7 +34,14 @@ from pipeline.inputs import load_structure, model_inputs
 from pipeline.latency import measure_latency
 from pipeline.prices import Meter
 from pipeline.progress import Progress, Silent
-from pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe, SourceSpec
+from pipeline.recipe import (
+    DataSpec,
+    EmbeddingMetric,
+    MetricSpec,
+    Recipe,
+    SourceSpec,
+    TranslationMetric,
+)
 from pipeline.recover import recover_file, recovery_step
 from pipeline.report.pictures import SiteSpectrum
 from pipeline.results import Benchmark, RecoveryReport, ValidationReport
@@ -234,6 +241,11 @@ def prepare(
         RequestError: the recipe contradicts itself.
         CompressOnnxError: the model or the data cannot be had.
     """
+    if isinstance(recipe.metric, TranslationMetric):
+        raise RequestError(
+            f"recipe {recipe.name}: translation needs an encoder with a decoder, which only `run` "
+            "and `sweep` can take"
+        )
     if recipe.metric is not None and recipe.validation is None:
         raise RequestError(
             f"recipe {recipe.name}: a metric needs data to be measured on: add validation"

@@ -14,6 +14,10 @@ A gate on something that was not measured fails, and so does one on NaN.
 ``p50_ms.cpu`` (``p90_ms``, ``p99_ms``)        the candidate's latency
 ``size_ratio``, ``parameter_ratio``            candidate over reference
 ``candidate_bytes``, ``candidate_parameters``  the candidate's size
+``bleu``, ``chrf``; ``bleu.de``                translations: the candidate's mean over languages;
+                                               of one language
+``bleu_reference``, ``bleu_drop`` (``chrf_…``) the reference's, and reference less candidate; also
+                                               of one language (``bleu_drop.de``)
 =============================================  ==================================================
 """
 
@@ -24,8 +28,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from graph_passes.errors import RequestError
+from pipeline.metrics.translation import TranslationScore
 from pipeline.recipe import Gate
 from pipeline.results import Benchmark, GateResult, SizeReport, ValidationReport
+from pipeline.translation_results import GenerationTiming, TranslationScores
 
 _GATE_TEXT = re.compile(r"\s*(?P<quantity>[^<>=\s]+)\s*(?P<limit>>=|<=)\s*(?P<threshold>\S+)\s*")
 
@@ -86,6 +92,38 @@ def measured_quantities(
         quantities |= _latency_quantities(benchmark)
     if size is not None:
         quantities |= _size_quantities(size)
+    return quantities
+
+
+def translation_quantities(
+    reference: TranslationScores,
+    candidate: TranslationScores,
+    size: SizeReport,
+    timing: GenerationTiming | None = None,
+) -> dict[str, float]:
+    """Everything that a gate of a translation recipe can name."""
+    quantities = _size_quantities(size) | _score_quantities(reference.mean, candidate.mean)
+    for language, before in reference.languages.items():
+        after = candidate.languages[language]
+        quantities |= _score_quantities(before, after, suffix=f".{language}")
+    if timing is not None:
+        quantities[f"speedup.{timing.provider}"] = timing.speedup
+        quantities[f"speedup_low.{timing.provider}"] = timing.speedup_low
+    return quantities
+
+
+def _score_quantities(
+    reference: TranslationScore, candidate: TranslationScore, suffix: str = ""
+) -> dict[str, float]:
+    pairs = {
+        "bleu": (reference.bleu, candidate.bleu),
+        "chrf": (reference.chrf, candidate.chrf),
+    }
+    quantities: dict[str, float] = {}
+    for name, (before, after) in pairs.items():
+        quantities[f"{name}{suffix}"] = after
+        quantities[f"{name}_reference{suffix}"] = before
+        quantities[f"{name}_drop{suffix}"] = before - after
     return quantities
 
 

@@ -261,13 +261,12 @@ class SweepReport(Result):
     rows: tuple[SweepRow, ...]
 
 
-class RunReport(Result):
-    """Everything about one run of the pipeline.
+class Report(Result):
+    """What every run says about itself.
 
     Attributes:
-        op_counts: nodes by operator type that ONNX Runtime really executes on the CPU after its
-            own optimization, for ``reference`` and ``candidate`` (fusions kept or lost).
-        unmeasured: providers that were asked for with ``auto`` and are absent, with the reason.
+        calibration: the data, in words; None without.
+        timings_s: seconds by step.
         notes: what a reader must know: damped matrices, inputs without a mask, skipped pictures.
     """
 
@@ -280,14 +279,7 @@ class RunReport(Result):
     environment: Environment
     export: ExportReport | None = None
     calibration: str | None = None
-    search: SearchReport | None = None
-    plan: CompressionPlan
-    recovery: RecoveryReport | None = None
     size: SizeReport
-    op_counts: dict[str, dict[str, int]] = Field(default_factory=dict)
-    validation: ValidationReport | None = None
-    benchmarks: tuple[Benchmark, ...] = ()
-    unmeasured: dict[str, str] = Field(default_factory=dict)
     gates: tuple[GateResult, ...] = ()
     timings_s: dict[str, float] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -296,3 +288,21 @@ class RunReport(Result):
     def passed(self) -> bool:
         """True when every gate held; a run without gates passes."""
         return all(gate.passed for gate in self.gates)
+
+
+class RunReport(Report):
+    """Everything about one run of the pipeline on one model.
+
+    Attributes:
+        op_counts: nodes by operator type that ONNX Runtime really executes on the CPU after its
+            own optimization, for ``reference`` and ``candidate`` (fusions kept or lost).
+        unmeasured: providers that were asked for with ``auto`` and are absent, with the reason.
+    """
+
+    search: SearchReport | None = None
+    plan: CompressionPlan
+    recovery: RecoveryReport | None = None
+    op_counts: dict[str, dict[str, int]] = Field(default_factory=dict)
+    validation: ValidationReport | None = None
+    benchmarks: tuple[Benchmark, ...] = ()
+    unmeasured: dict[str, str] = Field(default_factory=dict)

@@ -28,6 +28,7 @@ from pipeline.results import (
     SearchReport,
     ValidationReport,
 )
+from pipeline.translation_results import TranslationReport
 
 _LOG_WIDTH = 160
 
@@ -156,6 +157,27 @@ def print_validation(report: ValidationReport) -> None:
     out.print(f"{report.samples} samples of {report.origin}", markup=False, highlight=False)
     if report.sizes is not None:
         out.print(report.sizes, markup=False, highlight=False)
+
+
+def print_translations(report: TranslationReport) -> None:
+    """BLEU and chrF of both models by language, and how fast they came."""
+    shown = table("language", "sentences", "BLEU", "candidate", "chrF", "candidate")
+    rows = {**report.reference.languages, "mean": report.reference.mean}
+    candidates = {**report.candidate.languages, "mean": report.candidate.mean}
+    for language, before in rows.items():
+        after = candidates[language]
+        scores = (before.bleu, after.bleu, before.chrf, after.chrf)
+        shown.add_row(escape(language), str(before.sentences), *map(significant, scores))
+    out.print(shown)
+    out.print(f"{report.validation}; {report.beams} beams", markup=False, highlight=False)
+    if (timing := report.timing) is not None:
+        out.print(
+            f"{timing.reference_texts_per_s:.1f} -> {timing.candidate_texts_per_s:.1f} texts a "
+            f"second: {timing.speedup:.2f}x [{timing.speedup_low:.2f}, {timing.speedup_high:.2f}], "
+            f"texts {timing.length_ratio:.3g} times as long",
+            highlight=False,
+            markup=False,
+        )
 
 
 def print_benchmarks(benchmarks: Sequence[Benchmark], unmeasured: dict[str, str]) -> None:

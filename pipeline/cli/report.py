@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from pipeline.bundle import verify_manifest
-from pipeline.report import read_report, render_summary
+from pipeline.report import read_report, render_summary, render_translation
+from pipeline.results import RunReport
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +27,6 @@ def report(
     found = read_report(folder)
     if check:
         verify_manifest(folder)
-    typer.echo(render_summary(found))
+    typer.echo(render_summary(found) if isinstance(found, RunReport) else render_translation(found))
     if not found.passed:
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,10 +21,13 @@ from pipeline.cli.console import (
     print_plan,
     print_recovery,
     print_search,
+    print_translations,
     print_validation,
 )
-from pipeline.recipe import Recipe, RecoverySpec, read_recipe
+from pipeline.recipe import Recipe, RecoverySpec, TranslationMetric, read_recipe
+from pipeline.results import Report
 from pipeline.run import run_recipe
+from pipeline.translation_run import run_translation
 
 
 def register(app: typer.Typer) -> None:
@@ -54,13 +57,15 @@ def run(
     """Export, calibrate, compress, validate, benchmark, report and bundle as RECIPE says.
 
     Leaves a folder with the model, `plan.json`, `report.json`, `summary.md`, pictures, tokenizer
-    files and a sha256 manifest. The exit code is the verdict of the recipe's gates.
+    files and a sha256 manifest; with the metric `translation`, with encoder and decoder, and a plan
+    of each. The exit code is the verdict of the recipe's gates.
     """
     budgets = options.budgets(params, bytes_, flops, latency)
     recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop, store)
     recipe = _recovering(recipe, recovery)
     folder = output or recipe.output or Path("bundles") / recipe.name
-    report = run_recipe(
+    carry_out = _translate if isinstance(recipe.metric, TranslationMetric) else _run
+    report = carry_out(
         recipe,
         folder,
         base_dir=recipe_path.parent,
@@ -68,14 +73,6 @@ def run(
         cache=options.cache_unless(no_cache),
         progress=ProgressBars(),
     )
-    print_plan(report.plan)
-    if report.search is not None:
-        print_search(report.search)
-    if report.recovery is not None:
-        print_recovery(report.recovery)
-    if report.validation is not None:
-        print_validation(report.validation)
-    print_benchmarks(report.benchmarks, report.unmeasured)
     size = report.size
     out.print(
         f"file {size.reference_bytes / 1e6:.1f} MB -> {size.candidate_bytes / 1e6:.1f} MB "
@@ -88,6 +85,27 @@ def run(
     out.print(f"bundle: {folder}", markup=False, highlight=False)
     if not passed:
         raise typer.Exit(1)
+
+
+def _run(recipe: Recipe, folder: Path, **settings: Any) -> Report:  # noqa: ANN401
+    report = run_recipe(recipe, folder, **settings)
+    print_plan(report.plan)
+    if report.search is not None:
+        print_search(report.search)
+    if report.recovery is not None:
+        print_recovery(report.recovery)
+    if report.validation is not None:
+        print_validation(report.validation)
+    print_benchmarks(report.benchmarks, report.unmeasured)
+    return report
+
+
+def _translate(recipe: Recipe, folder: Path, **settings: Any) -> Report:  # noqa: ANN401
+    report = run_translation(recipe, folder, **settings)
+    for plan in (report.encoder, report.decoder):
+        print_plan(plan)
+    print_translations(report)
+    return report
 
 
 def _overridden(

@@ -9,10 +9,11 @@ import typer
 
 from pipeline.cli import options
 from pipeline.cli.console import ProgressBars, out
-from pipeline.recipe import read_recipe
+from pipeline.recipe import TranslationMetric, read_recipe
 from pipeline.report.sweep import markdown, write_sweep
 from pipeline.sweep import grid
 from pipeline.sweep import sweep as sweep_recipe
+from pipeline.translation_run import sweep_translations
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +79,8 @@ def sweep(
     )
     if no_benchmark:
         recipe = recipe.model_copy(update={"benchmark": None})
-    report = sweep_recipe(
+    translates = isinstance(recipe.metric, TranslationMetric)
+    report = (sweep_translations if translates else sweep_recipe)(
         recipe,
         variants,
         base_dir=recipe_path.parent,

@@ -2,6 +2,15 @@
 
 from pipeline.report.markdown import render_summary
 from pipeline.report.pictures import SiteSpectrum, draw_pictures
+from pipeline.report.translation import render_translation, write_translation_report
 from pipeline.report.writer import read_report, write_report
 
-__all__ = ["SiteSpectrum", "draw_pictures", "read_report", "render_summary", "write_report"]
+__all__ = [
+    "SiteSpectrum",
+    "draw_pictures",
+    "read_report",
+    "render_summary",
+    "render_translation",
+    "write_report",
+    "write_translation_report",
+]

@@ -11,14 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.resources import files
 from itertools import groupby
 
 import jinja2
 
 from graph_passes.plan import SkippedNode
 from pipeline.report import formats
-from pipeline.results import GateResult, RunReport
+from pipeline.results import GateResult, Report, RunReport
 
 _MARKUP = re.compile(
     r"[\\`*\[|~$]"  # markup wherever it stands
@@ -72,7 +71,7 @@ def name(text: object) -> Markdown:
     return Markdown(f"`{line}`") if _HARMLESS_NAME.fullmatch(line) else escape(line)
 
 
-def verdict(report: RunReport) -> Markdown:
+def verdict(report: Report) -> Markdown:
     """``PASSED``, or ``FAILED`` with each gate that did."""
     failed = [gate for gate in report.gates if not gate.passed]
     if failed:
@@ -132,6 +131,7 @@ def changed_operators(report: RunReport) -> list[tuple[str, int, int]]:
 def template(file: str, package: str = "pipeline.report") -> jinja2.Template:
     """The template in ``file`` of ``package``; everything that it prints is escaped."""
     environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(package, "."),
         autoescape=False,  # noqa: S701 - that is for HTML; `finalize` escapes for Markdown
         finalize=lambda value: value if isinstance(value, Markdown) else escape(value),
         undefined=jinja2.StrictUndefined,
@@ -150,5 +150,4 @@ def template(file: str, package: str = "pipeline.report") -> jinja2.Template:
         "size": formats.size,
         "times": formats.times,
     }
-    source = files(package).joinpath(file).read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template(file)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from graph_passes.errors import RequestError
@@ -19,6 +20,7 @@ from pipeline.atomic import atomic_file
 from pipeline.report.markdown import render_summary
 from pipeline.report.pictures import SiteSpectrum, draw_pictures
 from pipeline.results import Result, RunReport
+from pipeline.translation_results import TranslationReport
 
 REPORT_NAME = "report.json"
 SUMMARY_NAME = "summary.md"
@@ -36,10 +38,10 @@ def write_report(report: RunReport, folder: Path, spectra: Sequence[SiteSpectrum
     Raises:
         OutputError: ``folder`` cannot be written.
     """
-    _write(folder / REPORT_NAME, report_json(report))
+    write_text(folder / REPORT_NAME, report_json(report))
     pictures = draw_pictures(report, spectra, folder)
     names = [picture.relative_to(folder).as_posix() for picture in pictures]
-    _write(folder / SUMMARY_NAME, render_summary(report, names))
+    write_text(folder / SUMMARY_NAME, render_summary(report, names))
 
 
 def report_json(report: Result) -> str:
@@ -48,7 +50,13 @@ def report_json(report: Result) -> str:
     return to_json(report.model_dump(), indent=2, inf_nan_mode="strings").decode() + "\n"
 
 
-def read_report(folder: Path) -> RunReport:
+class _Kind(BaseModel):
+    """Of all that a report holds, what kind it is; the first ones did not say."""
+
+    kind: Literal["run", "translation"] = "run"
+
+
+def read_report(folder: Path) -> RunReport | TranslationReport:
     """Read the report that a run left in ``folder``.
 
     Raises:
@@ -56,7 +64,10 @@ def read_report(folder: Path) -> RunReport:
     """
     path = folder / REPORT_NAME
     try:
-        return RunReport.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        if _Kind.model_validate_json(content).kind == "translation":
+            return TranslationReport.model_validate_json(content)
+        return RunReport.model_validate_json(content)
     except OSError as error:
         raise RequestError(
             f"cannot read {path}: {error.strerror}; name the folder that a run wrote"
@@ -65,6 +76,11 @@ def read_report(folder: Path) -> RunReport:
         raise RequestError(f"{path} is not a report: {first_problem(error)}") from error
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
