@@ -13,15 +13,27 @@ import numpy as np
 import pytest
 from cli_runner import start
 
-from pipeline.recipe import HubData, MaskedData, Recipe, RecoverySpec, read_recipe
+from pipeline.recipe import (
+    HubData,
+    MaskedData,
+    ParallelData,
+    Recipe,
+    RecoverySpec,
+    TranslationMetric,
+    read_recipe,
+)
 from pipeline.run import run_recipe
-from pipeline.studies.reproduction import attention, fine_tuning, workplace
+from pipeline.studies.reproduction import attention, fine_tuning, translation, workplace
+from pipeline.translation_run import run_translation
 
 pytestmark = pytest.mark.slow
 
 HUB = Path(__file__).parent.parent / "models" / "hub"
 RECIPES = sorted(path.stem for path in HUB.glob("*.yaml"))
+TRANSLATING = [name for name in RECIPES if name.startswith("translation-")]
+ONE_GRAPH = [name for name in RECIPES if name not in TRANSLATING]
 ROWS = 40
+LANGUAGES = {"de": "de-en", "es": "en-es", "fr": "en-fr", "it": "en-it", "pt": "en-pt"}
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "ate", "two", "rats", "at", "last", "here")
 
 
@@ -39,6 +51,7 @@ def hub(tmp_path, monkeypatch):
     save_table(tmp_path / "ILSVRC" / "imagenet-1k", "train", {"not": ["to", "be", "read"]})
     for split in ("train", "validation_matched", "validation_mismatched"):
         save_table(tmp_path / "nyu-mll" / "multi_nli", split, pairs(split))
+    save_translators(tmp_path)
     return tmp_path
 
 
@@ -62,10 +75,29 @@ def save_bert(folder: Path) -> None:
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
 
 
+def save_translators(root: Path) -> None:
+    """Models of words that are numbers, and such sentences as the hub's data set has them."""
+    t5 = hf_models.save(hf_models.t5(), root / "google" / "madlad400-3b-mt")
+    hf_models.save_words(t5, *(f"<2{language}>" for language in LANGUAGES))
+    codes = read_recipe(HUB / "translation-nllb.yaml").metric.codes
+    nllb = hf_models.save(hf_models.m2m100(), root / "facebook" / "nllb-200-distilled-600M")
+    hf_models.save_nllb_words(nllb, "eng_Latn", *codes.values())
+    rng = np.random.default_rng(0)
+    for language, name in LANGUAGES.items():
+        for split, rows in (("validation", ROWS), ("test", 3)):
+            said = [" ".join(f"w{n}" for n in rng.integers(3, 80, size=6)) for _ in range(rows)]
+            pairs = [{"en": text, language: text} for text in said]
+            path = root / "Helsinki-NLP" / "opus-100" / name / f"{split}-00000-of-00001.parquet"
+            save_parquet(path, {"translation": pairs})
+
+
 def save_table(folder: Path, split: str, columns: dict[str, list]) -> None:
+    save_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", columns)
+
+
+def save_parquet(path: Path, columns: dict[str, list]) -> None:
     import datasets
 
-    path = folder / "data" / f"{split}-00000-of-00001.parquet"
     datasets.Dataset.from_dict(columns).to_parquet(str(path))
 
 
@@ -88,7 +120,7 @@ def shortened(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"benchmark": None, "recovery": recovery})
 
 
-def data_of(recipe: Recipe) -> list[HubData]:
+def data_of(recipe: Recipe) -> list[HubData | ParallelData]:
     specs = [recipe.calibration, recipe.validation]
     return [spec.sentences if isinstance(spec, MaskedData) else spec for spec in specs]
 
@@ -97,6 +129,8 @@ def test_there_is_a_recipe_for_each_published_experiment():
     assert RECIPES == [
         "bert-multinli",
         "bert-multinli-attention",
+        "translation-madlad",
+        "translation-nllb",
         "vit-cifar10",
         "vit-imagenet",
         "vit-imagenet-attention",
@@ -110,7 +144,7 @@ def test_calibration_and_validation_read_different_rows(name):
     assert calibration.split != validation.split
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ONE_GRAPH)
 def test_the_recipe_runs_on_what_stands_in_for_the_hub(hub, name):
     recipe = read_recipe(HUB / f"{name}.yaml")
 
@@ -132,6 +166,7 @@ def test_the_recipe_runs_on_what_stands_in_for_the_hub(hub, name):
 @pytest.mark.parametrize(
     ("experiment", "recipe", "trained"),
     [
+        (translation.run, "translation-nllb", False),
         (attention.run_bert, "bert-multinli-attention", False),
         (fine_tuning.run_bert, "bert-multinli", True),
     ],
@@ -150,6 +185,23 @@ def test_the_study_runs_the_published_set_up(hub, monkeypatch, experiment, recip
     assert ("3 steps" in section.twin) == trained
     assert section.tables[0].rows
     assert all((pictures / picture.file).is_file() for picture in section.pictures)
+
+
+@pytest.mark.parametrize("name", TRANSLATING)
+def test_a_translation_recipe_runs_on_what_stands_in_for_the_hub(hub, name):
+    recipe = read_recipe(HUB / f"{name}.yaml")
+    assert isinstance(recipe.metric, TranslationMetric)
+    short = recipe.model_copy(
+        update={"metric": recipe.metric.model_copy(update={"max_new_tokens": 5})}
+    )
+
+    report = run_translation(short, hub / "bundle", base_dir=hub)
+
+    assert list(report.candidate.languages) == list(LANGUAGES)
+    assert report.candidate.mean.sentences == 3 * len(LANGUAGES)
+    assert report.encoder.factored
+    assert report.decoder.factored
+    assert not any("lm_head" in site.site for site in report.decoder.factored)
 
 
 @pytest.mark.parametrize("missing", ["model", "data"])

@@ -11,6 +11,7 @@ import pytest
 
 from graph_passes.plan import PlanError
 from graph_passes.request import CompressionSpec
+from pipeline.metrics.translation import TranslationScore
 from pipeline.recipe import read_recipe
 from pipeline.report.environment import environment
 from pipeline.results import Benchmark, LatencyStats, OutputComparison, SweepRow
@@ -21,12 +22,14 @@ from pipeline.studies.reproduction import (
     measuring,
     published,
     stages,
+    translation,
 )
 from pipeline.studies.reproduction.__main__ import EXPERIMENTS
 from pipeline.studies.reproduction.fine_tuning import Pair
 from pipeline.studies.reproduction.page import keep, kept, render, write_page
 from pipeline.studies.reproduction.section import Section, claim, table
 from pipeline.studies.reproduction.workplace import MODELS, Workplace
+from pipeline.translation_results import TranslationScores
 
 
 def row(
@@ -192,6 +195,30 @@ def test_a_bound_must_be_reached_and_never_undercut():
         assert future_work._claim_on_the_bound([future(bound=wrong)]).verdict == "refuted"
 
 
+def translation_verdicts(svdlora, exact):
+    original = TranslationScore(1, 30.0, 50.0)
+
+    def searched(bleu):
+        rows = {share: translated(found) for share, found in bleu.items()}
+        scores = TranslationScores(languages={"de": original}, mean=original)
+        return translation.Searched(scores, rows)
+
+    scores = {translation.SVDLORA: svdlora, translation.EXACT: exact, translation.AUTO: exact}
+    return verdicts(translation._claims({name: searched(bleu) for name, bleu in scores.items()}))
+
+
+def translated(bleu):
+    return SweepRow(variant=CompressionSpec(), metrics={"bleu": bleu, "chrf": 2 * bleu})
+
+
+def test_translation_is_judged_against_the_original_and_by_share():
+    as_published = {0.3: 19.9, 0.4: 31.1, 1.0: 29.6}
+    better = {0.3: 21.0, 0.4: 31.2}
+    assert translation_verdicts(as_published, better) == ["confirmed"] * 4
+    lost, worse = {0.3: 21.0, 0.4: 29.9, 1.0: 30.0}, {0.3: 22.0, 0.4: 29.8}
+    assert translation_verdicts(lost, worse) == ["refuted"] * 4
+
+
 def test_what_is_brought_back_is_a_share_of_what_was_lost():
     assert Pair(row(0.55), row(0.75)).recovered == pytest.approx(0.5)
     assert Pair(row(0.95), row(0.95)).recovered is None
@@ -247,7 +274,8 @@ def test_every_experiment_has_its_discussion_and_its_recipes_exist():
     cases = (attention._VIT, attention._BERT, fine_tuning._VIT, fine_tuning._BERT)
     for case in cases:
         assert case.name in EXPERIMENTS
-    for models in (stages.MODELS, future_work.VIT, *(case.models for case in cases)):
+    every = (stages.MODELS, translation.MODELS, future_work.VIT)
+    for models in (*every, *(case.models for case in cases)):
         assert (MODELS / f"{models.hub}.yaml").is_file()
         assert (MODELS / f"{models.twin}.yaml").is_file()
 

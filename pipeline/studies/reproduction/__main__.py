@@ -12,13 +12,20 @@ from tempfile import TemporaryDirectory
 from graph_passes.errors import CompressOnnxError
 from pipeline.cache import ArrayCache, default_folder
 from pipeline.report.environment import environment
-from pipeline.studies.reproduction import attention, fine_tuning, future_work, stages
+from pipeline.studies.reproduction import (
+    attention,
+    fine_tuning,
+    future_work,
+    stages,
+    translation,
+)
 from pipeline.studies.reproduction.page import keep, kept, write_page
 from pipeline.studies.reproduction.section import Section
 from pipeline.studies.reproduction.workplace import Workplace
 
 EXPERIMENTS: Mapping[str, Callable[[Workplace], Section]] = {
     "svdlora-classification": stages.run,
+    "svdlora-translation": translation.run,
     "vit-attention": attention.run_vit,
     "vit-fine-tuning": fine_tuning.run_vit,
     "bert-attention": attention.run_bert,
