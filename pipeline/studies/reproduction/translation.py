@@ -153,7 +153,7 @@ def _weight_errors(experiment: TranslationExperiment, shares: Sequence[float]) -
         for site in open_subject(experiment.reference / part).table.sites:
             if site.name in LAYERS.exclude:
                 continue
-            tail = spectrum(site, None).weight_tail
+            tail = spectrum(site, (None,)).weight_tail
             dense = site.in_features * site.out_features / (site.in_features + site.out_features)
             for share in shares:
                 errors[share].append(math.sqrt(tail[int(share * dense)]))
