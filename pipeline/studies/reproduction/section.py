@@ -45,7 +45,7 @@ class Section(Result):
         name: of the experiment, and of its files.
         title: with the experiment's number.
         published: the document's set-up.
-        recipes: recipes that run that set-up where model and data can be had.
+        recipes: that run that set-up, where model and data can be had.
         twin: what was run instead.
         tables, pictures, claims: what came of it.
         quick: whether on less data and with fewer rows than in full.
