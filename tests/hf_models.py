@@ -130,7 +130,7 @@ def m2m100() -> PreTrainedModel:
         decoder_attention_heads=4,
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
-        max_position_embeddings=64,
+        max_position_embeddings=160,
         init_std=0.3,
         pad_token_id=0,
         eos_token_id=1,
