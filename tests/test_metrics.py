@@ -18,7 +18,13 @@ from pipeline.metrics import embedding, make_metric
 from pipeline.metrics.accuracy import Accuracy, paired_interval
 from pipeline.metrics.embedding import EmbeddingFidelity, pool
 from pipeline.metrics.mask_filling import MaskFilling
-from pipeline.recipe import AccuracyMetric, EmbeddingMetric, MaskFillingMetric, MetricSpec
+from pipeline.recipe import (
+    AccuracyMetric,
+    EmbeddingMetric,
+    MaskFillingMetric,
+    MetricSpec,
+    TranslationMetric,
+)
 
 EMBEDDING = EmbeddingMetric(kind="embedding", pooling="none", neighbours=3)
 ACCURACY = AccuracyMetric(kind="accuracy")
@@ -48,9 +54,9 @@ def vectors(rng) -> np.ndarray:
     return rng.normal(size=(40, 16)).astype(np.float32)
 
 
-def test_every_metric_of_the_recipe_has_an_accumulator():
+def test_every_metric_of_one_graph_has_an_accumulator():
     union, _ = get_args(MetricSpec)
-    for spec_class in get_args(union):
+    for spec_class in set(get_args(union)) - {TranslationMetric}:
         (kind,) = get_args(spec_class.model_fields["kind"].annotation)
         metric = make_metric(spec_class(kind=kind))
         assert isinstance(metric, EmbeddingFidelity | Accuracy | MaskFilling)

@@ -1,7 +1,8 @@
 """Task metrics: what the models are worth to their users, beyond raw outputs.
 
 A metric is a recipe section (:data:`pipeline.recipe.MetricSpec`) and an accumulator that is
-constructed from it; ``_METRICS`` pairs them.
+constructed from it; ``_METRICS`` pairs them. Translations are scored as texts, by
+:mod:`pipeline.translation`.
 """
 
 from __future__ import annotations
