@@ -26,7 +26,7 @@ class Panel:
 
 
 def draw(path: Path, panels: Sequence[Panel]) -> None:
-    """Draw ``panels`` side by side.
+    """Draw ``panels`` side by side, with one legend where their lines have the same labels.
 
     Raises:
         OutputError: ``path`` cannot be written.
@@ -36,15 +36,21 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
     with mpl.rc_context(STYLE):
         figure = new_figure(4.2 * len(panels), 3.4)
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        shared = len(panels) > 1 and len({tuple(panel.lines) for panel in panels}) == 1
         for axis, panel in zip(axes, panels, strict=True):
             for colour, (label, points) in zip(COLOURS, panel.lines.items(), strict=False):
                 x, y = zip(*sorted(points), strict=True)
-                axis.plot(x, y, marker="o", markersize=3.5, label=label, color=colour)
+                text = label.replace("`", "")
+                axis.plot(x, y, marker="o", markersize=3.5, label=text, color=colour)
             if panel.level is not None:
                 axis.axhline(panel.level, color=GREY, linewidth=0.8, linestyle="--")
             axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
             if panel.logarithmic:
                 axis.set_yscale("log")
                 axis.yaxis.set_major_formatter("{x:g}")
-            axis.legend(fontsize=7)
+            if not shared:
+                axis.legend(fontsize=7)
+        if shared:
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         save_figure(figure, path)

@@ -203,7 +203,7 @@ def _share_text(share: float | None) -> str:
 def _panel(pairs: Pairs, original: float) -> Panel:
     lines: dict[str, list[tuple[float, float]]] = {}
     for (method, share), pair in pairs.items():
-        label = METHODS[method].strip("`")
+        label = METHODS[method]
         lines.setdefault(label, []).append((share, pair.before.metrics["accuracy"]))
         point = share, pair.after.metrics["accuracy"]
         lines.setdefault(f"{label}, fine-tuned", []).append(point)

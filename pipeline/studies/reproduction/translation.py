@@ -280,7 +280,7 @@ def _panel(
     lines = {
         "document": [(at, theirs(row)) for at, row in published.TRANSLATION.items()],
         f"{LABELS[SVDLORA]}, {BEAMS} beams": line(beamed),
-        **{LABELS[method].replace("`", ""): line(found) for method, found in methods.items()},
+        **{LABELS[method]: line(found) for method, found in methods.items()},
     }
     level: float = getattr(methods[SVDLORA].original.mean, name)
     return Panel(metric, "share of the parameters", "", lines, level)
