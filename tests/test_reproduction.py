@@ -152,14 +152,18 @@ def pairs(svd, auto):
     }
 
 
+def fine_tuning_claims(known):
+    return fine_tuning._claims(known, 0.95, "9 steps", theirs=True)
+
+
 def test_fine_tuning_is_judged_at_the_smallest_share_of_the_document():
     ruined = [(0.9, 0.95), (0.8, 0.95), (0.1, 0.9)]
     known = pairs(ruined, [(0.94, 0.95), (0.94, 0.95), (0.85, 0.9)])
-    assert verdicts(fine_tuning._claims(known, 0.95)) == ["confirmed", "confirmed", "confirmed"]
+    assert verdicts(fine_tuning_claims(known)) == ["confirmed", "confirmed", "confirmed"]
     # Our best without any training beats theirs with it, and theirs hardly recovers.
     weak = [(0.9, 0.91), (0.8, 0.82), (0.7, 0.75)]
     known = pairs(weak, [(0.94, 0.95), (0.94, 0.95), (0.85, 0.9)])
-    assert verdicts(fine_tuning._claims(known, 0.95)) == ["refuted", "refuted", "refuted"]
+    assert verdicts(fine_tuning_claims(known)) == ["refuted", "refuted", "refuted"]
 
 
 def future(accuracy=0.95, bound=0.1, **errors):

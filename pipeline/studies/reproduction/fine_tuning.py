@@ -126,7 +126,7 @@ def _run(place: Workplace, case: Case) -> Section:
         f"{len(experiment.training)} samples, against the original's outputs and the labels.",
         tables=(_table(pairs, original, theirs=case is _VIT),),
         pictures=(Picture(file=picture.name, caption="Accuracy without and with training."),),
-        claims=tuple(_claims(pairs, original)),
+        claims=tuple(_claims(pairs, original, end, theirs=case is _VIT)),
     )
 
 
@@ -160,7 +160,8 @@ def _theirs(row: published.FineTuned) -> list[str]:
     return [str(row.rank), f"{row.untrained:.3g}", f"{row.trained:.2f}"]
 
 
-def _claims(pairs: Pairs, original: float) -> list[Claim]:
+def _claims(pairs: Pairs, original: float, end: str, *, theirs: bool) -> list[Claim]:
+    """Judged after training for ``end``; with the document's figures where they are ``theirs``."""
     shares = sorted({share for _, share in pairs}, reverse=True)
     least = [share for share in shares if share >= min(SHARES)][-1]
     svd = {share: pairs["svd", share] for share in shares}
@@ -168,15 +169,15 @@ def _claims(pairs: Pairs, original: float) -> list[Claim]:
     at = " / ".join(f"{share:.0%}" for share in shares)
     return [
         claim(
-            "Without training, SVD of all linear layers ruins the model (0.376 / 0.14 / 0.01 at "
-            "48 / 33 / 19 %, of 0.86).",
+            "Without training, SVD of all linear layers ruins the model"
+            + (" (0.376 / 0.14 / 0.01 at 48 / 33 / 19 %, of 0.86)." if theirs else "."),
             svd[least].before.metrics["accuracy"] < original / 2,
             f"At {at}: {_accuracies(svd, shares, before=True)} of {original:.4f}.",
         ),
         claim(
             "Fine-tuning brings most of the loss back, also at 19 %.",
             (svd[least].recovered or 0.0) > 0.5,
-            f"At {at}: {_accuracies(svd, shares)}; of what was lost that brings back "
+            f"At {at}: {_accuracies(svd, shares)} after {end}; of what was lost that brings back "
             f"{' / '.join(_share_text(svd[share].recovered) for share in shares)}.",
         ),
         claim(
