@@ -93,9 +93,11 @@ def test_full_rank_reproduces_the_original(experiment, tmp_path):
     assert all(output.relative_l2 < 1e-4 for output in validation.outputs)
 
 
-def test_rank_1_ruins_it(experiment, tmp_path):
-    _, validation = compressed(experiment, tmp_path, rank=1)
-    assert validation.metrics["accuracy_drop"] > 0.05
+def test_rank_1_damages_the_logits(experiment, tmp_path):
+    """The accuracy hardly: ten digits do not need what the experts know."""
+    _, half = compressed(experiment, tmp_path, params=0.5)
+    _, least = compressed(experiment, tmp_path, rank=1)
+    assert least.outputs[0].relative_l2 > 2 * half.outputs[0].relative_l2 > 0.02
 
 
 def test_what_experts_get_is_worth_more_than_their_weights(experiment, tmp_path):
@@ -125,7 +127,9 @@ def test_both_layouts_lose_the_same(tmp_path):
         folder = tmp_path / layout
         folder.mkdir()
         experiment = prepare(recipe, folder, base_dir=MODELS)
-        _, validation = compressed(experiment, folder, rank=40)
+        candidate = tmp_path / f"{layout}-candidate"
+        candidate.mkdir()
+        _, validation = compressed(experiment, candidate, rank=40)
         losses.append(validation.outputs[0].relative_l2)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert losses[0] > 0.01
