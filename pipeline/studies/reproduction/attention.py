@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from graph_passes.plan import MethodSpec
 from graph_passes.planning import make_plan
@@ -29,7 +28,7 @@ from pipeline.studies.reproduction.measuring import (
     site_error,
 )
 from pipeline.studies.reproduction.section import Claim, Picture, Section, Table, claim, table
-from pipeline.studies.reproduction.workplace import Models, Workplace
+from pipeline.studies.reproduction.workplace import Case, Models, Workplace
 
 SHARES = (0.1, 0.2, 0.33, 0.5, 0.7, 0.9)
 SVD, SCALED, EXACT_ASVD = "svd", "asvd-diagonal", "asvd"
@@ -41,23 +40,6 @@ METHODS: Mapping[str, str] = {
 ATTENTION = Selection(group="attention")
 
 Rows = Mapping[tuple[str, float], SweepRow]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One of the two models.
-
-    Attributes:
-        name: of the experiment.
-        title: with its number.
-        published: the document's set-up.
-        models: that and its twin.
-    """
-
-    name: str
-    title: str
-    published: str
-    models: Models
 
 
 def run_vit(place: Workplace) -> Section:

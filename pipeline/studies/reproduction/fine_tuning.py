@@ -24,7 +24,7 @@ from pipeline.studies.reproduction.measuring import (
     site_error,
 )
 from pipeline.studies.reproduction.section import Claim, Picture, Section, Table, claim, table
-from pipeline.studies.reproduction.workplace import Models, Workplace
+from pipeline.studies.reproduction.workplace import Case, Models, Workplace
 
 SHARES = tuple(row.share for row in published.FINE_TUNING)
 """The document's shares."""
@@ -52,23 +52,15 @@ Pairs = Mapping[tuple[str, float], Pair]
 
 
 @dataclass(frozen=True)
-class Case:
-    """One of the two models.
+class TrainedCase(Case):
+    """One of the two models, and how it is trained.
 
     Attributes:
-        name: of the experiment.
-        title: with its number.
-        published: the document's set-up.
-        models: that and its twin.
         shares: of the parameters; the document's, and smaller ones where those cost nothing.
         training: what to train on; None for the calibration data.
         steps: of training.
     """
 
-    name: str
-    title: str
-    published: str
-    models: Models
     shares: tuple[float, ...]
     training: DataSpec | None
     steps: int
@@ -91,7 +83,7 @@ def run_bert(place: Workplace) -> Section:
     return _run(place, _BERT)
 
 
-def _run(place: Workplace, case: Case) -> Section:
+def _run(place: Workplace, case: TrainedCase) -> Section:
     lessons = RecoverySpec(
         data=case.training,
         budget=None,
@@ -211,7 +203,7 @@ def _panel(pairs: Pairs, original: float) -> Panel:
     return Panel("all linear layers", "share of the parameters", "accuracy", lines, original)
 
 
-_VIT = Case(
+_VIT = TrainedCase(
     name="vit-fine-tuning",
     title="4. ViT, all linear layers: SVD, then fine-tuning",
     published="ViT-B/16-224 on ImageNet (top 1), all linear layers, largest rank 244 / 192 / 96.",
@@ -220,7 +212,7 @@ _VIT = Case(
     training=None,
     steps=400,
 )
-_BERT = Case(
+_BERT = TrainedCase(
     name="bert-fine-tuning",
     title="6. BERT, all linear layers: SVD, then fine-tuning",
     published="BERT-large-uncased-whole-word-masking on MultiNLI, filling in masked words (top 5), "

@@ -39,6 +39,23 @@ class Models:
     description: str
 
 
+@dataclass(frozen=True)
+class Case:
+    """An experiment that is run on one pair of models.
+
+    Attributes:
+        name: of the experiment.
+        title: with its number.
+        published: the document's set-up.
+        models: that and its twin.
+    """
+
+    name: str
+    title: str
+    published: str
+    models: Models
+
+
 @dataclass
 class Workplace:
     """What experiments share.
