@@ -272,6 +272,13 @@ def test_a_quick_run_says_that_it_is_no_result():
     assert "no results" in render([section(quick=True)], "pictures")
 
 
+def test_what_is_said_about_a_twin_is_not_said_of_the_published_set_up():
+    about = "it still tells digits apart"
+    name = "svdlora-translation"
+    assert about in render([section(name)], "pictures").replace("\n", " ")
+    assert about not in render([section(name, as_published=True)], "pictures").replace("\n", " ")
+
+
 def test_every_experiment_has_its_discussion_and_its_recipes_exist():
     folder = files("pipeline.studies.reproduction") / "discussion"
     assert {Path(str(entry)).stem for entry in folder.iterdir()} == set(EXPERIMENTS)

@@ -68,7 +68,12 @@ def _measured(name: str, place: Workplace) -> Section:
     begun = time.perf_counter()
     section = EXPERIMENTS[name](place)
     seconds = round(time.perf_counter() - begun, 1)
-    measured = {"quick": place.quick, "seconds": seconds, "environment": environment()}
+    measured = {
+        "quick": place.quick,
+        "as_published": place.published,
+        "seconds": seconds,
+        "environment": environment(),
+    }
     return section.model_copy(update=measured)
 
 

@@ -49,6 +49,7 @@ class Section(Result):
         twin: what was run instead.
         tables, pictures, claims: what came of it.
         quick: whether on less data and with fewer rows than in full.
+        as_published: whether the published set-up was run, and not its twin.
         seconds: what it took.
         environment: where.
     """
@@ -62,6 +63,7 @@ class Section(Result):
     pictures: tuple[Picture, ...] = ()
     claims: tuple[Claim, ...]
     quick: bool = False
+    as_published: bool = False
     seconds: float = 0.0
     environment: Environment | None = None
 
