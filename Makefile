@@ -68,22 +68,22 @@ analysis: $(READY)  ## Draw the spectra and densities of the recipes' models aga
 	$(BIN)/compress-onnx analyze models/digits-vit.yaml -o docs/analysis/digits-vit
 
 graphs: $(READY)  ## Rewrite the collection of exports at full rank again (docs/graphs.md).
-	$(BIN)/python tests/graph_table.py docs/graphs.md
+	$(BIN)/python tests/support/graph_table.py docs/graphs.md
 
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
-	$(BIN)/python -m pipeline.studies.memory
+	PYTHONPATH=docs $(BIN)/python -m studies.memory
 
 stages: $(READY)  ## Measure where stages and rounded factors help (docs/stages.md).
-	$(BIN)/python -m pipeline.studies.stages docs/stages.md
+	PYTHONPATH=docs $(BIN)/python -m studies.rounded_stages docs/stages.md
 
 siblings: $(READY)  ## Measure what sharing a factor is worth, to RECIPES (docs/siblings.md).
-	$(BIN)/python -m pipeline.studies.siblings $(RECIPES) -o docs/siblings.md
+	PYTHONPATH=docs $(BIN)/python -m studies.shared_factors $(RECIPES) -o docs/siblings.md
 
 peers: $(READY)  ## Measure published methods beside ours (docs/peers.md).
-	$(BIN)/python -m pipeline.studies.peers
+	PYTHONPATH=docs $(BIN)/python -m studies.peers
 
 reproduce: $(READY)  ## Run the documents' experiments (docs/reproduction.md); QUICK=1, PUBLISHED=1, ONLY=NAME.
-	$(BIN)/python -m pipeline.studies.reproduction $(if $(ONLY),--only $(ONLY)) \
+	PYTHONPATH=docs $(BIN)/python -m studies.reproduction $(if $(ONLY),--only $(ONLY)) \
 	    $(if $(QUICK),--quick --output build/reproduction.md) \
 	    $(if $(PUBLISHED),--published --output build/published.md)
 

@@ -19,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from graph_passes.errors import RequestError
-from graph_passes.request import CompressionSpec
-from graph_passes.validation_text import first_problem
-from pipeline.duration import parse_duration
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.validation_text import first_problem
+from compress_onnx.pipeline.runtime.duration import parse_duration
 
 
 class RecipeModel(BaseModel):

@@ -28,10 +28,11 @@ def wheel(tmp_path_factory) -> Path:
 def test_it_holds_the_packages_and_their_data_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
 
-    assert {"pipeline/py.typed", "graph_passes/py.typed", "pipeline/cli/__main__.py"} <= names
-    assert any(name.startswith("pipeline/report/") and name.endswith(".jinja") for name in names)
+    inner = {name.removeprefix("compress_onnx/") for name in names}
+    assert {"py.typed", "pipeline/py.typed", "graph_passes/py.typed"} <= inner
+    assert any(name.startswith("pipeline/report/") and name.endswith(".jinja") for name in inner)
     packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert packages == {"pipeline", "graph_passes"}
+    assert packages == {"compress_onnx"}
 
 
 def test_it_runs_outside_the_checkout(wheel, tmp_path):
@@ -52,8 +53,19 @@ def test_it_runs_outside_the_checkout(wheel, tmp_path):
         return done.stdout
 
     where = run(
-        "-c", "import pipeline, graph_passes; print(pipeline.__file__, graph_passes.__file__)"
+        "-c",
+        "from compress_onnx import graph_passes, pipeline\n"
+        "print(pipeline.__file__, graph_passes.__file__)",
     )
     assert all(str(site) in path for path in where.split())
-    run("-m", "pipeline.cli", "compress", "model.onnx", "-o", "small.onnx", "--method", "svd")
+    run(
+        "-m",
+        "compress_onnx.pipeline.cli",
+        "compress",
+        "model.onnx",
+        "-o",
+        "small.onnx",
+        "--method",
+        "svd",
+    )
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size

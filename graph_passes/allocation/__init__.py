@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graph_passes.allocation.base import Allocator, Candidate, Damage, round_rank
-from graph_passes.allocation.least_damage import least_damage
-from graph_passes.allocation.uniform import uniform
-from graph_passes.errors import RequestError
+from compress_onnx.graph_passes.allocation.base import Allocator, Candidate, Damage, round_rank
+from compress_onnx.graph_passes.allocation.least_damage import least_damage
+from compress_onnx.graph_passes.allocation.uniform import uniform
+from compress_onnx.graph_passes.errors import RequestError
 
 __all__ = ["ALLOCATORS", "Allocator", "Candidate", "Damage", "get_allocator", "round_rank"]
 

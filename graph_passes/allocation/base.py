@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes.allocation.price import LinearPrice, Price
+from compress_onnx.graph_passes.allocation.price import LinearPrice, Price
 
 Float64 = NDArray[np.float64]
 Damage = Literal["none", "energy", "sensitivity", "gauss-newton"]

@@ -24,8 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from graph_passes.allocation.base import Candidate
-from graph_passes.errors import RequestError
+from compress_onnx.graph_passes.allocation.base import Candidate
+from compress_onnx.graph_passes.errors import RequestError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graph_passes.allocation.base import Candidate, round_rank
+from compress_onnx.graph_passes.allocation.base import Candidate, round_rank
 
 
 def uniform(

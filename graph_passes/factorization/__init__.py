@@ -9,20 +9,20 @@ from collections.abc import Mapping
 
 from pydantic import TypeAdapter, ValidationError
 
-from graph_passes.errors import RequestError
-from graph_passes.factorization.activations import (
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.factorization.activations import (
     ActivationStats,
     GradientStats,
     Known,
     MomentAccumulator,
 )
-from graph_passes.factorization.asvd import ASVD
-from graph_passes.factorization.asvd_diagonal import DiagonalASVD
-from graph_passes.factorization.base import Decomposition, Factorization, Method, Term
-from graph_passes.factorization.gauss_newton import GaussNewton
-from graph_passes.factorization.svd import SVD
-from graph_passes.factorization.svdlora import SVDLoRA
-from graph_passes.validation_text import first_problem
+from compress_onnx.graph_passes.factorization.asvd import ASVD
+from compress_onnx.graph_passes.factorization.asvd_diagonal import DiagonalASVD
+from compress_onnx.graph_passes.factorization.base import Decomposition, Factorization, Method, Term
+from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
+from compress_onnx.graph_passes.factorization.svd import SVD
+from compress_onnx.graph_passes.factorization.svdlora import SVDLoRA
+from compress_onnx.graph_passes.validation_text import first_problem
 
 __all__ = [
     "METHODS",

@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as options
 
-from graph_passes.factorization.activations import ActivationStats
-from graph_passes.factorization.base import Array, Metric
-from graph_passes.factorization.projection import project
-from graph_passes.factorization.stages import ProjectedWeight
+from compress_onnx.graph_passes.factorization.activations import ActivationStats
+from compress_onnx.graph_passes.factorization.base import Array, Metric
+from compress_onnx.graph_passes.factorization.projection import project
+from compress_onnx.graph_passes.factorization.stages import ProjectedWeight
 
 
 @options(frozen=True, config=ConfigDict(extra="forbid"))

@@ -19,8 +19,14 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes.factorization.activations import ActivationStats
-from graph_passes.factorization.storage import Combine, Packed, Storage, combined, pack
+from compress_onnx.graph_passes.factorization.activations import ActivationStats
+from compress_onnx.graph_passes.factorization.storage import (
+    Combine,
+    Packed,
+    Storage,
+    combined,
+    pack,
+)
 
 Array = NDArray[np.generic]
 Float64 = NDArray[np.float64]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph_passes.factorization.activations import Known
-from graph_passes.factorization.asvd import ASVD
-from graph_passes.factorization.base import Array, Decomposition, Factorization, Float64
-from graph_passes.factorization.stack import decompose, row_shares
-from graph_passes.factorization.svd import SVD
+from compress_onnx.graph_passes.factorization.activations import Known
+from compress_onnx.graph_passes.factorization.asvd import ASVD
+from compress_onnx.graph_passes.factorization.base import (
+    Array,
+    Decomposition,
+    Factorization,
+    Float64,
+)
+from compress_onnx.graph_passes.factorization.stack import decompose, row_shares
+from compress_onnx.graph_passes.factorization.svd import SVD
 
 
 def least_errors(weight: Array, known: Known, found: Decomposition | None = None) -> Float64:

@@ -24,10 +24,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as options
 from scipy import linalg
 
-from graph_passes.factorization.activations import ActivationStats
-from graph_passes.factorization.base import Array, Float64, Metric
-from graph_passes.factorization.projection import project
-from graph_passes.factorization.stages import ProjectedWeight, Stages
+from compress_onnx.graph_passes.factorization.activations import ActivationStats
+from compress_onnx.graph_passes.factorization.base import Array, Float64, Metric
+from compress_onnx.graph_passes.factorization.projection import project
+from compress_onnx.graph_passes.factorization.stages import ProjectedWeight, Stages
 
 
 @options(frozen=True, config=ConfigDict(extra="forbid"))

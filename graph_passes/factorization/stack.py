@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graph_passes.factorization.activations import ActivationStats, Known
-from graph_passes.factorization.base import (
+from compress_onnx.graph_passes.factorization.activations import ActivationStats, Known
+from compress_onnx.graph_passes.factorization.base import (
     Array,
     Decomposition,
     Factorization,
@@ -28,8 +28,8 @@ from graph_passes.factorization.base import (
     Metric,
     Term,
 )
-from graph_passes.factorization.storage import Storage
-from graph_passes.factorization.svd import SVD
+from compress_onnx.graph_passes.factorization.storage import Storage
+from compress_onnx.graph_passes.factorization.svd import SVD
 
 
 @dataclass(frozen=True)

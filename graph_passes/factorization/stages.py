@@ -20,9 +20,9 @@ import numpy as np
 from pydantic import Field
 from scipy import linalg
 
-from graph_passes.factorization.base import Array, Factorization, Float64, Term
-from graph_passes.factorization.projection import Projection, project
-from graph_passes.factorization.storage import Storage
+from compress_onnx.graph_passes.factorization.base import Array, Factorization, Float64, Term
+from compress_onnx.graph_passes.factorization.projection import Projection, project
+from compress_onnx.graph_passes.factorization.storage import Storage
 
 Layout = Literal["merged", "branches"]
 Stages = Annotated[int, Field(ge=1, le=64)]

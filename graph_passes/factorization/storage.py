@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes.errors import RequestError
+from compress_onnx.graph_passes.errors import RequestError
 
 Array = NDArray[np.generic]
 Float32 = NDArray[np.float32]

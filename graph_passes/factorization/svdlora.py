@@ -10,10 +10,10 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as options
 
-from graph_passes.factorization.activations import ActivationStats
-from graph_passes.factorization.base import Array, Metric
-from graph_passes.factorization.projection import project
-from graph_passes.factorization.stages import Layout, ProjectedWeight, Stages
+from compress_onnx.graph_passes.factorization.activations import ActivationStats
+from compress_onnx.graph_passes.factorization.base import Array, Metric
+from compress_onnx.graph_passes.factorization.projection import project
+from compress_onnx.graph_passes.factorization.stages import Layout, ProjectedWeight, Stages
 
 
 @options(frozen=True, config=ConfigDict(extra="forbid"))

@@ -20,7 +20,7 @@ from rich.progress import track
 from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from pipeline.data.digits import digit_images
+from compress_onnx.pipeline.data.digits import digit_images
 
 FOLDER = Path(__file__).parent
 SEED = 0

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from switch import WEIGHTS, DigitsSwitch, stacked
 from torch.nn import functional
 
-from pipeline.data.digits import digit_images
+from compress_onnx.pipeline.data.digits import digit_images
 
 SEED = 0
 EPOCHS = 60

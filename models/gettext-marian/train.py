@@ -33,9 +33,9 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
-from pipeline.data.catalogues import Message
-from pipeline.data.translations import language_token, tagged, translations
-from pipeline.metrics.translation import mean_score, score_translations
+from compress_onnx.pipeline.data.catalogues import Message
+from compress_onnx.pipeline.data.translations import language_token, tagged, translations
+from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
 
 FOLDER = Path(__file__).parent
 PACKAGES = FOLDER / "packages.txt"

@@ -27,11 +27,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from pipeline.data.masking import UNLABELLED
-from pipeline.data.samples import Samples
-from pipeline.data.sources import load_samples
-from pipeline.data.verses import verses
-from pipeline.recipe import MaskedData, VersesData
+from compress_onnx.pipeline.data.masking import UNLABELLED
+from compress_onnx.pipeline.data.sources import load_samples
+from compress_onnx.pipeline.data.verses import verses
+from compress_onnx.pipeline.recipe import MaskedData, VersesData
+from compress_onnx.pipeline.runtime.samples import Samples
 
 FOLDER = Path(__file__).parent
 SEED = 0

@@ -12,10 +12,19 @@ from typing import Any, NoReturn
 import typer
 from rich.logging import RichHandler
 
-from graph_passes.errors import CompressOnnxError
-from pipeline.cli import analyze, bench, compress, export, report, run, sweep, validate
-from pipeline.cli.app import app
-from pipeline.cli.console import errors
+from compress_onnx.graph_passes.errors import CompressOnnxError
+from compress_onnx.pipeline.cli import (
+    analyze,
+    bench,
+    compress,
+    export,
+    report,
+    run,
+    sweep,
+    validate,
+)
+from compress_onnx.pipeline.cli.app import app
+from compress_onnx.pipeline.cli.console import errors
 
 __all__ = ["app", "main"]
 

@@ -1,5 +1,5 @@
 """Lets ``python -m pipeline.cli`` do what ``compress-onnx`` does."""
 
-from pipeline.cli import main
+from compress_onnx.pipeline.cli import main
 
 main()

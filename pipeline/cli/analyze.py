@@ -15,32 +15,32 @@ import typer
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from graph_passes.errors import RequestError
-from graph_passes.plan import CompressionPlan
-from graph_passes.planning import make_plan
-from graph_passes.request import CompressionSpec
-from pipeline.analysis import CalibrationData
-from pipeline.analysis import analyze as analyze_model
-from pipeline.analysis.profile import ranks_for
-from pipeline.atomic import atomic_file
-from pipeline.cache import ArrayCache
-from pipeline.calibrate import Calibration
-from pipeline.cli import options
-from pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
-from pipeline.compress import (
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.planning.decide import make_plan
+from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
+from compress_onnx.pipeline.compress.subject import (
     Subject,
     calibrate_subject,
     evaluate_plan,
     open_subject,
     spectra_of,
 )
-from pipeline.data.samples import Samples
-from pipeline.experiment import prepare
-from pipeline.recipe import Recipe, read_recipe
-from pipeline.report.analysis import write_analysis
-from pipeline.report.formats import significant
-from pipeline.report.pictures import SiteSpectrum
-from pipeline.session import SessionSpec
+from compress_onnx.pipeline.evidence.calibrate import Calibration
+from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.recipe import Recipe, read_recipe
+from compress_onnx.pipeline.recipes.experiment import prepare
+from compress_onnx.pipeline.report.analysis import CalibrationData
+from compress_onnx.pipeline.report.analysis import analyze as analyze_model
+from compress_onnx.pipeline.report.analysis.page import write_analysis
+from compress_onnx.pipeline.report.analysis.site_profiles import ranks_for
+from compress_onnx.pipeline.report.formats import significant
+from compress_onnx.pipeline.report.pictures import SiteSpectrum
+from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec
 
 _HELD_OUT_EVERY = 4
 """Every fourth calibration sample is held out where no other data is given."""

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from graph_passes.plan import read_plan
-from pipeline.atomic import atomic_file
-from pipeline.cli import options
-from pipeline.cli.console import ProgressBars, print_benchmarks, print_gates
-from pipeline.gates import check_gates, measured_quantities, parse_gate
-from pipeline.latency import measure_latency
-from pipeline.model_file import model_size
-from pipeline.recipe import BenchmarkSpec
-from pipeline.results import BenchmarkReport
+from compress_onnx.graph_passes.planning.plan import read_plan
+from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli.console import ProgressBars, print_benchmarks, print_gates
+from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.pipeline.measure.gates import check_gates, measured_quantities, parse_gate
+from compress_onnx.pipeline.measure.latency import measure_latency
+from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.results import BenchmarkReport
 
 
 def register(app: typer.Typer) -> None:

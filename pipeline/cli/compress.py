@@ -9,17 +9,14 @@ from typing import Annotated
 
 import typer
 
-from graph_passes.allocation import ALLOCATORS
-from graph_passes.errors import RequestError
-from graph_passes.plan import CompressionPlan, read_plan
-from graph_passes.planning import require_gain
-from graph_passes.request import CompressionSpec
-from graph_passes.strategy import concrete
-from pipeline.atomic import atomic_file
-from pipeline.cache import ArrayCache
-from pipeline.calibrate import Calibration
-from pipeline.cli import options
-from pipeline.cli.console import (
+from compress_onnx.graph_passes.allocation import ALLOCATORS
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.planning.decide import require_gain
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, read_plan
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.planning.strategy import concrete
+from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli.console import (
     ProgressBars,
     errors,
     out,
@@ -27,22 +24,25 @@ from pipeline.cli.console import (
     print_recovery,
     print_search,
 )
-from pipeline.compress import (
+from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
+from compress_onnx.pipeline.compress.meter import Meter
+from compress_onnx.pipeline.compress.search import smallest_within
+from compress_onnx.pipeline.compress.siblings import rejoin, share_siblings
+from compress_onnx.pipeline.compress.study import Researcher, Study, plan_study
+from compress_onnx.pipeline.compress.subject import (
     Subject,
     evaluate_plan,
     open_subject,
     write_compressed,
 )
-from pipeline.data.samples import Samples
-from pipeline.experiment import of_file
-from pipeline.holdout import hold_out, metric_for
-from pipeline.prices import Meter
-from pipeline.recipe import RecoverySpec
-from pipeline.recover import recover_file, recovery_step
-from pipeline.results import RecoveryReport, SearchReport
-from pipeline.search import smallest_within
-from pipeline.siblings import rejoin, share_siblings
-from pipeline.study import Researcher, Study, plan_study
+from compress_onnx.pipeline.evidence.calibrate import Calibration
+from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.recipe import RecoverySpec
+from compress_onnx.pipeline.recipes.experiment import of_file
+from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
+from compress_onnx.pipeline.results import RecoveryReport, SearchReport
+from compress_onnx.pipeline.runtime.samples import Samples
 
 _NO_DATA = (
     "note: no --calibration, so errors are those of the weights alone and nothing is known about "

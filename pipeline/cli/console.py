@@ -18,17 +18,17 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from graph_passes.plan import CompressionPlan, PlanError, SitePlan
-from pipeline.progress import Update
-from pipeline.report.formats import significant
-from pipeline.results import (
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, PlanError, SitePlan
+from compress_onnx.pipeline.report.formats import significant
+from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
     RecoveryReport,
     SearchReport,
+    TranslationReport,
     ValidationReport,
 )
-from pipeline.translation_results import TranslationReport
+from compress_onnx.pipeline.runtime.progress import Update
 
 _LOG_WIDTH = 160
 

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from graph_passes.errors import RequestError
-from pipeline.cli import options
-from pipeline.cli.console import ProgressBars, errors, out
-from pipeline.export import export as export_source
-from pipeline.model_file import load_model, save_model
-from pipeline.recipe import SourceSpec
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli.console import ProgressBars, errors, out
+from compress_onnx.pipeline.export import export as export_source
+from compress_onnx.pipeline.files.model_file import load_model, save_model
+from compress_onnx.pipeline.recipe import SourceSpec
 
 
 def register(app: typer.Typer) -> None:

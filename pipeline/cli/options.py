@@ -9,14 +9,14 @@ from typing import Annotated, Literal, TypeVar
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from graph_passes.errors import RequestError
-from graph_passes.factorization import METHODS
-from graph_passes.plan import MethodSpec, OptionValue
-from graph_passes.validation_text import first_problem
-from pipeline.cache import ArrayCache, default_folder
-from pipeline.data.npz import load_npz
-from pipeline.data.samples import Samples
-from pipeline.inputs import load_structure, model_inputs
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.factorization import METHODS
+from compress_onnx.graph_passes.planning.plan import MethodSpec, OptionValue
+from compress_onnx.graph_passes.validation_text import first_problem
+from compress_onnx.pipeline.data.npz import load_npz
+from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
+from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
+from compress_onnx.pipeline.runtime.samples import Samples
 
 T = TypeVar("T")
 

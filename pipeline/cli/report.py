@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.bundle import verify_manifest
-from pipeline.report import read_report, render_summary, render_translation
-from pipeline.results import RunReport
+from compress_onnx.pipeline.files.bundle import verify_manifest
+from compress_onnx.pipeline.report import read_report, render_summary, render_translation
+from compress_onnx.pipeline.results import RunReport
 
 
 def register(app: typer.Typer) -> None:

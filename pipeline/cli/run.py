@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from graph_passes.errors import RequestError
-from graph_passes.request import BUDGETS
-from pipeline.cli import options
-from pipeline.cli.console import (
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.planning.request import BUDGETS
+from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli.console import (
     ProgressBars,
     errors,
     out,
@@ -24,10 +24,10 @@ from pipeline.cli.console import (
     print_translations,
     print_validation,
 )
-from pipeline.recipe import Recipe, RecoverySpec, TranslationMetric, read_recipe
-from pipeline.results import Report
-from pipeline.run import run_recipe
-from pipeline.translation_run import run_translation
+from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, TranslationMetric, read_recipe
+from compress_onnx.pipeline.recipes.run import run_recipe
+from compress_onnx.pipeline.results import Report
+from compress_onnx.pipeline.translate.run import run_translation
 
 
 def register(app: typer.Typer) -> None:

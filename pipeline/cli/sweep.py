@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import options
-from pipeline.cli.console import ProgressBars, out
-from pipeline.recipe import TranslationMetric, read_recipe
-from pipeline.report.sweep import markdown, write_sweep
-from pipeline.sweep import grid
-from pipeline.sweep import sweep as sweep_recipe
-from pipeline.translation_run import sweep_translations
+from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli.console import ProgressBars, out
+from compress_onnx.pipeline.recipe import TranslationMetric, read_recipe
+from compress_onnx.pipeline.recipes.sweep import grid
+from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
+from compress_onnx.pipeline.report.sweep import markdown, write_sweep
+from compress_onnx.pipeline.translate.run import sweep_translations
 
 
 def register(app: typer.Typer) -> None:

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import options
-from pipeline.cli.console import ProgressBars, errors, print_gates, print_validation
-from pipeline.data.samples import Samples
-from pipeline.gates import check_gates, measured_quantities, parse_gate
-from pipeline.inputs import load_structure, model_inputs, synthetic_feeds
-from pipeline.model_file import model_size
-from pipeline.session import SessionSpec
-from pipeline.validate import validate as validate_models
+from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli.console import ProgressBars, errors, print_gates, print_validation
+from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.pipeline.measure.gates import check_gates, measured_quantities, parse_gate
+from compress_onnx.pipeline.measure.validate import validate as validate_models
+from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs, synthetic_feeds
+from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec
 
 _MADE_UP_SAMPLES = 16
 

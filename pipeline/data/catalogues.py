@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graph_passes.errors import DataError, MissingDependencyError
+from compress_onnx.graph_passes.errors import DataError, MissingDependencyError
 
 if TYPE_CHECKING:
     from polib import MOFile, POFile

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes.errors import MissingDependencyError
+from compress_onnx.graph_passes.errors import MissingDependencyError
 
 GREY_LEVELS = 16.0
 VALIDATION_SHARE = 0.3

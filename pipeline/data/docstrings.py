@@ -18,9 +18,9 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from graph_passes.errors import DataError
-from pipeline.data.pydoc import pydoc_sentences, split_sentences
-from pipeline.data.split import sentence_key
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.data.pydoc import pydoc_sentences, split_sentences
+from compress_onnx.pipeline.data.split import sentence_key
 
 _NOT_THE_LIBRARY = frozenset({"site-packages", "test", "tests", "idle_test"})
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

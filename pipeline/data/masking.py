@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph_passes.errors import DataError
-from pipeline.data.preprocessing import Vocabulary
-from pipeline.data.samples import Samples
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.data.preprocessing import Vocabulary
+from compress_onnx.pipeline.runtime.samples import Samples
 
 UNLABELLED = -100
 """The label of positions with nothing to fill in: what losses in PyTorch leave out by default."""

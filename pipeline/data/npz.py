@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from graph_passes.errors import DataError
-from pipeline.data.samples import Array, Samples
-from pipeline.session import one_line
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.session import one_line
 
 ARCHIVE_ERRORS = (
     OSError,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from graph_passes.errors import DataError, RequestError
-from pipeline.data import hub
-from pipeline.data.catalogues import Message
-from pipeline.data.translations import translations
-from pipeline.recipe import DataSpec, ParallelData, TranslationData
+from compress_onnx.graph_passes.errors import DataError, RequestError
+from compress_onnx.pipeline.data import hub
+from compress_onnx.pipeline.data.catalogues import Message
+from compress_onnx.pipeline.data.translations import translations
+from compress_onnx.pipeline.recipe import DataSpec, ParallelData, TranslationData
 
 
 def load_pairs(spec: DataSpec, *, base_dir: Path, seed: int) -> list[Message]:

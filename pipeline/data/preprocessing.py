@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes.errors import DataError, MissingDependencyError
-from pipeline.data.samples import Array
-from pipeline.session import one_line
+from compress_onnx.graph_passes.errors import DataError, MissingDependencyError
+from compress_onnx.pipeline.runtime.samples import Array
+from compress_onnx.pipeline.runtime.session import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image

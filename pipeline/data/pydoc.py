@@ -18,8 +18,8 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from graph_passes.errors import DataError
-from pipeline.data.split import is_held_out, sentence_key
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.data.split import is_held_out, sentence_key
 
 MIN_WORDS, MAX_WORDS = 5, 60
 MIN_PROSE_SHARE = 0.8

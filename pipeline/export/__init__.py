@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.export.exported import ExportedModel
-from pipeline.export.huggingface import export_huggingface
-from pipeline.export.module import export_module
-from pipeline.export.onnx_file import use_onnx_file
-from pipeline.export.source import ModuleSource, OnnxSource, resolve_source
-from pipeline.recipe import SourceSpec
+from compress_onnx.pipeline.export.exported import ExportedModel
+from compress_onnx.pipeline.export.huggingface import export_huggingface
+from compress_onnx.pipeline.export.module import export_module
+from compress_onnx.pipeline.export.onnx_file import use_onnx_file
+from compress_onnx.pipeline.export.source import ModuleSource, OnnxSource, resolve_source
+from compress_onnx.pipeline.recipe import SourceSpec
 
 __all__ = ["ExportedModel", "export"]
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graph_passes.errors import ModelFileError, RequestError
-from pipeline.export.probes import BATCH_AXIS, TEXT_AXES, image_probes, text_probes
-from pipeline.export.quiet import quiet
-from pipeline.export.tasks import Task
-from pipeline.export.torch_model import TorchModel, named_tensors
-from pipeline.session import one_line
+from compress_onnx.graph_passes.errors import ModelFileError, RequestError
+from compress_onnx.pipeline.export.probes import BATCH_AXIS, TEXT_AXES, image_probes, text_probes
+from compress_onnx.pipeline.export.quiet import quiet
+from compress_onnx.pipeline.export.tasks import Task
+from compress_onnx.pipeline.export.torch_model import TorchModel, named_tensors
+from compress_onnx.pipeline.runtime.session import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

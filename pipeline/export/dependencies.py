@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from graph_passes.errors import MissingDependencyError
+from compress_onnx.graph_passes.errors import MissingDependencyError
 
 
 def require_export_extra(*packages: str) -> None:

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
-from graph_passes.errors import ModelFileError, RequestError
-from pipeline.export.exported import ExportedModel
-from pipeline.export.parity import Outputs, compare_with_torch, run_onnx
-from pipeline.export.quiet import quiet
-from pipeline.export.tidy import drop_noise, name_axes
-from pipeline.export.torch_model import TorchModel
-from pipeline.recipe import SourceSpec
-from pipeline.results import ExportReport
-from pipeline.session import one_line
+from compress_onnx.graph_passes.errors import ModelFileError, RequestError
+from compress_onnx.pipeline.export.exported import ExportedModel
+from compress_onnx.pipeline.export.parity import Outputs, compare_with_torch, run_onnx
+from compress_onnx.pipeline.export.quiet import quiet
+from compress_onnx.pipeline.export.tidy import drop_noise, name_axes
+from compress_onnx.pipeline.export.torch_model import TorchModel
+from compress_onnx.pipeline.recipe import SourceSpec
+from compress_onnx.pipeline.results import ExportReport
+from compress_onnx.pipeline.runtime.session import one_line
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.results import ExportReport
+from compress_onnx.pipeline.results import ExportReport
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graph_passes.errors import ModelFileError
-from pipeline.export.quiet import quiet
-from pipeline.session import one_line
+from compress_onnx.graph_passes.errors import ModelFileError
+from compress_onnx.pipeline.export.quiet import quiet
+from compress_onnx.pipeline.runtime.session import one_line
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold the same weights for other runtimes.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from graph_passes.errors import RequestError
-from pipeline.export.checkpoint import load_checkpoint, read_config, torch_model
-from pipeline.export.dependencies import require_export_extra
-from pipeline.export.dynamo import export_dynamo
-from pipeline.export.exported import ExportedModel
-from pipeline.export.hub import download
-from pipeline.export.optimum_export import export_optimum
-from pipeline.export.source import FolderSource, HubSource
-from pipeline.export.tasks import require_task
-from pipeline.recipe import SourceSpec
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.export.checkpoint import load_checkpoint, read_config, torch_model
+from compress_onnx.pipeline.export.dependencies import require_export_extra
+from compress_onnx.pipeline.export.dynamo import export_dynamo
+from compress_onnx.pipeline.export.exported import ExportedModel
+from compress_onnx.pipeline.export.hub import download
+from compress_onnx.pipeline.export.optimum_export import export_optimum
+from compress_onnx.pipeline.export.source import FolderSource, HubSource
+from compress_onnx.pipeline.export.tasks import require_task
+from compress_onnx.pipeline.recipe import SourceSpec
 
 _PREPROCESSOR_FILES = (
     "preprocessor_config.json",

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from graph_passes.errors import RequestError
-from pipeline.export.dependencies import require_export_extra
-from pipeline.export.dynamo import export_dynamo
-from pipeline.export.exported import ExportedModel
-from pipeline.export.source import ModuleSource
-from pipeline.export.torch_model import Axes, TorchModel, named_tensors
-from pipeline.recipe import SourceSpec
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.export.dependencies import require_export_extra
+from compress_onnx.pipeline.export.dynamo import export_dynamo
+from compress_onnx.pipeline.export.exported import ExportedModel
+from compress_onnx.pipeline.export.source import ModuleSource
+from compress_onnx.pipeline.export.torch_model import Axes, TorchModel, named_tensors
+from compress_onnx.pipeline.recipe import SourceSpec
 
 if TYPE_CHECKING:
     import torch

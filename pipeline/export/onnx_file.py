@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.export.exported import ExportedModel
-from pipeline.model_file import load_model
-from pipeline.results import ExportReport
+from compress_onnx.pipeline.export.exported import ExportedModel
+from compress_onnx.pipeline.files.model_file import load_model
+from compress_onnx.pipeline.results import ExportReport
 
 
 def use_onnx_file(path: Path, label: str) -> ExportedModel:

@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from graph_passes.errors import ModelFileError, RequestError
-from pipeline.export.checkpoint import (
+from compress_onnx.graph_passes.errors import ModelFileError, RequestError
+from compress_onnx.pipeline.export.checkpoint import (
     load_checkpoint,
     read_config,
     require_safetensors,
     torch_model,
 )
-from pipeline.export.exported import ExportedModel
-from pipeline.export.onnx_file import use_onnx_file
-from pipeline.export.parity import compare_with_torch, run_onnx
-from pipeline.export.quiet import quiet
-from pipeline.export.tasks import Task, task_of
-from pipeline.recipe import SourceSpec
-from pipeline.results import ExportParity, ExportReport
-from pipeline.session import one_line, open_session
+from compress_onnx.pipeline.export.exported import ExportedModel
+from compress_onnx.pipeline.export.onnx_file import use_onnx_file
+from compress_onnx.pipeline.export.parity import compare_with_torch, run_onnx
+from compress_onnx.pipeline.export.quiet import quiet
+from compress_onnx.pipeline.export.tasks import Task, task_of
+from compress_onnx.pipeline.recipe import SourceSpec
+from compress_onnx.pipeline.results import ExportParity, ExportReport
+from compress_onnx.pipeline.runtime.session import one_line, open_session
 
 MAX_OPSET = 20
 

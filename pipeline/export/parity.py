@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graph_passes.errors import ModelFileError
-from pipeline.compare import OutputComparator
-from pipeline.export.torch_model import TorchModel
-from pipeline.results import ExportParity, OutputComparison
-from pipeline.session import open_session, run
+from compress_onnx.graph_passes.errors import ModelFileError
+from compress_onnx.pipeline.export.torch_model import TorchModel
+from compress_onnx.pipeline.measure.compare import OutputComparator
+from compress_onnx.pipeline.results import ExportParity, OutputComparison
+from compress_onnx.pipeline.runtime.session import open_session, run
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graph_passes.errors import RequestError
+from compress_onnx.graph_passes.errors import RequestError
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from graph_passes.errors import MissingDependencyError, ModelFileError, RequestError
-from pipeline.recipe import SourceSpec
+from compress_onnx.graph_passes.errors import MissingDependencyError, ModelFileError, RequestError
+from compress_onnx.pipeline.recipe import SourceSpec
 
 _PACKAGE_PREFIX = "package:"
 _FACTORY = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<factory>[^\W\d]\w*)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graph_passes.errors import RequestError
+from compress_onnx.graph_passes.errors import RequestError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 
 import onnx_ir as ir
 
-from pipeline.export.torch_model import Axes
+from compress_onnx.pipeline.export.torch_model import Axes
 
 # The exporter's notes to itself; they hold absolute paths and outweigh the nodes. The names of
 # the modules that nodes came from stay.

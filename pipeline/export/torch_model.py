@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graph_passes.errors import RequestError
+from compress_onnx.graph_passes.errors import RequestError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,9 +1,9 @@
 """The report of a run: ``report.json`` for machines, a Markdown summary and pictures for people."""
 
-from pipeline.report.markdown import render_summary
-from pipeline.report.pictures import SiteSpectrum, draw_pictures
-from pipeline.report.translation import render_translation, write_translation_report
-from pipeline.report.writer import read_report, write_report
+from compress_onnx.pipeline.report.markdown import render_summary
+from compress_onnx.pipeline.report.pictures import SiteSpectrum, draw_pictures
+from compress_onnx.pipeline.report.translations import render_translation, write_translation_report
+from compress_onnx.pipeline.report.writer import read_report, write_report
 
 __all__ = [
     "SiteSpectrum",

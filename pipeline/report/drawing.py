@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.atomic import atomic_file
-from pipeline.report.markdown import printable
+from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.report.markdown import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

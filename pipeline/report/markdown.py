@@ -15,9 +15,9 @@ from itertools import groupby
 
 import jinja2
 
-from graph_passes.plan import SkippedNode
-from pipeline.report import formats
-from pipeline.results import GateResult, Report, RunReport
+from compress_onnx.graph_passes.sites.find import SkippedNode
+from compress_onnx.pipeline.report import formats
+from compress_onnx.pipeline.results import GateResult, Report, RunReport
 
 _MARKUP = re.compile(
     r"[\\`*\[|~$]"  # markup wherever it stands
@@ -128,7 +128,7 @@ def changed_operators(report: RunReport) -> list[tuple[str, int, int]]:
 
 
 @cache
-def template(file: str, package: str = "pipeline.report") -> jinja2.Template:
+def template(file: str, package: str = "compress_onnx.pipeline.report") -> jinja2.Template:
     """The template in ``file`` of ``package``; everything that it prints is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(package, "."),

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.report import formats
-from pipeline.report.drawing import (
+from compress_onnx.pipeline.report import formats
+from compress_onnx.pipeline.report.drawing import (
     BLUE,
     GREY,
     ORANGE,
@@ -28,8 +28,8 @@ from pipeline.report.drawing import (
     save_figure,
     shorten,
 )
-from pipeline.report.markdown import printable
-from pipeline.results import RunReport, SweepReport
+from compress_onnx.pipeline.report.markdown import printable
+from compress_onnx.pipeline.results import RunReport, SweepReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

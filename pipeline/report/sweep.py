@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from graph_passes.plan import MethodSpec
-from graph_passes.request import QUANTITIES, CompressionSpec
-from pipeline.atomic import atomic_file
-from pipeline.report import formats
-from pipeline.report.markdown import escape
-from pipeline.report.pictures import draw_pareto
-from pipeline.report.writer import report_json
-from pipeline.results import SweepReport, SweepRow
+from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
+from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.report import formats
+from compress_onnx.pipeline.report.markdown import escape
+from compress_onnx.pipeline.report.pictures import draw_pareto
+from compress_onnx.pipeline.report.writer import report_json
+from compress_onnx.pipeline.results import SweepReport, SweepRow
 
 TABLE_NAME = "sweep.md"
 JSON_NAME = "sweep.json"

@@ -14,13 +14,12 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
-from graph_passes.errors import RequestError
-from graph_passes.validation_text import first_problem
-from pipeline.atomic import atomic_file
-from pipeline.report.markdown import render_summary
-from pipeline.report.pictures import SiteSpectrum, draw_pictures
-from pipeline.results import Result, RunReport
-from pipeline.translation_results import TranslationReport
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.validation_text import first_problem
+from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.report.markdown import render_summary
+from compress_onnx.pipeline.report.pictures import SiteSpectrum, draw_pictures
+from compress_onnx.pipeline.results import Result, RunReport, TranslationReport
 
 REPORT_NAME = "report.json"
 SUMMARY_NAME = "summary.md"

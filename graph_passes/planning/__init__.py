@@ -1,0 +1,1 @@
+"""What becomes of each weight: by which method, at which rank, and what is lost?"""

@@ -1,0 +1,129 @@
+"""The error of a whole plan, beside the least that factors of its size can have.
+
+Over the selected weights w, with X_w the centred inputs of all sites of w on the calibration data
+and B_w what W_w becomes::
+
+    reached²           =  Σ ‖X_w (W_w − B_w)‖²  /  Σ ‖X_w W_w‖²
+    bound²             =  Σ min over B of rank r_w of ‖X_w (W_w − B)‖²  /  the same
+    allocation bound²  =  the least such sum over all ranks with as many parameters  /  the same
+
+so that allocation bound <= bound <= reached; one-shot ``asvd`` reaches the bound. The inputs are
+those of the *original* model, also where the plan repairs in sequence: what is bounded is the error
+that sites make by themselves, not what it does to later sites or to the model's outputs. A method
+that looks at the outputs is right to exceed this bound.
+
+Rules:
+
+1. A weight that stays dense has no error, and its parameters count.
+2. Errors in different metrics are never summed. Where any weight has statistics of its inputs,
+   those without are left out; where none has, the metric is that of the weights themselves.
+3. A weight that no plan may touch (because a site that shares it is not selected, or because its
+   numbers are not finite) is left out.
+4. The allocation bound is over chains ``down·up``, or the dense weight, for each weight by itself:
+   the optimum of a linear relaxation, which no choice of ranks can be below. Siblings that share a
+   ``down`` are one weight [W₁ … Wₛ]: all three errors are those of the joined sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from compress_onnx.graph_passes.allocation import Candidate
+from compress_onnx.graph_passes.allocation.least_damage import least_possible
+from compress_onnx.graph_passes.factorization import ActivationStats
+from compress_onnx.graph_passes.factorization.base import Float64
+from compress_onnx.graph_passes.factorization.error import least_errors
+from compress_onnx.graph_passes.planning.decide import group_by_weight
+from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
+from compress_onnx.graph_passes.planning.factoring import FactoredWeight
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, PlanError, SiteError
+from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
+
+
+class PlanErrors:
+    """Collects the errors of a plan while it is carried out.
+
+    Args:
+        table: the sites of the model, before any is rewritten.
+        plan: what is carried out.
+        stats: activation statistics by matrix name.
+    """
+
+    def __init__(
+        self, table: SiteTable, plan: CompressionPlan, stats: Mapping[str, ActivationStats]
+    ) -> None:
+        self._groups = group_by_weight(table.sites)
+        self._plan = plan
+        self._known = {key: statistics_of(sites, stats) for key, sites in self._groups.items()}
+        self._errors: dict[str, SiteError] = {}
+        self._least: dict[str, Float64] = {}
+
+    def add(self, factored: FactoredWeight) -> None:
+        """Note what became of one weight."""
+        self._errors[factored.plan.weight] = factored.error
+        self._least[factored.plan.weight] = factored.least
+
+    def result(self) -> CompressionPlan:
+        """The plan with the error of each weight, and of all together.
+
+        Decomposes the selected weights that stay dense; those that were factored are not needed.
+        """
+        sites = tuple(
+            site.model_copy(update={"error": self._errors.get(site.weight)})
+            for site in self._plan.sites
+        )
+        return self._plan.model_copy(update={"sites": sites, "error": self._whole()})
+
+    def _whole(self) -> PlanError | None:
+        chosen = {site.weight: site for site in self._plan.selected}
+        calibrated = any(self._calibrated(key) for key in chosen)
+        found = {key: self._curve(key) for key in chosen if self._counts(key, calibrated)}
+        least = {key: curve for key, curve in found.items() if np.isfinite(curve).all()}
+        if not least:
+            return None
+        reached = bound = 0.0
+        for key in [key for key in least if key in self._errors]:
+            rank = chosen[key].rank
+            assert rank is not None
+            reached += self._errors[key].reached ** 2 * float(least[key][0])
+            bound += float(least[key][rank])
+        budget = sum(chosen[key].parameters_after for key in least)
+        candidates = [_candidate(self._groups[key][0], curve) for key, curve in least.items()]
+        energy = sum(float(curve[0]) for curve in least.values())
+        return PlanError(
+            metric="activation" if calibrated else "weight",
+            reached=_ratio(reached, energy),
+            bound=_ratio(bound, energy),
+            allocation_bound=_ratio(least_possible(candidates, budget), energy),
+            weights=len(least),
+            left_out=len(chosen) - len(least),
+        )
+
+    def _counts(self, key: str, calibrated: bool) -> bool:
+        """Rules 2 and 3, as far as no numbers are needed."""
+        selected = {site.site for site in self._plan.selected}
+        sites = self._groups.get(key, ())
+        whole = bool(sites) and all(site.name in selected for site in sites)
+        return whole and (self._calibrated(key) or not calibrated)
+
+    def _calibrated(self, key: str) -> bool:
+        return key in self._known and evidence_in(self._known[key]) != "none"
+
+    def _curve(self, key: str) -> Float64:
+        if key in self._least:
+            return self._least[key]
+        weight = self._groups[key][0].weight.array()
+        if not np.isfinite(weight.astype(np.float32, copy=False)).all():
+            return np.full(1, np.nan)
+        return least_errors(weight, self._known[key])
+
+
+def _candidate(site: LinearSite, least: Float64) -> Candidate:
+    shape = (site.in_features, site.out_features)
+    return Candidate(site.weight.key, *shape, site.weight.matrices, least)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(np.sqrt(part / whole)) if whole > 0 else 0.0

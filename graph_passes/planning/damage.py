@@ -1,0 +1,68 @@
+"""What a weight costs the model at each rank: the curves that ranks are allocated by.
+
+====================  =======================================  ==================================
+``energy``            relative squared error, of the method    no data; equal at rank 0 everywhere
+``sensitivity``       the method's squared error × slope       slope measured at the outputs
+``gauss-newton``      squared change of the model's outputs    predicted from gradients
+====================  =======================================  ==================================
+
+A weight with a site that was not measured, or has no gradients, has no curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from compress_onnx.graph_passes.allocation import Damage
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.factorization import ActivationStats, Method
+from compress_onnx.graph_passes.factorization.base import Float64
+from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
+from compress_onnx.graph_passes.factorization.stack import decompose
+from compress_onnx.graph_passes.planning.decide import DamageCurve
+from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
+from compress_onnx.graph_passes.sites.find import LinearSite
+
+
+def damage_curve(
+    kind: Damage,
+    method: Method,
+    stats: Mapping[str, ActivationStats],
+    slopes: Mapping[str, float] | None = None,
+) -> DamageCurve | None:
+    """The curve ``[q + 1]`` of any weight, computed when it is asked for; None if none is needed.
+
+    Args:
+        kind: what damage is.
+        method: how the weights are going to be factored.
+        stats: activation statistics by matrix name.
+        slopes: by weight key, squared output change for a unit of the method's squared error.
+
+    Raises:
+        RequestError: the damage needs gradients or slopes that there are not.
+    """
+    if kind == "none":
+        return None
+    if kind == "sensitivity" and slopes is None:
+        raise RequestError("the allocation sensitivity needs calibration data")
+    if kind == "gauss-newton" and not any(known.gradients for known in stats.values()):
+        raise RequestError("the allocation gauss-newton needs calibration data with gradients")
+
+    def curve(sites: Sequence[LinearSite]) -> Float64 | None:
+        weight, key = sites[0].weight.array(), sites[0].weight.key
+        known = statistics_of(sites, stats)
+        if kind == "gauss-newton":
+            if evidence_in(known) != "gradients":
+                return None
+            by = method if method.needs_gradients else GaussNewton()
+            found = decompose(by, weight, known)
+            return found.energy * found.tail
+        if kind == "energy":
+            return decompose(method, weight, known).tail
+        assert slopes is not None
+        if key not in slopes:
+            return None
+        found = decompose(method, weight, known)
+        return slopes[key] * found.energy * found.tail
+
+    return curve

@@ -1,0 +1,221 @@
+"""The compression plan: what each linear site becomes, and why.
+
+A plan is data. It is made by :mod:`graph_passes.planning.decide`, written as JSON, may be edited by
+hand, and is applied by :class:`graph_passes.rewriting.low_rank.LowRankPass`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.factorization.storage import INTEGERS, Storage
+from compress_onnx.graph_passes.sites.find import SkippedNode
+from compress_onnx.graph_passes.validation_text import first_problem
+
+PLAN_SCHEMA_VERSION: Literal[1] = 1
+
+INT4_OPSET = 21
+
+OptionValue = bool | int | float | str
+
+
+class MethodSpec(BaseModel):
+    """A factorization method by its registered name, with its hyper-parameters.
+
+    ``auto`` is the best method that the data at hand allows.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    name: str = "auto"
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+
+
+class SiteError(BaseModel):
+    """How far a factorization is from its weight, relative to the weight (0 = exact, 1 = all lost).
+
+    Attributes:
+        weight: ``‖W − AB‖_F / ‖W‖_F``.
+        activation: the same in the metric of the site's inputs, ``‖X(W − AB)‖_F / ‖XW‖_F`` with X
+            centred; ``None`` without calibration.
+        bound: the least error that any factorization of this rank can have, in the activation
+            metric where there is one, else in the weight metric (Eckart-Young).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    weight: float
+    activation: float | None = None
+    bound: float
+
+    @property
+    def reached(self) -> float:
+        """The error in the metric in which ``bound`` is given."""
+        return self.weight if self.activation is None else self.activation
+
+
+class PlanError(BaseModel):
+    """How far all selected weights together are from what they were, beside the least possible.
+
+    Squared errors of the sites' outputs are summed over all weights and calibrated positions and
+    set in relation to the summed squares of the outputs (0 = exact, 1 = all lost); a weight that
+    stays dense has none. All three are about the outputs of the sites, each on the inputs that it
+    has in the original model: they bound neither what errors do to later sites nor the outputs of
+    the model. See :mod:`graph_passes.planning.bound`.
+
+    Attributes:
+        metric: of the sites' outputs (``activation``), or without calibration of the weights.
+        reached: the error of the factors as stored.
+        bound: the least error that factors of the plan's ranks can have (Eckart-Young).
+        allocation_bound: the least error that factors with as many parameters can have, however
+            the ranks are shared out.
+        weights: how many weights it is about.
+        left_out: selected weights without statistics, or that no plan may touch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    metric: Literal["activation", "weight"]
+    reached: float
+    bound: float
+    allocation_bound: float
+    weights: int
+    left_out: int = 0
+
+
+class SitePlan(BaseModel):
+    """One linear site ``y = x·W + b`` with W of shape [in_features, out_features].
+
+    ``decision`` is ``factor`` (rewritten at ``rank`` by ``method``), ``dense`` (selected, but
+    better or only possible left as it is) or ``skip`` (not selected); ``reason`` says why.
+    Parameters are those of the weight, the same for every site that shares it; ``matrices`` is
+    above 1 where it is a stack of matrices (experts), each factored on its own. ``bias_parameters``
+    are what the bias correction adds to (or, where merged biases go, takes from) the file, and
+    ``store`` is how that holds the factors. ``siblings`` are the sites that it stands for, with the
+    names of their nodes, where they share one ``down``: its weight is then theirs side by side
+    (:mod:`graph_passes.rewriting.join_siblings`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    site: str
+    node: str
+    weight: str
+    group: str
+    in_features: int
+    out_features: int
+    matrices: int = 1
+    decision: Literal["factor", "dense", "skip"]
+    reason: str
+    method: MethodSpec | None = None
+    rank: int | None = None
+    store: Storage = "same"
+    parameters_before: int
+    parameters_after: int
+    bias_parameters: int = 0
+    error: SiteError | None = None
+    siblings: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes of the original graph that it stands for."""
+        return tuple(self.siblings.values()) or (self.node,)
+
+    @property
+    def scale_parameters(self) -> int:
+        """Scales of factors that are stored as integers: one for each rank index of each factor."""
+        return 2 * self.matrices * (self.rank or 0) if self.store in INTEGERS else 0
+
+
+class PlanCost(BaseModel):
+    """What the weights that could be factored take of the budget, before and after, as predicted.
+
+    Those that have to stay dense, whatever the budget, are in neither figure.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unit: Literal["bytes", "FLOPs", "ms"]
+    before: float
+    after: float
+
+
+class CompressionPlan(BaseModel):
+    """What every MatMul and Gemm of one model becomes.
+
+    ``sequential`` plans are applied with the errors of earlier sites in sight; ``objective`` is
+    what gradients are taken of, for methods that need them. ``cost`` is what the budget counts,
+    None where that is parameters. ``error`` is measured when the plan is carried out. ``notes`` say
+    what the plan had to do without.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = PLAN_SCHEMA_VERSION
+    allocation: str
+    budget: str
+    cost: PlanCost | None = None
+    sequential: bool = False
+    objective: Literal["positions", "pooled"] = "positions"
+    sites: tuple[SitePlan, ...]
+    error: PlanError | None = None
+    skipped: tuple[SkippedNode, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def factored(self) -> tuple[SitePlan, ...]:
+        """The sites that get rewritten."""
+        return tuple(site for site in self.sites if site.decision == "factor")
+
+    @property
+    def selected(self) -> tuple[SitePlan, ...]:
+        """The sites that the user asked to compress, whether or not that was possible."""
+        return tuple(site for site in self.sites if site.decision != "skip")
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of the selected weights; a weight that several sites share counts once."""
+        return sum({site.weight: site.parameters_before for site in self.selected}.values())
+
+    @property
+    def parameters_after(self) -> int:
+        """Parameters that replace them; a weight that several sites share counts once."""
+        return sum({site.weight: site.parameters_after for site in self.selected}.values())
+
+    @property
+    def parameters_saved(self) -> int:
+        """By how much the whole file's number of parameters falls, biases and scales included."""
+        added = sum(site.bias_parameters for site in self.factored)
+        scales = sum({site.weight: site.scale_parameters for site in self.factored}.values())
+        return self.parameters_before - self.parameters_after - added - scales
+
+
+def read_plan(path: Path) -> CompressionPlan:
+    """Read a plan from JSON.
+
+    Raises:
+        RequestError: the file is missing, not JSON, or not a plan; the message names the key.
+    """
+    try:
+        return CompressionPlan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"cannot read the plan {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise RequestError(f"{path} is not a compression plan: {first_problem(error)}") from error
+
+
+def check_opset(storage: Storage, opset: int) -> None:
+    """Make sure that a model of ``opset`` can hold factors as ``storage``.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    if storage == "int4" and opset < INT4_OPSET:
+        raise RequestError(
+            f"int4 needs opset {INT4_OPSET}, the model has {opset}: export it at a newer one, or "
+            "store int8"
+        )

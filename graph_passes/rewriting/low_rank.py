@@ -1,0 +1,256 @@
+"""Replace linear sites by chains of low-rank factors.
+
+With W ≈ Σ_i down_i·up_i and a bias correction c::
+
+    MatMul:  x·W (+ b)              ->  Σ_i (x·down_i)·up_i (+ b + c)
+    Gemm:    alpha·x·W + beta·C     ->  Σ_i alpha·(x·down_i)·up_i + (beta·C + alpha·c)
+
+and the transpose of all that where the weight is on the left: ``up_iᵀ·(down_iᵀ·x)``.
+
+Rules:
+
+1. Only standard operators are emitted: MatMul, Gemm where a Gemm was, Add; and Cast and Mul for
+   factors that the file holds in a smaller type (:mod:`graph_passes.rewriting.initializers`).
+2. A bias is never edited in place (exporters merge equal ones): the site gets an initializer of its
+   own. Where there is no bias to replace, the correction becomes an Add; a stack of matrices
+   without a bias is left without one
+   (:attr:`~graph_passes.sites.linear_site.LinearSite.corrected_bias`).
+3. Sites that share a weight share its factors.
+4. The rewritten value keeps its name, type and shape; new ones are ``<weight>.lowrank.down`` and
+   the like, after checking that the name is free, and their shapes are recorded where known.
+5. Each new node carries the site, method, rank and error in its ``metadata_props``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
+from compress_onnx.graph_passes.factorization.storage import Packed
+from compress_onnx.graph_passes.planning.bound import PlanErrors
+from compress_onnx.graph_passes.planning.factoring import FactoredWeight, factor_weights
+from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.rewriting.initializers import (
+    INT4_IR_VERSION,
+    Array,
+    Initializers,
+    Store,
+    in_memory,
+)
+from compress_onnx.graph_passes.sites.find import SITE_PROPERTY, LinearSite, find_sites
+from compress_onnx.graph_passes.sites.naming import NAME_SCOPES, UniqueNames, value_names
+from compress_onnx.graph_passes.sites.weights import read
+
+Factors = Sequence[tuple[ir.Value, ir.Value]]
+
+
+class LowRankPass(ir.passes.InPlacePass):
+    """Apply a :class:`CompressionPlan`.
+
+    Args:
+        plan: what to do.
+        stats: activation statistics by matrix name, for the methods that need them.
+        progress: called with the number of weights done, after each.
+        ready: factorizations by weight key that need not be computed any more.
+        store: where the new weights go; a model that does not fit into memory needs another place.
+
+    Attributes:
+        plan: after the call, the plan with the errors that the factors really have.
+    """
+
+    def __init__(
+        self,
+        plan: CompressionPlan,
+        stats: Mapping[str, ActivationStats] | None = None,
+        progress: Callable[[int], None] | None = None,
+        ready: Mapping[str, Factorization] | None = None,
+        store: Store = in_memory,
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self._stats = stats or {}
+        self._progress = progress
+        self._ready = ready
+        self._store = store
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every factored site of the plan.
+
+        Raises:
+            RequestError: the plan does not fit the model; nothing was changed then. (Not checked in
+                ``requires``, which would hide the error behind one of its own.)
+        """
+        names = UniqueNames(value_names(model), separator="_")
+        initializers = Initializers(names, self._store)
+        table = find_sites(model)
+        errors = PlanErrors(table, self.plan, self._stats)
+        weights = factor_weights(table, self.plan, self._stats, self._ready)
+        done = 0
+        for done, factored in enumerate(weights, start=1):
+            _rewrite(factored, initializers)
+            errors.add(factored)
+            if self._progress is not None:
+                self._progress(done)
+        if any(site.store == "int4" for site in self.plan.factored):
+            model.ir_version = max(model.ir_version, INT4_IR_VERSION)
+        self.plan = errors.result()
+        return ir.passes.PassResult(model, modified=done > 0)
+
+
+def _rewrite(factored: FactoredWeight, initializers: Initializers) -> None:
+    site = factored.sites[0]
+    weight = site.weight.initializer
+    assert factored.plan.method is not None
+    properties = {
+        "compress_onnx.method": factored.plan.method.name,
+        "compress_onnx.rank": str(factored.plan.rank),
+        "compress_onnx.error": f"{factored.error.reached:.6g}",
+    }
+
+    def value_of(role: str, factor: Array, packed: Packed | None) -> ir.Value:
+        if packed is None:
+            seen = np.swapaxes(factor, -1, -2) if site.on_left else factor
+            return initializers.plain(weight, role, seen)
+        seen_packed = packed.transposed() if site.on_left else packed
+        return initializers.packed(
+            weight, role, seen_packed, {SITE_PROPERTY: site.name, **properties}
+        )
+
+    factors = []
+    for term in factored.factorization.terms:
+        down, up = term.packed or (None, None)
+        factors.append((value_of("down", term.down, down), value_of("up", term.up, up)))
+    for site in factored.sites:
+        rewriter = _SiteRewriter(site, initializers, properties)
+        rewriter.rewrite(factors, factored.factorization.bias)
+
+
+class _SiteRewriter:
+    """Builds the nodes that replace one site."""
+
+    def __init__(
+        self, site: LinearSite, initializers: Initializers, properties: Mapping[str, str]
+    ) -> None:
+        self._site = site
+        self._initializers = initializers
+        self._nodes: list[ir.Node] = []
+        self._properties = {SITE_PROPERTY: site.name, **properties}
+        if NAME_SCOPES in site.node.metadata_props:
+            self._properties[NAME_SCOPES] = site.node.metadata_props[NAME_SCOPES]
+
+    def rewrite(self, factors: Factors, correction: NDArray[np.float64] | None) -> None:
+        site, node = self._site, self._site.node
+        if correction is not None:
+            correction = site.alpha * correction if site.corrected_bias else None
+        addend = self._gemm_addend(correction)
+        output = self._chain(*factors[-1], addend)
+        for down, up in factors[:-1]:
+            output = self._node("Add", "sum", [output, self._chain(down, up, None)])
+        if correction is not None and site.bias is None:
+            output = self._node("Add", "bias", [output, self._bias(correction)])
+        assert node.graph is not None
+        ir.convenience.replace_nodes_and_values(
+            node.graph, node, [node], self._nodes, [node.outputs[0]], [output]
+        )
+        if correction is not None and site.bias is not None and site.bias.node is not node:
+            corrected = self._bias(self._old_bias() + correction)
+            site.bias.node.replace_input_with(site.bias.index, corrected)
+
+    def _gemm_addend(self, correction: NDArray[np.float64] | None) -> ir.Value | None:
+        """What the last Gemm of the chain adds; a corrected bias has beta folded in."""
+        site = self._site
+        if site.node.op_type != "Gemm" or len(site.node.inputs) < 3:
+            return None
+        if correction is None or site.bias is None:
+            return site.node.inputs[2]
+        return self._bias(site.beta * self._old_bias() + correction)
+
+    def _chain(self, down: ir.Value, up: ir.Value, addend: ir.Value | None) -> ir.Value:
+        site = self._site
+        # MatMul reads the features of x on the last axis, or on the second-last of a right operand.
+        if site.transpose_input == site.on_left:
+            hidden = self._node("MatMul", "down", self._operands(site.input, down))
+        else:
+            transpose = {"transB" if site.on_left else "transA": 1}
+            hidden = self._node("Gemm", "down", self._operands(site.input, down), transpose)
+        hidden.type, hidden.shape = site.node.outputs[0].type, self._hidden_shape(down)
+        operands = self._operands(hidden, up)
+        if site.node.op_type == "MatMul":
+            return self._node("MatMul", "up", operands)
+        if addend is None:
+            return self._node("Gemm", "up", operands, {"alpha": site.alpha})
+        beta = site.beta if addend is site.node.inputs[2] else 1.0
+        return self._node("Gemm", "up", [*operands, addend], {"alpha": site.alpha, "beta": beta})
+
+    def _operands(self, x: ir.Value, factor: ir.Value) -> list[ir.Value]:
+        return [factor, x] if self._site.on_left else [x, factor]
+
+    def _hidden_shape(self, down: ir.Value) -> ir.Shape | None:
+        """The site's output shape with the rank in place of N."""
+        shape = self._site.node.outputs[0].shape
+        assert down.shape is not None
+        if shape is None:
+            return None
+        sizes = list(shape)
+        axis = -2 if self._site.on_left else -1
+        sizes[axis] = down.shape[axis]
+        return ir.Shape(sizes)
+
+    def _node(
+        self,
+        op_type: str,
+        role: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, int | float] | None = None,
+    ) -> ir.Value:
+        replaced = self._site.node.outputs[0]
+        output = ir.Value(
+            name=self._initializers.names(f"{replaced.name}.lowrank.{role}"),
+            shape=replaced.shape.copy() if replaced.shape is not None else None,
+            type=replaced.type,
+        )
+        self._nodes.append(
+            ir.Node(
+                "",
+                op_type,
+                inputs,
+                ir.convenience.convert_attributes(dict(attributes or {})),
+                outputs=[output],
+                name=self._initializers.names(f"{self._site.node.name}.lowrank.{role}"),
+                metadata_props=dict(self._properties),
+            )
+        )
+        return output
+
+    def _old_bias(self) -> NDArray[np.float64]:
+        """``[.., N]`` the bias that there is."""
+        site = self._site
+        assert site.bias is not None
+        assert site.bias.value.const_value is not None
+        old = read(site.bias.value.const_value).astype(np.float64)
+        if not site.weight.stacked:
+            return np.broadcast_to(old.reshape(-1), (site.out_features,))
+        column = (site.out_features, 1) if site.on_left else (1, site.out_features)
+        full = np.broadcast_to(old, (*site.weight.leading, *column))
+        return full.reshape(*site.weight.leading, site.out_features)
+
+    def _bias(self, values: NDArray[np.float64]) -> ir.Value:
+        """An initializer of ``values`` [.., N], with as many axes as the bias that it replaces.
+
+        A bias with more axes than the product adds axes to the output.
+        """
+        site = self._site
+        assert site.weight.initializer.const_value is not None
+        dtype = site.weight.initializer.const_value.dtype.numpy()
+        shaped = values
+        if site.on_left or site.weight.stacked:
+            shaped = np.expand_dims(values, -1 if site.on_left else -2)
+        if site.bias is not None:
+            assert site.bias.value.const_value is not None
+            missing = len(site.bias.value.const_value.shape) - shaped.ndim
+            shaped = shaped.reshape((1,) * max(missing, 0) + shaped.shape)
+        return self._initializers.plain(site.weight.initializer, "bias", shaped.astype(dtype))

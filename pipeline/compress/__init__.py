@@ -1,0 +1,1 @@
+"""How does a model become smaller: what is learned once, and what a budget makes of it?"""

@@ -1,0 +1,53 @@
+"""What a drop is measured on, and as what, for a model that comes without a recipe.
+
+1. Samples that calibration never sees: the user's own, else every fifth calibration sample, which
+   is then taken out of calibration.
+2. With labels the drop is one of accuracy; where the pooled output is what matters, one of its
+   cosine; else it is the relative L2 of the worst output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.evidence.objective import Objective
+from compress_onnx.pipeline.recipe import AccuracyMetric, EmbeddingMetric, MetricSpec
+from compress_onnx.pipeline.runtime.inputs import load_structure
+from compress_onnx.pipeline.runtime.samples import Samples
+
+EVERY = 5
+_FEWEST = 2 * EVERY
+
+
+def hold_out(samples: Samples) -> tuple[Samples, Samples]:
+    """What is left to calibrate on, and every fifth sample to measure on.
+
+    Raises:
+        DataError: so few samples that none or a single one would be held out.
+    """
+    if len(samples) < _FEWEST:
+        raise DataError(
+            f"{samples.origin}: {len(samples)} samples are too few to hold every {EVERY}th out: "
+            f"give --validation, or at least {_FEWEST} samples"
+        )
+    held_out = np.arange(len(samples)) % EVERY == EVERY - 1
+    rest, measured = (samples.select(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
+    return (
+        replace(rest, origin=f"{samples.origin} without every {EVERY}th"),
+        replace(measured, origin=f"{samples.origin}, every {EVERY}th, held out of calibration"),
+    )
+
+
+def metric_for(model: Path, held_out: Samples, objective: Objective | None) -> MetricSpec | None:
+    """The metric that rule 2 says; None is the relative L2 that every validation measures."""
+    if held_out.labels is not None:
+        return AccuracyMetric(kind="accuracy")
+    outputs = load_structure(model).graph.output
+    if objective == "pooled" and any(len(o.type.tensor_type.shape.dim) == 3 for o in outputs):
+        # Neighbours are not looked at: one leaves room for few samples.
+        return EmbeddingMetric(kind="embedding", pooling="mean", neighbours=1)
+    return None

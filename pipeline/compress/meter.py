@@ -1,0 +1,169 @@
+"""What a model's weights take of a budget that has to be looked at: FLOPs, and latency.
+
+Both are those of one inference. Its size is, in this order,
+
+1. the batch and the length of the benchmark, where the recipe has one;
+2. one sample of median length, where there are samples;
+3. the benchmark's defaults.
+
+The model runs once to see how many rows each site really multiplies: a pooled head one, a layer of
+tokens as many as there are tokens. Nothing is known about sites in the body of an If, Loop or Scan.
+Latency is measured on the benchmark's provider with its threads (``auto`` is the CPU, which is
+everywhere), for each product of another size once, and summed over the sites that share a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compress_onnx.graph_passes.allocation.price import TabulatedPrice
+from compress_onnx.graph_passes.planning.prices import PriceCurve, flop_price
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.pipeline.compress.subject import Subject
+from compress_onnx.pipeline.measure.latency import benchmark_feeds
+from compress_onnx.pipeline.measure.product_times import Product, ranks_to_measure, time_product
+from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.runtime.progress import Progress, Silent
+from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+
+
+class Prices(NamedTuple):
+    """What weights take of a budget, and how that was found out."""
+
+    curve: PriceCurve
+    note: str
+
+
+class Meter:
+    """Finds out what the weights of one model take; nothing is counted or timed twice.
+
+    Args:
+        model: the model as it was.
+        settings: how latency is measured; None where nobody said.
+        samples: rows to feed; None without data.
+        seed: of made-up inputs.
+        progress: shows what is timed.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        settings: BenchmarkSpec | None = None,
+        *,
+        samples: Samples | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self._model = model
+        self._settings = settings or BenchmarkSpec(length=_median_length(samples))
+        self._samples = samples
+        self._seed = seed
+        self._progress = progress or Silent()
+        self._rows: Mapping[str, int] | None = None
+        self._timed: dict[tuple[Product, tuple[int, ...]], TabulatedPrice] = {}
+
+    def prices(self, subject: Subject, request: CompressionSpec) -> Prices | None:
+        """What weights take of the budget of ``request``; None where nobody has to look.
+
+        Raises:
+            DataError: no inputs can be made up for the model, or the samples do not fit it.
+        """
+        if request.rank is not None or request.budget not in {"flops", "latency"}:
+            return None
+        feeds = self._feeds()
+        if self._rows is None:
+            self._rows = count_rows(subject, feeds)
+        shapes = (f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds.items())
+        inputs = f"for inputs {', '.join(shapes)}"
+        if request.budget == "flops":
+            return Prices(partial(flop_price, rows=self._rows), f"FLOPs are those {inputs}")
+        return Prices(
+            partial(self._latency, rows=self._rows, multiple=request.rank_multiple),
+            f"latency is the sum of the products, each measured alone on {self._spec.provider} "
+            f"with {self._spec.thread_count} threads, {inputs}",
+        )
+
+    @property
+    def _spec(self) -> SessionSpec:
+        provider = "cuda" if self._settings.provider == "cuda" else "cpu"
+        return SessionSpec(provider=provider, threads=self._settings.threads)
+
+    def _feeds(self) -> dict[str, Array]:
+        return benchmark_feeds(self._model, self._settings, samples=self._samples, seed=self._seed)
+
+    def _latency(
+        self, sites: Sequence[LinearSite], rows: Mapping[str, int], multiple: int
+    ) -> TabulatedPrice | None:
+        """Milliseconds of one inference in all ``sites``, which share a weight."""
+        if any(site.name not in rows for site in sites):
+            return None
+        timed = [self._time(product_of(site, rows[site.name]), multiple) for site in sites]
+        return TabulatedPrice(
+            sum(price.dense for price in timed),
+            timed[0].ranks,
+            tuple(map(sum, zip(*(price.prices for price in timed), strict=True))),
+        )
+
+    def _time(self, product: Product, multiple: int) -> TabulatedPrice:
+        ranks = ranks_to_measure(product.in_features, product.out_features, multiple)
+        key = product, ranks
+        if key not in self._timed:
+            step = f"time {product.in_features}x{product.out_features}"
+            with self._progress.step(step):
+                self._timed[key] = time_product(product, ranks, self._spec)
+        return self._timed[key]
+
+
+def product_of(site: LinearSite, rows: int) -> Product:
+    """The product that ``site`` computes on ``rows`` rows; a stack's go to its matrices evenly."""
+    weight = site.weight
+    dtype = weight.initializer.dtype
+    assert dtype is not None
+    return Product(weight.matrices, math.ceil(rows / weight.matrices), *weight.shape, dtype)
+
+
+def count_rows(subject: Subject, feeds: Mapping[str, Array]) -> dict[str, int]:
+    """How many rows each site multiplies in one run on ``feeds``, by site name.
+
+    That is what its output has of ``out_features`` numbers, whichever way round it is, and whether
+    or not the input was broadcast over a stack of matrices.
+
+    Raises:
+        ModelFileError: the model cannot be run.
+    """
+    values = {s.name: s.node.outputs[0].name or "" for s in subject.table.sites if not s.nested}
+    proto = ir.to_proto(subject.model)
+    for value in values.values():
+        shape = _shape_name(value)
+        proto.graph.node.append(onnx.helper.make_node("Shape", [value], [shape]))
+        proto.graph.output.append(
+            onnx.helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, [None])
+        )
+    session = open_session(bytes(proto.SerializeToString()), data_folder=subject.path.parent)
+    shapes = run(session, feeds, [_shape_name(value) for value in values.values()])
+    features = {site.name: site.out_features for site in subject.table.sites}
+    return {
+        site: int(np.prod(shapes[_shape_name(value)])) // features[site]
+        for site, value in values.items()
+    }
+
+
+def _shape_name(value: str) -> str:
+    return f"{value}.shape"
+
+
+def _median_length(samples: Samples | None) -> int:
+    if samples is None or samples.mask_name is None:
+        return BenchmarkSpec().length
+    lengths = samples.inputs[samples.mask_name].astype(bool).sum(axis=1)
+    return max(1, int(np.median(lengths)))

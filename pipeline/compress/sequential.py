@@ -1,0 +1,336 @@
+"""Sequential calibration: later sites repair what earlier ones broke, in closed form.
+
+Sites are factored in execution order. The inputs x' of a site come from the model as compressed so
+far, its targets from the original: with weights w over the positions, centred moments
+``C' = E_w[x'x'ᵀ]`` and ``D = E_w[x'xᵀ]``, and a damping λ in mean eigenvalues of C', the dense
+weight that repairs most is ::
+
+    T = (C' + λ)⁻¹ (D·W + λ·W)
+
+and T is what the method factors, in the metric of C'. The bias takes over the means, so that the
+mean output is the original's. λ pulls towards the original weight where the data says little.
+
+The graph is cut in front of each group of sites that read one value. What is alive at a cut is kept
+for all samples, of the original and of the compressed model; a segment leads from cut to cut and
+runs once for each. So the whole costs two forward runs and the moments, however many sites there
+are, and memory for what is alive at the widest cut.
+
+Rules:
+
+1. Only factored sites of plain matrices that shifts can reach take part. A weight that several
+   sites share is left to the plain way of factoring, because it can repair only one of them; so is
+   a stack of matrices.
+2. Positions are weighted with the squared norm of the outputs' gradients where there are any, else
+   padding counts as nothing and all else alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from scipy import linalg
+
+from compress_onnx.graph_passes.factorization import (
+    ActivationStats,
+    Factorization,
+    GradientStats,
+    make_method,
+)
+from compress_onnx.graph_passes.factorization.base import Float64
+from compress_onnx.graph_passes.planning.decide import group_by_weight
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
+from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
+from compress_onnx.pipeline.evidence.calibrate import real_positions
+from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
+from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+
+Values = dict[str, Array]
+Weights = Mapping[str, Sequence[NDArray[np.float32]]]
+
+DAMPING = 0.03
+"""λ, in mean eigenvalues of the inputs' covariance."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Consecutive sites that read one value, and where the graph is cut in front of them."""
+
+    cut: int
+    sites: tuple[LinearSite, ...]
+
+
+@dataclass
+class _Side:
+    """One of the two models on its way through the segments: what is alive, batch by batch."""
+
+    proto: onnx.ModelProto
+    alive: list[Values]
+
+
+def factor_sequentially(
+    model: ir.Model,
+    table: SiteTable,
+    plan: CompressionPlan,
+    stats: Mapping[str, ActivationStats],
+    samples: Samples,
+    *,
+    data_folder: Path,
+    weights: Weights | None = None,
+    damping: float = DAMPING,
+    spec: SessionSpec | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Factorization]:
+    """Factor the weights that ``plan`` factors, each with the errors of the earlier ones in sight.
+
+    Args:
+        model: the original model; unchanged afterwards.
+        table: its sites.
+        plan: ranks and methods.
+        stats: activation statistics by site name, with gradients for methods that need them.
+        samples: the calibration data.
+        data_folder: where the model's external data lies.
+        weights: by site name, for each batch of ``samples`` the weight of each position.
+        damping: λ.
+        spec: how the segments are run.
+        batch_size: samples at a time; the same that ``weights`` were collected with.
+        progress: called with the number of weights done, after each.
+
+    Returns:
+        Factorizations by weight key; shared weights and nested sites are not among them.
+
+    Raises:
+        DataError: the samples do not fit the model.
+    """
+    planned = {site.site: site for site in plan.factored}
+    single = {key for key, members in group_by_weight(table.sites).items() if len(members) == 1}
+    sites = [
+        site
+        for site in table.sites
+        if site.name in planned
+        and can_shift(site)
+        and not site.weight.stacked
+        and site.weight.key in single
+    ]
+    proto = self_contained(model, data_folder)
+    session = open_session(proto.SerializeToString(), spec)
+    check_samples(session, samples)
+    batches = list(model_batches(session, samples, batch_size))
+    shifts = shift_outputs(proto, sites)
+    original = _Side(proto, [dict(batch.feeds) for batch in batches])
+    compressed = _Side(_copy(proto), [dict(batch.feeds) for batch in batches])
+    done: dict[str, Factorization] = {}
+    start = 0
+    for group in _groups(proto, sites):
+        for side in (original, compressed):
+            _advance(side, start, group.cut, spec)
+        start = group.cut
+        for site in group.sites:
+            moments = _moments(site, original, compressed, batches, weights)
+            factorization = _factor(site, planned[site.name], moments, stats[site.name], damping)
+            _install(compressed, site, shifts[site.name], factorization)
+            done[site.weight.key] = factorization
+            if progress is not None:
+                progress(len(done))
+    return done
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of x' and x, weighted: ``cross`` [K, K] is the centred E[x'xᵀ]."""
+
+    inputs: ActivationStats
+    original_mean: Float64
+    cross: Float64
+
+
+def _factor(
+    site: LinearSite, plan: SitePlan, moments: _Moments, stats: ActivationStats, damping: float
+) -> Factorization:
+    assert plan.method is not None
+    assert plan.rank is not None
+    weight = site.weight.array()
+    exact = weight.astype(np.float64)
+    inputs = moments.inputs
+    target = repaired(exact, inputs.covariance, moments.cross, damping).astype(weight.dtype)
+    seen = inputs
+    if stats.gradients is not None:
+        seen = replace(inputs, gradients=GradientStats(inputs, stats.gradients.moment))
+    method = make_method(plan.method.name, plan.method.options)
+    factorization = method.decompose(target, seen).factorize(plan.rank, plan.store)
+    if not method.corrects_bias:
+        return factorization
+    bias = moments.original_mean @ exact - inputs.mean @ factorization.product()
+    return replace(factorization, bias=bias)
+
+
+def repaired(weight: Float64, covariance: Float64, cross: Float64, damping: float) -> Float64:
+    """``[K, N]`` the dense weight T of the module's formula.
+
+    Args:
+        weight: ``[K, N]`` W.
+        covariance: ``[K, K]`` C' of the inputs as they are.
+        cross: ``[K, K]`` D between these and the original inputs.
+        damping: λ in mean eigenvalues of C'; W itself is the answer where C' is zero.
+    """
+    size = len(covariance)
+    ridge = damping * float(np.trace(covariance)) / size
+    if ridge <= 0:
+        return weight
+    damped = covariance + ridge * np.eye(size)
+    solved: Float64 = linalg.solve(damped, cross @ weight + ridge * weight, assume_a="pos")
+    return solved
+
+
+def _moments(
+    site: LinearSite,
+    original: _Side,
+    compressed: _Side,
+    batches: Sequence[Batch],
+    weights: Weights | None,
+) -> _Moments:
+    name, features = site.input.name or "", site.in_features
+    total, count = 0.0, 0
+    sums = np.zeros((2, features))
+    magnitude = np.zeros(features)
+    moment, cross = np.zeros((features,) * 2), np.zeros((features,) * 2)
+    for index, batch in enumerate(batches):
+        pair = [side.alive[index][name] for side in (compressed, original)]
+        ours, theirs = (np.swapaxes(v, -1, -2) if site.transpose_input else v for v in pair)
+        weight = (
+            _position_weights(ours, batch) if weights is None else weights[site.name][index]
+        ).reshape(-1)
+        real = weight > 0
+        root = np.sqrt(weight[real])[:, None]
+        x = _rows(ours, features)[real] * root
+        y = _rows(theirs, features)[real] * root
+        count += len(x)
+        total += float(weight.sum(dtype=np.float64))
+        sums += np.stack([root[:, 0] @ x, root[:, 0] @ y])
+        magnitude += root[:, 0] @ np.abs(x)
+        moment += x.T @ x
+        cross += x.T @ y
+    total = total or 1.0
+    mean, original_mean = sums / total
+    inputs = ActivationStats(count, mean, magnitude / total, moment / total)
+    return _Moments(inputs, original_mean, cross / total - np.outer(mean, original_mean))
+
+
+def _rows(value: Array, features: int) -> NDArray[np.float32]:
+    return value.reshape(-1, features).astype(np.float32, copy=False)
+
+
+def _position_weights(value: Array, batch: Batch) -> NDArray[np.float32]:
+    real = None if batch.mask is None else real_positions(value, batch.mask)
+    if real is None:
+        return np.ones(value.shape[:-1], np.float32)
+    return real.astype(np.float32)
+
+
+def _groups(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> Iterator[_Group]:
+    """Sites in the order of the graph's nodes, those that read one value together."""
+    # The node in front of the Add that shifts a site's output is the site itself.
+    place = {name: i - 1 for i, node in enumerate(proto.graph.node) for name in node.output}
+    at = {site.name: place[site.node.outputs[0].name or ""] for site in sites}
+    ordered = sorted(sites, key=lambda site: at[site.name])
+    for _, members in groupby(ordered, key=lambda site: site.input.name):
+        group = tuple(members)
+        yield _Group(at[group[0].name], group)
+
+
+def _advance(side: _Side, start: int, stop: int, spec: SessionSpec | None) -> None:
+    """Run the nodes from ``start`` to ``stop`` on every batch; keeps what is alive afterwards."""
+    graph = side.proto.graph
+    wanted = _reads(graph.node[stop:])
+    kept = [{n: v for n, v in values.items() if n in wanted} for values in side.alive]
+    made = {name for node in graph.node[start:stop] for name in node.output}
+    outputs = sorted(made & wanted)
+    if outputs:
+        segment = _segment(side.proto, start, stop, side.alive[0], outputs)
+        session = open_session(segment.SerializeToString(), spec)
+        names = [value.name for value in session.get_inputs()]
+        for values, after in zip(side.alive, kept, strict=True):
+            after.update(run(session, {name: values[name] for name in names}, outputs))
+    side.alive = kept
+
+
+def _segment(
+    proto: onnx.ModelProto, start: int, stop: int, values: Values, outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """The nodes from ``start`` to ``stop`` as a model, with inputs that look like ``values``."""
+    nodes = proto.graph.node[start:stop]
+    reads = _reads(nodes)
+    inputs = [
+        onnx.helper.make_tensor_value_info(
+            name,
+            onnx.helper.np_dtype_to_tensor_dtype(value.dtype),
+            [None] * value.ndim,
+        )
+        for name, value in values.items()
+        if name in reads
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "segment",
+        inputs,
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+        [tensor for tensor in proto.graph.initializer if tensor.name in reads],
+    )
+    return onnx.helper.make_model(
+        graph,
+        opset_imports=proto.opset_import,
+        ir_version=proto.ir_version,
+        functions=proto.functions,
+    )
+
+
+def _reads(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """All names that ``nodes`` read, those of their nested graphs included."""
+    names: set[str] = set()
+    for node in nodes:
+        names.update(node.input)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                names |= _reads(graph.node) | {value.name for value in graph.output}
+    return names
+
+
+def _install(side: _Side, site: LinearSite, shift: str, factorization: Factorization) -> None:
+    """Put the product of the factors, and the new mean, into a model of dense weights."""
+    output = site.node.outputs[0].name or ""
+    add = next(i for i, node in enumerate(side.proto.graph.node) if output in node.output)
+    node = side.proto.graph.node[add - 1]
+    dtype = site.weight.array().dtype
+    product = factorization.product().astype(dtype)
+    node.input[1] = f"{output}.compressed"
+    _set_initializer(side.proto, node.input[1], product.T if _transposes(node) else product)
+    if factorization.bias is not None:
+        _set_initializer(side.proto, shift, (site.alpha * factorization.bias).astype(dtype))
+
+
+def _set_initializer(proto: onnx.ModelProto, name: str, array: Array) -> None:
+    tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+    for old in proto.graph.initializer:
+        if old.name == name:
+            old.CopyFrom(tensor)
+            return
+    proto.graph.initializer.append(tensor)
+
+
+def _transposes(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy

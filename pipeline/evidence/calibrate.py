@@ -1,0 +1,330 @@
+"""Calibration: what the inputs of each linear site look like on real data.
+
+The model runs once over the samples with the distinct site inputs as extra outputs; each batch
+goes straight into moments (:mod:`graph_passes.factorization.activations`), so that never more
+than one batch of activations is in memory. Sites that read the same value share its statistics.
+Padding positions are left out wherever a site's input can be matched with the mask.
+
+A weight that is a stack of matrices, such as the experts of a layer, has statistics of each matrix:
+
+1. Of an input ``[.., E, T, K]`` matrix e has the rows that it multiplies. Where one input is known
+   to serve all of them, they have its statistics together.
+2. A row that is zero stands for a token that a router sent to another expert. It takes no part in
+   ``‖X(W − B)‖``, whatever B is, but would move the mean, so it is left out; and so is what an
+   earlier layer of the expert made of it (:mod:`graph_passes.sites.routing`). What comes out of
+   such a row is multiplied by a gate of zero: the experts' biases come out of it too.
+3. That holds only for a stack with a bias. One without may stand in a graph that has no gate, as
+   zeros come out of zeros: its bias is left alone, so its statistics are not centred.
+4. A matrix that no row reached has no statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
+from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.routing import row_source
+from compress_onnx.pipeline.evidence.stacks import part
+from compress_onnx.pipeline.files.cache import ArrayCache, content_key
+from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+
+_FORMAT = "calibration 1"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Activation statistics, and what a reader of the report must know about them.
+
+    Attributes:
+        stats: by matrix name; sites inside nested graphs have none.
+        notes: sites whose padding could not be left out, and the like.
+        origin: the data, in words.
+        cached: whether the statistics came from the cache.
+    """
+
+    stats: Mapping[str, ActivationStats]
+    notes: tuple[str, ...]
+    origin: str
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One distinct input of a matrix: a value, and whether the site reads its transpose.
+
+    Attributes:
+        value: its name.
+        transposed: whether the features are on the second-last axis.
+        features: K.
+        leading: the shape of the stack that the matrix is in; ``()`` where it reads all there is.
+        place: of the matrix in that.
+        source: the value whose zero rows were routed elsewhere; "" where the matrix reads all.
+    """
+
+    value: str
+    transposed: bool
+    features: int
+    leading: tuple[int, ...] = ()
+    place: tuple[int, ...] = ()
+    source: str = ""
+
+    @property
+    def key(self) -> str:
+        """Identifies the input."""
+        name = f"{self.value}{'.T' if self.transposed else ''}"
+        return f"{name}{list(self.place)} where {self.source}" if self.leading else name
+
+    @property
+    def reads(self) -> set[str]:
+        """The values that it takes to see the input."""
+        return {self.value, self.source} - {""}
+
+    def of(self, value: Array) -> Array:
+        """``[..., T, K]`` what the matrix multiplies of ``value``, the rows on the last axis."""
+        rows = np.swapaxes(value, -1, -2) if self.transposed else value
+        return part(rows, self.leading, self.place)
+
+
+def calibrate(
+    model: ir.Model,
+    digest: str,
+    sites: Sequence[LinearSite],
+    samples: Samples,
+    *,
+    data_folder: Path,
+    spec: SessionSpec | None = None,
+    batch_size: int = 32,
+    cache: ArrayCache | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Calibration:
+    """Collect the statistics of all ``sites``.
+
+    Args:
+        model: the model that the sites belong to; unchanged afterwards.
+        digest: identifies the model's content for the cache.
+        sites: where to look.
+        samples: the calibration data.
+        data_folder: where the model's external data lies.
+        spec: how the model is run.
+        batch_size: samples at a time.
+        cache: None computes afresh.
+        progress: called after each batch with the number of samples done so far.
+
+    Raises:
+        DataError: the samples do not fit the model, or all positions are padding.
+        ModelFileError: the model cannot be run.
+    """
+    taps = taps_of(sites)
+    distinct = {tap.key: tap for tap in taps.values()}
+    mask = samples.mask_name or ""
+    key = content_key(_FORMAT, digest, mask, "\n".join(sorted(distinct)), samples.inputs)
+    stored = cache.get(key) if cache is not None else None
+    moments = None if stored is None else _unpack(stored, distinct)
+    cached = moments is not None
+    if moments is None:
+        session = open_session(tapped(model, distinct.values()), spec, data_folder=data_folder)
+        check_samples(session, samples)
+        batches = model_batches(session, samples, batch_size)
+        moments, unmasked = _collect(session, batches, list(distinct.values()), progress)
+        if cache is not None:
+            cache.put(key, _pack(moments, unmasked))
+    else:
+        unmasked = _unmasked(stored or {})
+    notes = [
+        f"the padding mask does not fit the input of {name}: padding counts there"
+        for name, tap in taps.items()
+        if tap.key in unmasked
+    ]
+    return Calibration(
+        _by_matrix(sites, taps, moments),
+        tuple(notes),
+        f"{len(samples)} samples of {samples.origin}",
+        cached,
+    )
+
+
+def taps_of(sites: Iterable[LinearSite]) -> dict[str, Tap]:
+    """The input of each matrix by its name; sites inside nested graphs cannot be tapped."""
+    return {
+        name: _tap(site, place)
+        for site in sites
+        if not site.nested
+        for name, place in site.matrices.items()
+    }
+
+
+def _tap(site: LinearSite, place: tuple[int, ...]) -> Tap:
+    value, leading = site.input, site.weight.leading
+    whole = Tap(value.name or "", site.transpose_input, site.in_features)
+    if not leading or _serves_all(value, len(leading)):
+        return whole
+    source = row_source(value).name or "" if not site.transpose_input else ""
+    return replace(whole, leading=leading, place=place, source=source or whole.value)
+
+
+def _serves_all(value: ir.Value, axes: int) -> bool:
+    """Whether a stack of so many leading ``axes`` multiplies one and the same input throughout."""
+    assert value.shape is not None  # matching refuses a stack without
+    return all(size == 1 for size in list(value.shape)[-2 - axes : -2])
+
+
+def _by_matrix(
+    sites: Iterable[LinearSite],
+    taps: Mapping[str, Tap],
+    moments: Mapping[str, ActivationStats | None],
+) -> dict[str, ActivationStats]:
+    """The statistics of each matrix that any row reached (rules 3 and 4)."""
+    stats: dict[str, ActivationStats] = {}
+    for site in sites:
+        for name in [name for name in site.matrices if name in taps]:
+            found = moments[taps[name].key]
+            if found is not None:
+                stats[name] = found if site.corrected_bias else found.uncentred()
+    return stats
+
+
+def observe(
+    session: ort.InferenceSession, batch: Batch, taps: Iterable[Tap]
+) -> Iterator[tuple[Tap, NDArray[np.generic], bool]]:
+    """Run one batch; yields the rows ``[n, K]`` of each tap, and whether padding is out of them.
+
+    Args:
+        session: of the model as :func:`tapped`.
+        batch: what to run.
+        taps: where to look.
+    """
+    taps = tuple(taps)
+    outputs = {value.name for value in session.get_outputs()}
+    names = sorted({name for tap in taps for name in tap.reads} & outputs)
+    values = {**batch.feeds, **run(session, batch.feeds, names)}
+    for tap in taps:
+        yield tap, *_rows(values, tap, batch)
+
+
+def _collect(
+    session: ort.InferenceSession,
+    batches: Iterator[Batch],
+    taps: Sequence[Tap],
+    progress: Callable[[int], None] | None,
+) -> tuple[dict[str, ActivationStats | None], set[str]]:
+    accumulators = {tap.key: MomentAccumulator(tap.features) for tap in taps}
+    unmasked: set[str] = set()
+    done = 0
+    for batch in batches:
+        for tap, rows, masked in observe(session, batch, taps):
+            if not masked:
+                unmasked.add(tap.key)
+            accumulators[tap.key].update(rows)
+        done += len(batch.index)
+        if progress is not None:
+            progress(done)
+    for tap in taps:
+        if not accumulators[tap.key].count and not tap.leading:
+            raise DataError("every position is padding: there is nothing to calibrate on")
+    return {key: a.result() if a.count else None for key, a in accumulators.items()}, unmasked
+
+
+def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:
+    """The serialized model with every tapped value as an output; ``model`` is left as it was."""
+    reads = {name for tap in taps for name in tap.reads}
+    wanted = reads - {value.name for value in model.graph.outputs}
+    extra = [v for node in model.graph for v in node.outputs if v.name in wanted]
+    before = len(model.graph.outputs)
+    model.graph.outputs.extend(extra)
+    try:
+        return bytes(ir.to_proto(model).SerializeToString())
+    finally:
+        del model.graph.outputs[before:]
+
+
+def _rows(values: Mapping[str, Array], tap: Tap, batch: Batch) -> tuple[NDArray[np.generic], bool]:
+    """``[n, K]`` the rows that the matrix really sees, and whether padding is out of them."""
+    value = tap.of(values[tap.value])
+    rows = value.reshape(-1, value.shape[-1])
+    real, masked = _unpadded(value, batch.mask)
+    sent = _sent(value, tap.of(values[tap.source])) if tap.source else None
+    kept = [rows_kept.reshape(-1) for rows_kept in (real, sent) if rows_kept is not None]
+    return rows[np.logical_and.reduce(kept)] if kept else rows, masked
+
+
+def _unpadded(
+    value: Array, mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.bool_] | None, bool]:
+    """Which rows of ``value`` are no padding (None: all count), and whether that is known."""
+    if mask is None or mask.all():
+        return None, True
+    real = real_positions(value, mask)
+    # One row a sample (a pooled vector) has no padding to leave out.
+    return real, real is not None or (value.ndim == 2 and len(value) == len(mask))
+
+
+def _sent(value: Array, source: Array) -> NDArray[np.bool_]:
+    """Which rows of ``value`` a router sent there: they are zero neither here nor at the source."""
+    sent: NDArray[np.bool_] = np.any(value != 0, axis=-1) & np.any(source != 0, axis=-1)
+    return sent
+
+
+def real_positions(value: Array, mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Which rows of ``value`` are no padding; None where the mask does not fit.
+
+    Args:
+        value: ``[B, T, ..., K]``, or ``[B·T, K]``.
+        mask: ``[B, T]``.
+
+    Returns:
+        Booleans of the shape of ``value`` without its last axis.
+    """
+    if value.ndim >= 3 and value.shape[:2] == mask.shape:
+        trailing = (1,) * (value.ndim - 3)
+        return np.broadcast_to(mask.reshape(*mask.shape, *trailing), value.shape[:-1])
+    if value.ndim == 2 and len(value) == mask.size:
+        return mask.reshape(-1)
+    return None
+
+
+def _pack(moments: Mapping[str, ActivationStats | None], unmasked: set[str]) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for key, stats in moments.items():
+        arrays[f"{key}/unmasked"] = np.array(key in unmasked)
+        arrays[f"{key}/count"] = np.array(0 if stats is None else stats.count)
+        if stats is not None:
+            arrays[f"{key}/mean"] = stats.mean
+            arrays[f"{key}/magnitude"] = stats.magnitude
+            arrays[f"{key}/second_moment"] = stats.second_moment
+    return arrays
+
+
+def _unpack(
+    arrays: Mapping[str, Array], taps: Mapping[str, Tap]
+) -> dict[str, ActivationStats | None] | None:
+    try:
+        return {key: _unpack_one(arrays, key) for key in taps}
+    except KeyError:
+        return None
+
+
+def _unpack_one(arrays: Mapping[str, Array], key: str) -> ActivationStats | None:
+    count = int(arrays[f"{key}/count"])
+    if not count:
+        return None
+    mean, magnitude, moment = (
+        arrays[f"{key}/{field}"].astype(np.float64)
+        for field in ("mean", "magnitude", "second_moment")
+    )
+    return ActivationStats(count, mean, magnitude, moment)
+
+
+def _unmasked(arrays: Mapping[str, Array]) -> set[str]:
+    suffix = "/unmasked"
+    return {name.removesuffix(suffix) for name, a in arrays.items() if name.endswith(suffix) and a}

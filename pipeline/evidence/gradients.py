@@ -1,0 +1,350 @@
+"""Gradients of the model's outputs at every linear site, for any ONNX graph.
+
+``onnx-ad`` turns the graph into another ONNX graph that also computes adjoints; ONNX Runtime runs
+it. One backward pass a batch gives, for random signs s over the outputs o, the gradient
+``g = ∂(sᵀo)/∂y`` at every site's output y, and ``E[g gᵀ]`` over s is the Gauss-Newton matrix of the
+squared change of the outputs.
+
+What the signs are drawn over is the :mod:`~pipeline.evidence.objective`. Padding positions are
+never seeded, so what does not reach a real position has gradient zero and weight zero in all
+statistics. So have the rows of tokens that a router sent to another expert: their gate of zero is
+in the gradient, and each matrix of a stack has the statistics of the rows that matter to it. Other
+seeds than signs give the gradients of other functions of the outputs (:func:`backward`).
+
+The graph is differentiated with respect to the shifts of :mod:`pipeline.evidence.shifts`, which are
+taken out again afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ad
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from compress_onnx.graph_passes.errors import DataError, NotDifferentiableError
+from compress_onnx.graph_passes.factorization import (
+    ActivationStats,
+    GradientStats,
+    MomentAccumulator,
+)
+from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.pipeline.evidence.dead_nodes import without_dead_nodes
+from compress_onnx.pipeline.evidence.objective import Objective, signs
+from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
+from compress_onnx.pipeline.evidence.slices import gather_slices
+from compress_onnx.pipeline.evidence.stacks import part
+from compress_onnx.pipeline.files.cache import ArrayCache, content_key
+from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec, one_line, open_session, run
+
+Float32 = NDArray[np.float32]
+Seeding = Callable[[Array, Batch], Float32]
+"""The adjoint that an output starts from, of the output's shape, given its value."""
+
+_GRADIENT = "gradient."
+
+
+@dataclass(frozen=True)
+class OutputGradients:
+    """What every site means to the model's outputs.
+
+    Attributes:
+        stats: by matrix name.
+        weights: by site name, for each batch the squared norm ‖g‖² at each position; the shape of
+            the site's output without its last axis.
+    """
+
+    stats: Mapping[str, GradientStats]
+    weights: Mapping[str, Sequence[Float32]]
+
+
+@dataclass(frozen=True)
+class SiteValues:
+    """One batch at one site: inputs ``[..., K]``, and the gradient ``[..., N]`` at its output."""
+
+    inputs: Array
+    gradient: Float32
+
+
+@dataclass(frozen=True)
+class _Tap:
+    site: str
+    input: str
+    transposed: bool
+    gradient: str
+
+
+@dataclass(frozen=True)
+class _Adjoint:
+    """A model with gradients as outputs; ``seeds`` maps each seeded output to its seed input."""
+
+    model: bytes
+    taps: Sequence[_Tap]
+    seeds: Mapping[str, str]
+
+
+def output_gradients(
+    model: ir.Model,
+    digest: str,
+    sites: Sequence[LinearSite],
+    samples: Samples,
+    *,
+    data_folder: Path,
+    objective: Objective = "positions",
+    seed: int = 0,
+    spec: SessionSpec | None = None,
+    batch_size: int = 32,
+    cache: ArrayCache | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> OutputGradients:
+    """Collect the gradients at the outputs of all ``sites`` that shifts can reach.
+
+    Args:
+        model: the model that the sites belong to; unchanged afterwards.
+        digest: identifies the model's content for the cache.
+        sites: where to look.
+        samples: the calibration data.
+        data_folder: where the model's external data lies.
+        objective: what about the outputs matters.
+        seed: of the random signs.
+        spec: how the model is run.
+        batch_size: samples at a time.
+        cache: None computes afresh.
+        progress: called after each batch with the number of samples done so far.
+
+    Raises:
+        NotDifferentiableError: an operator has no gradient, or the model is too large.
+        DataError: the samples do not fit the model, or no output depends on any site.
+    """
+    flat = [site for site in sites if can_shift(site)]
+    names = "\n".join(f"{site.name} {site.node.name}" for site in flat)
+    mask = samples.mask_name or ""
+    key = content_key(
+        "gradients 1", digest, mask, names, objective, f"{seed} {batch_size}", samples.inputs
+    )
+    stored = cache.get(key) if cache is not None else None
+    if stored is not None:
+        return _unpack(stored)
+    collector = _Collector(flat)
+    rng = np.random.default_rng(seed)
+    done = 0
+    for batch, values in backward(
+        model,
+        flat,
+        samples,
+        lambda value, batch: signs(value, batch, objective, rng),
+        data_folder=data_folder,
+        spec=spec,
+        batch_size=batch_size,
+    ):
+        collector.update(values)
+        done += len(batch.index)
+        if progress is not None:
+            progress(done)
+    gradients = collector.result(len(samples))
+    if cache is not None:
+        cache.put(key, _pack(gradients))
+    return gradients
+
+
+def backward(
+    model: ir.Model,
+    sites: Sequence[LinearSite],
+    samples: Samples,
+    seeding: Seeding,
+    *,
+    data_folder: Path,
+    spec: SessionSpec | None = None,
+    batch_size: int = 32,
+) -> Iterator[tuple[Batch, dict[str, SiteValues]]]:
+    """Run forwards and backwards batch by batch; yields the values at each site, by its name.
+
+    Args:
+        model: the model that the sites belong to; unchanged afterwards.
+        sites: where to look; all of them can be shifted.
+        samples: the data.
+        seeding: what to differentiate, as the adjoint of each float output.
+        data_folder: where the model's external data lies.
+        spec: how the model is run.
+        batch_size: samples at a time.
+
+    Raises:
+        NotDifferentiableError: an operator has no gradient, or the model is too large.
+        DataError: the samples do not fit the model.
+    """
+    adjoint = _differentiate(self_contained(model, data_folder), sites)
+    session = open_session(adjoint.model, spec)
+    plain = open_session(self_contained(model, data_folder).SerializeToString(), spec)
+    check_samples(plain, samples)
+    for batch in model_batches(plain, samples, batch_size):
+        outputs = run(plain, batch.feeds, list(adjoint.seeds))
+        seeds = {
+            adjoint.seeds[name]: seeding(value, batch)[..., None] for name, value in outputs.items()
+        }
+        yield batch, _run_adjoint(session, {**batch.feeds, **seeds}, adjoint.taps)
+
+
+def _differentiate(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> _Adjoint:
+    """The adjoint graph of ``proto`` at the outputs of ``sites``."""
+    seeded = [value.name for value in proto.graph.output if _is_float(value)]
+    gather_slices(proto)
+    shifts = shift_outputs(proto, sites)
+    _remove_defaults(proto, set(shifts.values()))
+    try:
+        adjoint = onnx_ad.reverse(
+            proto,
+            inputs=list(shifts.values()),
+            outputs=seeded,
+            prefix=_GRADIENT,
+            dim="projections",
+            layout="onnx",
+        )
+    except Exception as error:  # onnx-ad raises many classes on graphs that it cannot read
+        raise NotDifferentiableError(
+            f"the model has no gradient graph ({one_line(error)}): use the method asvd, with "
+            "--allocation sensitivity to measure instead"
+        ) from error
+    values = {shifts[site.name]: site.node.outputs[0].name or "" for site in sites}
+    _remove_shifts(adjoint, values)
+    taps = [
+        _Tap(
+            site.name,
+            site.input.name or "",
+            site.transpose_input,
+            f"{_GRADIENT}{shifts[site.name]}",
+        )
+        for site in sites
+    ]
+    present = {value.name for value in (*adjoint.graph.output, *adjoint.graph.input)}
+    for name in sorted({tap.input for tap in taps} - present):
+        adjoint.graph.output.add().name = name
+    seeds = {name: f"{_GRADIENT}{name}" for name in seeded}
+    return _Adjoint(without_dead_nodes(adjoint).SerializeToString(), taps, seeds)
+
+
+def _remove_defaults(proto: onnx.ModelProto, shifts: Container[str]) -> None:
+    """Shifts with a default would be differentiated as the constants that they default to."""
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in shifts]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
+def _remove_shifts(adjoint: onnx.ModelProto, values: Mapping[str, str]) -> None:
+    """Take the additions out again, in place: ``y' = y``, and the shift inputs go."""
+    for node in adjoint.graph.node:
+        if node.op_type == "Add" and node.name in values:
+            node.op_type = "Identity"
+            del node.input[1]
+            continue
+        for index, name in enumerate(node.input):
+            if name in values:
+                node.input[index] = values[name]
+    kept = [value for value in adjoint.graph.input if value.name not in values]
+    del adjoint.graph.input[:]
+    adjoint.graph.input.extend(kept)
+
+
+def _is_float(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
+
+
+def _run_adjoint(
+    session: ort.InferenceSession, feeds: Mapping[str, Array], taps: Sequence[_Tap]
+) -> dict[str, SiteValues]:
+    wanted = {tap.gradient for tap in taps} | {tap.input for tap in taps}
+    values = {**feeds, **run(session, feeds, sorted(wanted - set(feeds)))}
+
+    def at(tap: _Tap) -> SiteValues:
+        inputs = values[tap.input]
+        return SiteValues(
+            np.swapaxes(inputs, -1, -2) if tap.transposed else inputs,
+            values[tap.gradient][..., 0].astype(np.float32),
+        )
+
+    return {tap.site: at(tap) for tap in taps}
+
+
+class _Collector:
+    """Accumulates both sides of every site, batch by batch."""
+
+    def __init__(self, sites: Sequence[LinearSite]) -> None:
+        self._sites = {site.name: site for site in sites}
+        names = [(name, site) for site in sites for name in site.matrices]
+        self._inputs = {name: MomentAccumulator(site.in_features) for name, site in names}
+        self._moments = {name: np.zeros((site.out_features,) * 2) for name, site in names}
+        self._weights: dict[str, list[Float32]] = {site.name: [] for site in sites}
+
+    def update(self, values: Mapping[str, SiteValues]) -> None:
+        for name, found in values.items():
+            site = self._sites[name]
+            for matrix, place in site.matrices.items():
+                inputs = part(found.inputs, site.weight.leading, place)
+                self._add(matrix, inputs, part(found.gradient, site.weight.leading, place))
+            self._weights[name].append(_squared_norms(found.gradient))
+
+    def _add(self, matrix: str, inputs: Array, gradient: Float32) -> None:
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        weights = _squared_norms(rows)
+        real = weights > 0
+        self._inputs[matrix].update(inputs.reshape(-1, inputs.shape[-1])[real], weights[real])
+        self._moments[matrix] += rows[real].T @ rows[real]
+
+    def result(self, samples: int) -> OutputGradients:
+        if not any(accumulator.count for accumulator in self._inputs.values()):
+            raise DataError("no output of the model depends on any linear site at these samples")
+        stats = {
+            matrix: GradientStats(self._seen(site, matrix), self._moments[matrix] / samples)
+            for site in self._sites.values()
+            for matrix in site.matrices
+            if self._inputs[matrix].count
+        }
+        return OutputGradients(stats, self._weights)
+
+    def _seen(self, site: LinearSite, matrix: str) -> ActivationStats:
+        seen = self._inputs[matrix].result()
+        return seen if site.corrected_bias else seen.uncentred()
+
+
+def _squared_norms(gradient: Float32) -> Float32:
+    norms: Float32 = np.sum(gradient * gradient, axis=-1)
+    return norms
+
+
+_FIELDS = ("mean", "magnitude", "second_moment")
+
+
+def _pack(gradients: OutputGradients) -> dict[str, Array]:
+    """Arrays named ``stats/FIELD/SITE`` and ``weights/BATCH/SITE``; a site may have slashes."""
+    arrays: dict[str, Array] = {}
+    for site, stats in gradients.stats.items():
+        arrays[f"stats/moment/{site}"] = stats.moment
+        arrays[f"stats/count/{site}"] = np.array(stats.inputs.count)
+        arrays |= {f"stats/{field}/{site}": getattr(stats.inputs, field) for field in _FIELDS}
+    for site, batches in gradients.weights.items():
+        arrays |= {f"weights/{index}/{site}": batch for index, batch in enumerate(batches)}
+    return arrays
+
+
+def _unpack(arrays: Mapping[str, Array]) -> OutputGradients:
+    stats: dict[str, GradientStats] = {}
+    weights: dict[str, list[Float32]] = {}
+    for key, array in arrays.items():
+        kind, field, site = key.split("/", 2)
+        if kind == "weights":
+            weights.setdefault(site, []).append(array.astype(np.float32))
+        elif field == "moment":
+            count = int(arrays[f"stats/count/{site}"])
+            mean, magnitude, second = (
+                arrays[f"stats/{name}/{site}"].astype(np.float64) for name in _FIELDS
+            )
+            inputs = ActivationStats(count, mean, magnitude, second)
+            stats[site] = GradientStats(inputs, array.astype(np.float64))
+    return OutputGradients(stats, weights)

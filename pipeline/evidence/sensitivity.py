@@ -1,0 +1,180 @@
+"""Measured sensitivity: what an error at one site does to the model's outputs.
+
+One site at a time gets the error that its factorization at the uniform rank would make, everything
+else stays exact. Its inputs are then those of the original model, so the error is computed outside,
+``(x − μ)·(A·B − W)``, and fed as a shift (:mod:`pipeline.evidence.shifts`) into one session for all
+sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compress_onnx.graph_passes.allocation import Candidate
+from compress_onnx.graph_passes.allocation.uniform import uniform
+from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method
+from compress_onnx.graph_passes.factorization.base import Float64
+from compress_onnx.graph_passes.factorization.stack import decompose
+from compress_onnx.graph_passes.planning.decide import WeightGroups
+from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
+from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.pipeline.evidence.objective import Objective, change
+from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
+from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+
+
+def measure_slopes(
+    model: ir.Model,
+    groups: WeightGroups,
+    method: Method,
+    stats: Mapping[str, ActivationStats],
+    samples: Samples,
+    *,
+    share: float,
+    data_folder: Path,
+    objective: Objective = "positions",
+    spec: SessionSpec | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """The squared output change, a sample, for a unit of the method's squared error.
+
+    Args:
+        model: unchanged afterwards.
+        groups: the sites by weight key.
+        method: how the weights are going to be factored.
+        stats: activation statistics by matrix name; weights with a site without are left out.
+        samples: a few dozen are enough: one forward run a site goes over them.
+        share: of the parameters, at which errors are made.
+        data_folder: where the model's external data lies.
+        objective: what about the outputs matters.
+        spec: how the model is run.
+        batch_size: samples at a time.
+        progress: called with the number of weights done, after each.
+
+    Raises:
+        DataError: the samples do not fit the model.
+    """
+    known = {
+        k: sites
+        for k, sites in groups.items()
+        if evidence_in(statistics_of(sites, stats)) != "none" and all(map(can_shift, sites))
+    }
+    sites = [site for members in known.values() for site in members]
+    proto = self_contained(model, data_folder)
+    probe = Probe(proto, sites, samples, spec=spec, batch_size=batch_size)
+    slopes: dict[str, float] = {}
+    for key, members in known.items():
+        weight = members[0].weight.array()
+        decomposition = decompose(method, weight, statistics_of(members, stats))
+        rank = uniform([Candidate(key, *members[0].weight.shape)], share, 1)[key] or 1
+        error = decomposition.energy * float(decomposition.tail[rank])
+        residual = decomposition.factorize(rank).product() - weight.astype(np.float64)
+        changes = [
+            change_of(trial, objective)
+            for site in members
+            for trial in probe.replace(site, residual, _means(site, statistics_of([site], stats)))
+        ]
+        slopes[key] = sum(changes) / len(samples) / error if error > 0 else 0.0
+        if progress is not None:
+            progress(len(slopes))
+    return slopes
+
+
+def _means(site: LinearSite, known: Known) -> Float64:
+    """``[K]`` the mean input, ``[.., 1, K]`` for the matrices of a stack; 0 where not known."""
+    none = np.zeros(site.in_features)
+    means: Float64 = np.stack([none if stats is None else stats.mean for stats in known])
+    shape = (*site.weight.leading, 1, site.in_features)
+    return means.reshape(shape if site.weight.stacked else -1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One batch through a model with one weight replaced: values before and after, by name."""
+
+    batch: Batch
+    original: Mapping[str, Array]
+    replaced: Mapping[str, Array]
+
+
+def change_of(trial: Trial, objective: Objective) -> float:
+    """The squared change of the outputs, summed over the samples of the batch."""
+    return sum(
+        change(trial.original[name], replaced, trial.batch, objective)
+        for name, replaced in trial.replaced.items()
+        if replaced.dtype.kind == "f"
+    )
+
+
+class Probe:
+    """Replaces the weight of one site at a time, in a session with shifts.
+
+    Args:
+        proto: the original, with its weights inside; used up.
+        sites: those that can be replaced; all of them can be shifted.
+        samples: what runs through the model.
+        watched: the values to look at; None for the model's outputs.
+        spec: how the model is run.
+        batch_size: samples at a time.
+
+    Raises:
+        DataError: the samples do not fit the model.
+    """
+
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        sites: Sequence[LinearSite],
+        samples: Samples,
+        *,
+        watched: Sequence[str] | None = None,
+        spec: SessionSpec | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        outputs = [value.name for value in proto.graph.output]
+        self._watched = outputs if watched is None else list(watched)
+        self._shifts = shift_outputs(proto, sites)
+        feeds = {value.name for value in proto.graph.input}
+        inputs = {site.input.name or "" for site in sites} - feeds
+        extra = sorted((inputs | set(self._watched)) - set(outputs))
+        for name in extra:
+            proto.graph.output.add().name = name
+        self._session = open_session(proto.SerializeToString(), spec)
+        check_samples(self._session, samples)
+        self._batches: list[tuple[Batch, dict[str, Array]]] = [
+            (batch, {**batch.feeds, **run(self._session, batch.feeds, [*outputs, *extra])})
+            for batch in model_batches(self._session, samples, batch_size)
+        ]
+
+    def replace(
+        self, site: LinearSite, residual: Float64, mean: Float64 | None = None
+    ) -> Iterator[Trial]:
+        """Run all batches with ``residual`` [.., K, N] added to the weight of ``site``.
+
+        Args:
+            site: which weight; where several sites share it, only this one sees the change.
+            residual: what is added.
+            mean: ``[K]`` (of a stack ``[.., 1, K]``) the inputs at which the bias makes up for it;
+                None corrects no bias.
+        """
+        for batch, original in self._batches:
+            inputs = original[site.input.name or ""]
+            rows = np.swapaxes(inputs, -1, -2) if site.transpose_input else inputs
+            centred = rows.astype(np.float64) - (0.0 if mean is None else mean)
+            shift = (site.alpha * (centred @ residual)).astype(inputs.dtype)
+            feeds = {**batch.feeds, self._shifts[site.name]: shift}
+            yield Trial(batch, original, run(self._session, feeds, self._watched))
+
+
+def probing_samples(samples: Samples, limit: int = 64) -> Samples:
+    """Evenly spread samples, at most ``limit``."""
+    return samples.select(np.unique(np.linspace(0, len(samples) - 1, limit).astype(np.intp)))

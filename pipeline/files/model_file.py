@@ -1,0 +1,258 @@
+"""Read strangers' model files safely, and write models that appear complete or not at all.
+
+Large models keep their weights in a data file beside the model. Two files cannot replace two files
+in one step, so the data file gets a name of its own (with a hash of its content) and the model file
+that refers to it is replaced last: at any moment the model in place and its data belong together.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+import onnx_ir as ir
+
+from compress_onnx.graph_passes.errors import ModelFileError, OutputError
+from compress_onnx.graph_passes.sites.weights import read
+from compress_onnx.pipeline.files.atomic import atomic_file, scratch_folder
+from compress_onnx.pipeline.files.soundness import check_graph, check_messages
+from compress_onnx.pipeline.results import SizeReport
+from compress_onnx.pipeline.runtime.session import one_line
+
+INLINE_LIMIT_BYTES = 256_000_000
+"""Above this the weights go into a data file: writing a model with its weights inside takes three
+times their size in memory (and protobuf cannot hold 2 GiB at all)."""
+
+_SMALL_TENSOR_BYTES = 1024
+_SMALL_INTEGERS = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
+_CHUNK_BYTES = 1 << 24
+
+
+def load_model(path: Path) -> ir.Model:
+    """Load the ONNX model at ``path``; weights in external data are read only when used.
+
+    Raises:
+        ModelFileError: the file is missing, is not an ONNX model, or its external data is missing,
+            truncated or outside its folder.
+    """
+    model = _read(path)
+    for tensor in external_tensors(model):
+        _check_location(tensor, path)
+    return model
+
+
+def _read(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file {path}")
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+        check_messages(proto)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        check_graph(model)
+    except Exception as error:  # protobuf and onnx_ir raise unrelated classes on a damaged file
+        raise ModelFileError(
+            f"{path} is not an ONNX model, or it is damaged: {one_line(error)}"
+        ) from error
+    if model.opset_imports.get("") is None or not len(model.graph) or not model.graph.outputs:
+        raise ModelFileError(f"{path} is not an ONNX model, or an empty one: export it again")
+    return model
+
+
+def data_files(model: ir.Model) -> list[Path]:
+    """The external data files of ``model``, each once, sorted."""
+    return sorted({Path(tensor.path) for tensor in external_tensors(model)})
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor of ``model`` whose numbers are in another file."""
+    for graph in (*model.graphs(), *model.functions.values()):
+        if isinstance(graph, ir.Graph):
+            for value in graph.initializers.values():
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                yield from _external_in(attribute)
+
+
+def _external_in(attribute: ir.Attr) -> Iterator[ir.ExternalTensor]:
+    tensors: list[ir.TensorProtocol] = []
+    if attribute.is_ref():
+        return
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensors = [attribute.as_tensor()]
+    elif attribute.type == ir.AttributeType.TENSORS:
+        tensors = list(attribute.as_tensors())
+    yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+
+
+def _check_location(tensor: ir.ExternalTensor, path: Path) -> None:
+    location = os.fspath(tensor.location)
+    if (
+        PurePosixPath(location).is_absolute()
+        or PureWindowsPath(location).is_absolute()
+        or not Path(os.path.realpath(path.parent / location)).is_relative_to(
+            os.path.realpath(path.parent)
+        )
+    ):
+        raise ModelFileError(
+            f"{path} keeps {tensor.name!r} in {location!r}, outside its own folder: move the data "
+            "beside the model and save the model with relative locations"
+        )
+    if tensor.length is not None and tensor.length != tensor.nbytes:
+        raise ModelFileError(
+            f"{path} says that {tensor.name!r} of {tensor.nbytes} bytes has {tensor.length}: "
+            "the file is damaged, export it again"
+        )
+    data = path.parent / location
+    if not data.is_file():
+        raise ModelFileError(f"{path} keeps weights in {location!r}, and there is no file {data}")
+    start = tensor.offset or 0
+    end = start + tensor.nbytes
+    if start < 0 or data.stat().st_size < end:
+        raise ModelFileError(f"{data} is truncated: {tensor.name!r} ends at byte {end}")
+
+
+def save_model(
+    model: ir.Model,
+    path: Path,
+    *,
+    external_data: bool | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write ``model`` to ``path`` atomically.
+
+    Args:
+        model: computes the same afterwards, but may hold weights that were in its data files.
+        path: replaced in one step once everything is on the disk.
+        external_data: whether weights go into a data file; None decides by size.
+        check: called with the complete model under its temporary name; what it raises leaves
+            ``path`` as it was.
+
+    Raises:
+        OutputError: ``path`` cannot be written, or is where the model's own weights are read from.
+    """
+    _refuse_own_data(model, path)
+    if external_data is None:
+        external_data = weight_bytes(model) > INLINE_LIMIT_BYTES
+    with atomic_file(path) as temporary:
+        if external_data:
+            _save_with_data(model, path, temporary, check)
+        else:
+            _inline(model)
+            onnx.save(ir.to_proto(model), temporary)
+            if check is not None:
+                check(temporary)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def model_size(reference: Path, candidate: Path) -> SizeReport:
+    """Bytes on disk, external data included, and parameters of two models.
+
+    Parameters are the numbers of all weights: floating-point ones and integers of up to 8 bits.
+
+    Raises:
+        ModelFileError: a model cannot be read.
+    """
+    before, after = load_model(reference), load_model(candidate)
+    return SizeReport(
+        reference_bytes=_bytes_on_disk(reference, before),
+        candidate_bytes=_bytes_on_disk(candidate, after),
+        reference_parameters=_parameters(before),
+        candidate_parameters=_parameters(after),
+    )
+
+
+def _bytes_on_disk(path: Path, model: ir.Model) -> int:
+    return sum(file.stat().st_size for file in (path, *data_files(model)))
+
+
+def _parameters(model: ir.Model) -> int:
+    return sum(
+        value.const_value.size
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None and _is_parameter(value.const_value.dtype)
+    )
+
+
+def _is_parameter(dtype: ir.DataType) -> bool:
+    return dtype.is_floating_point() or dtype in _SMALL_INTEGERS
+
+
+def content_digest(path: Path, model: ir.Model) -> str:
+    """SHA-256 over the model file and its external data."""
+    digest = hashlib.sha256()
+    for file in (path, *data_files(model)):
+        digest.update(file_digest(file).encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of one file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _refuse_own_data(model: ir.Model, path: Path) -> None:
+    target = Path(os.path.realpath(path))
+    if any(Path(os.path.realpath(file)) == target for file in data_files(model)):
+        raise OutputError(f"{path} holds the weights of the input model: choose another output")
+
+
+def _inline(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                tensor = value.const_value
+                value.const_value = ir.Tensor(read(tensor), dtype=tensor.dtype, name=tensor.name)
+
+
+def _save_with_data(
+    model: ir.Model, path: Path, temporary: Path, check: Callable[[Path], None] | None
+) -> None:
+    with scratch_folder(path) as folder:
+        staged, data = folder / temporary.name, folder / "weights.data"
+        _write_data(model, staged, data.name)
+        if check is not None:
+            check(staged)
+        final = path.with_name(f"{path.name}.{file_digest(data)[:16]}.data")
+        _rename_data(staged, final.name, temporary)
+        data.replace(final)
+
+
+def _write_data(model: ir.Model, path: Path, data_name: str) -> None:
+    try:
+        ir.save(model, path, external_data=data_name, size_threshold_bytes=_SMALL_TENSOR_BYTES)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # numpy says only how many numbers it wrote and how many it should have.
+        raise OSError(errno.ENOSPC, f"{one_line(error)}: is the disk full?") from error
+
+
+def _rename_data(model: Path, data_name: str, renamed: Path) -> None:
+    """Write ``model`` to ``renamed``, its data file being called ``data_name`` from now on."""
+    proto = onnx.load(model, load_external_data=False)
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data_name
+    onnx.save(proto, renamed)

@@ -1,0 +1,1 @@
+"""How close is a candidate to its reference, how fast, and does it pass the gates?"""

@@ -1,0 +1,309 @@
+"""Latency of a reference and a candidate, measured so that the comparison is fair.
+
+Each round times both models once, in random order: drift of the machine (frequency, other
+processes) hits both alike and cancels in the ratio. Inputs are bound to the device once and
+outputs stay there, so copies are not measured, and the device is synchronized before the clock is
+read. The interval of the speed-up is a bootstrap over whole rounds, which keeps the pairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from compress_onnx.graph_passes.errors import DataError, ProviderError
+from compress_onnx.pipeline.measure.kernel_times import ideal_speedup, linear_shares
+from compress_onnx.pipeline.results import Benchmark, LatencyStats
+from compress_onnx.pipeline.runtime.session import (
+    EXECUTION_PROVIDERS,
+    Provider,
+    SessionSpec,
+    one_line,
+    open_session,
+    processor_name,
+)
+
+Times = NDArray[np.float64]
+
+_RESAMPLES = 1000
+_MAX_PROFILED_RUNS = 20
+# Of one core; below this the calling thread was kept waiting.
+_BUSY = 0.9
+_CUDA_SETTINGS = ("device_id", "use_tf32", "enable_cuda_graph")
+
+_log = logging.getLogger(__name__)
+
+
+class Interval(NamedTuple):
+    """Bounds of a 95 % interval."""
+
+    low: float
+    high: float
+
+
+class BoundModel:
+    """A session with its inputs and outputs bound to its device; calling it runs it once.
+
+    Args:
+        model: the model's path.
+        feeds: one array for each input.
+        spec: how to run it.
+
+    Raises:
+        DataError: ``feeds`` has not exactly the model's inputs.
+        ProviderError, ModelFileError: the session cannot be opened.
+    """
+
+    def __init__(self, model: Path, feeds: Mapping[str, np.ndarray], spec: SessionSpec) -> None:
+        self._model = model
+        self.session = open_session(model, spec)
+        names = {i.name for i in self.session.get_inputs()}
+        if names != set(feeds):
+            raise DataError(
+                f"{model} takes the inputs {', '.join(sorted(names))}; "
+                f"the data has {', '.join(sorted(feeds))}"
+            )
+        self._binding = self.session.io_binding()
+        # The binding does not own the values: they live as long as this object.
+        self._values = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), spec.provider)
+            for name, array in feeds.items()
+        }
+        for name, value in self._values.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for output in self.session.get_outputs():
+            self._binding.bind_output(output.name, spec.provider)
+        self._binding.synchronize_inputs()
+
+    def __call__(self) -> None:
+        """Run once and wait until the device is done.
+
+        Raises:
+            DataError: ONNX Runtime cannot run the model on these inputs.
+        """
+        try:
+            self.session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise DataError(
+                f"{self._model} does not run on these inputs, pass fitting ones with --inputs: "
+                f"{one_line(error)}"
+            ) from error
+
+
+def benchmark(
+    reference: Path,
+    candidate: Path,
+    feeds: Mapping[str, np.ndarray],
+    spec: SessionSpec,
+    *,
+    warmup: int,
+    iterations: int,
+    seed: int,
+    sites: Mapping[str, float] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Benchmark:
+    """Time ``reference`` against ``candidate`` on one provider.
+
+    Args:
+        reference: the original model.
+        candidate: the compressed model.
+        feeds: one array for each input, for both models.
+        spec: how to run them.
+        warmup: rounds before the timed ones.
+        iterations: timed rounds.
+        seed: of the order within the rounds and of the bootstrap.
+        sites: for each node of ``reference`` that got factored, its FLOPs after over before,
+            r(K+N)/(K·N). Without it there is no ideal speed-up.
+        progress: called between rounds with the number of timed rounds so far.
+
+    Raises:
+        ProviderError: the provider does not work here.
+        ModelFileError: a model cannot be loaded.
+        DataError: ``feeds`` does not fit a model.
+    """
+    models = BoundModel(reference, feeds, spec), BoundModel(candidate, feeds, spec)
+    rng = np.random.default_rng(seed)
+    interleave(models, warmup, rng)
+    cpu_start, wall_start = time.process_time(), time.perf_counter()
+    times_ms = interleave(models, iterations, rng, progress=progress) / 1e6
+    cpu_per_wall = (time.process_time() - cpu_start) / (time.perf_counter() - wall_start)
+    interval = speedup_interval(times_ms, rng)
+    session = models[0].session
+    settings = _settings(session, spec)
+    share, ideal = None, None
+    if sites:
+        profiled = linear_shares(
+            reference, feeds, spec, list(sites), min(iterations, _MAX_PROFILED_RUNS)
+        )
+        if profiled.by_node is not None:
+            share = sum(profiled.by_node.values())
+            ideal = ideal_speedup(profiled.by_node, sites)
+        else:
+            settings["ideal_speedup"] = f"unknown: {profiled.note}"
+    if spec.provider == "cpu":
+        settings["cpu_per_wall"] = f"{cpu_per_wall:.2f}"
+        if found := doubts(cpu_per_wall, interval, ideal):
+            settings["doubts"] = "; ".join(found)
+            _log.warning("latency on %s: %s", spec.provider, settings["doubts"])
+    return Benchmark(
+        provider=spec.provider,
+        providers=tuple(session.get_providers()),
+        threads=spec.thread_count,
+        optimization=spec.optimization,
+        input_shapes={name: array.shape for name, array in feeds.items()},
+        reference=latency_stats(times_ms[:, 0]),
+        candidate=latency_stats(times_ms[:, 1]),
+        speedup=speedup(times_ms),
+        speedup_low=interval.low,
+        speedup_high=interval.high,
+        linear_share=share,
+        ideal_speedup=ideal,
+        settings=settings,
+    )
+
+
+def benchmark_providers(
+    requested: Literal["auto", "cpu", "cuda"],
+    measure: Callable[[Provider], Benchmark],
+) -> tuple[tuple[Benchmark, ...], dict[str, str]]:
+    """Measure on the provider that was asked for, or with ``auto`` on each that works.
+
+    Args:
+        requested: a provider, or ``auto``.
+        measure: runs :func:`benchmark` on one provider.
+
+    Returns:
+        The measurements, and for each provider that ``auto`` could not measure the reason.
+
+    Raises:
+        ProviderError: a provider that was asked for by name does not work here.
+    """
+    if requested != "auto":
+        return (measure(requested),), {}
+    measured: list[Benchmark] = []
+    unmeasured: dict[str, str] = {}
+    for provider in EXECUTION_PROVIDERS:
+        try:
+            measured.append(measure(provider))
+        except ProviderError as error:
+            unmeasured[provider] = str(error)
+    return tuple(measured), unmeasured
+
+
+def interleave(
+    models: Sequence[Callable[[], None]],
+    rounds: int,
+    rng: np.random.Generator,
+    *,
+    progress: Callable[[int], None] | None = None,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> Times:
+    """Time all models once a round, in random order.
+
+    Returns:
+        Nanoseconds ``[rounds, models]``, in the order of ``models`` whatever the order in time was.
+    """
+    times_ns = np.empty((rounds, len(models)), dtype=np.float64)
+    with _no_garbage_collection():
+        for index in range(rounds):
+            for which in rng.permutation(len(models)):
+                run_once = models[which]
+                start = clock()
+                run_once()
+                times_ns[index, which] = clock() - start
+            if progress is not None:
+                progress(index + 1)
+    return times_ns
+
+
+def doubts(cpu_per_wall: float, interval: Interval, ideal: float | None) -> list[str]:
+    """Why the measured speed-up should not be taken for the gain of the factorization.
+
+    Args:
+        cpu_per_wall: CPU time of this process over elapsed time; on a quiet machine at least the
+            calling thread is always busy.
+        interval: of the measured speed-up.
+        ideal: the ideal speed-up, if known.
+    """
+    found = []
+    if cpu_per_wall < _BUSY:
+        found.append(
+            f"other processes took the cores (CPU time was {cpu_per_wall:.2f} of the elapsed "
+            "time): short runs suffer less than long ones, measure again on a quiet machine"
+        )
+    if ideal is not None and interval.low > ideal:
+        found.append(
+            "the speed-up is above the ideal one, so factoring alone does not explain it: compare "
+            "the operators that ONNX Runtime executes in both models"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def latency_stats(times_ms: Times) -> LatencyStats:
+    """Summarize the latencies ``[rounds]`` of one model, with the population deviation."""
+    p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
+    return LatencyStats(
+        iterations=len(times_ms),
+        p50_ms=float(p50),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        mean_ms=float(np.mean(times_ms)),
+        std_ms=float(np.std(times_ms)),
+        min_ms=float(np.min(times_ms)),
+    )
+
+
+def speedup(times: Times) -> float:
+    """Median of the reference over median of the candidate, ``[rounds, 2]``."""
+    medians = np.median(times, axis=0)
+    return float(medians[0] / medians[1])
+
+
+def total_speedup(times: Times) -> float:
+    """Sum of the reference over sum of the candidate, for rounds ``[rounds, 2]`` of unlike work."""
+    reference, candidate = times.sum(axis=0)
+    return float(reference / candidate)
+
+
+def speedup_interval(
+    times: Times, rng: np.random.Generator, ratio: Callable[[Times], float] = speedup
+) -> Interval:
+    """A 95 % percentile bootstrap interval of ``ratio`` over the rounds ``[rounds, 2]``."""
+    rounds = len(times)
+    resampled = [ratio(times[rng.integers(rounds, size=rounds)]) for _ in range(_RESAMPLES)]
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def _settings(session: ort.InferenceSession, spec: SessionSpec) -> dict[str, str]:
+    """What else decides the figures, as text for the report."""
+    settings = {"processor": processor_name()}
+    if spec.provider == "cuda":
+        options = session.get_provider_options()[EXECUTION_PROVIDERS["cuda"]]
+        return settings | {name: options.get(name, "unknown") for name in _CUDA_SETTINGS}
+    return settings | {
+        "intra_op_threads": str(spec.thread_count),
+        "intra_op_spinning": "ONNX Runtime's default, stopped after each run",
+    }

@@ -1,0 +1,171 @@
+"""Gates: limits on measured quantities, and the names that quantities go by.
+
+A gate on something that was not measured fails, and so does one on NaN.
+
+=============================================  ==================================================
+``cosine``, ``accuracy_drop``, …               a metric, by its own name
+``output.NAME.max_abs`` (``relative_l2``,      one output, candidate against reference
+``cosine``, ``snr_db``)
+``max_abs``, ``relative_l2``,                  the worst over all outputs
+``min_output_cosine``
+``speedup.cpu``, ``speedup_low.cpu``           reference p50 over candidate p50, and the lower end
+                                               of its interval
+``latency_ratio.cpu``                          candidate p50 over reference p50
+``p50_ms.cpu`` (``p90_ms``, ``p99_ms``)        the candidate's latency
+``size_ratio``, ``parameter_ratio``            candidate over reference
+``candidate_bytes``, ``candidate_parameters``  the candidate's size
+``bleu``, ``chrf``; ``bleu.de``                translations: the candidate's mean over languages;
+                                               of one language
+``bleu_reference``, ``bleu_drop`` (``chrf_…``) the reference's, and reference less candidate; also
+                                               of one language (``bleu_drop.de``)
+=============================================  ==================================================
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.recipe import Gate
+from compress_onnx.pipeline.results import (
+    Benchmark,
+    GateResult,
+    GenerationTiming,
+    SizeReport,
+    TranslationScore,
+    TranslationScores,
+    ValidationReport,
+)
+
+_GATE_TEXT = re.compile(r"\s*(?P<quantity>[^<>=\s]+)\s*(?P<limit>>=|<=)\s*(?P<threshold>\S+)\s*")
+
+
+def parse_gate(text: str) -> Gate:
+    """A gate from text such as ``cosine>=0.8`` or ``p50_ms.cpu<=20``.
+
+    Raises:
+        RequestError: the text is something else.
+    """
+    match = _GATE_TEXT.fullmatch(text)
+    threshold = _number(match["threshold"]) if match else None
+    if match is None or threshold is None:
+        raise RequestError(
+            f"cannot read the gate {text!r}: write a quantity, >= or <=, and a number, "
+            "for example cosine>=0.8 or accuracy_drop<=0.01"
+        )
+    if match["limit"] == ">=":
+        return Gate(quantity=match["quantity"], min=threshold)
+    return Gate(quantity=match["quantity"], max=threshold)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def check_gates(gates: Sequence[Gate], quantities: Mapping[str, float]) -> tuple[GateResult, ...]:
+    """Hold each gate against the quantity that it names."""
+    return tuple(_check(gate, quantities.get(gate.quantity)) for gate in gates)
+
+
+def _check(gate: Gate, value: float | None) -> GateResult:
+    low = -math.inf if gate.min is None else gate.min
+    high = math.inf if gate.max is None else gate.max
+    return GateResult(
+        quantity=gate.quantity,
+        limit="max" if gate.min is None else "min",
+        threshold=high if gate.min is None else low,
+        value=value,
+        passed=value is not None and low <= value <= high,
+    )
+
+
+def measured_quantities(
+    validation: ValidationReport | None,
+    benchmarks: Sequence[Benchmark] = (),
+    size: SizeReport | None = None,
+) -> dict[str, float]:
+    """Everything that a gate can name, from what was measured."""
+    quantities: dict[str, float] = {}
+    if validation is not None:
+        quantities |= _output_quantities(validation) | validation.metrics
+    for benchmark in benchmarks:
+        quantities |= _latency_quantities(benchmark)
+    if size is not None:
+        quantities |= _size_quantities(size)
+    return quantities
+
+
+def translation_quantities(
+    reference: TranslationScores,
+    candidate: TranslationScores,
+    size: SizeReport,
+    timing: GenerationTiming | None = None,
+) -> dict[str, float]:
+    """Everything that a gate of a translation recipe can name."""
+    quantities = _size_quantities(size) | _score_quantities(reference.mean, candidate.mean)
+    for language, before in reference.languages.items():
+        after = candidate.languages[language]
+        quantities |= _score_quantities(before, after, suffix=f".{language}")
+    if timing is not None:
+        quantities[f"speedup.{timing.provider}"] = timing.speedup
+        quantities[f"speedup_low.{timing.provider}"] = timing.speedup_low
+    return quantities
+
+
+def _score_quantities(
+    reference: TranslationScore, candidate: TranslationScore, suffix: str = ""
+) -> dict[str, float]:
+    pairs = {
+        "bleu": (reference.bleu, candidate.bleu),
+        "chrf": (reference.chrf, candidate.chrf),
+    }
+    quantities: dict[str, float] = {}
+    for name, (before, after) in pairs.items():
+        quantities[f"{name}{suffix}"] = after
+        quantities[f"{name}_reference{suffix}"] = before
+        quantities[f"{name}_drop{suffix}"] = before - after
+    return quantities
+
+
+def _output_quantities(validation: ValidationReport) -> dict[str, float]:
+    outputs = validation.outputs
+    quantities = {
+        "max_abs": max(o.max_abs for o in outputs),
+        "relative_l2": max(o.relative_l2 for o in outputs),
+        "min_output_cosine": min(o.cosine for o in outputs),
+    }
+    for o in outputs:
+        quantities |= {
+            f"output.{o.output}.max_abs": o.max_abs,
+            f"output.{o.output}.relative_l2": o.relative_l2,
+            f"output.{o.output}.cosine": o.cosine,
+            f"output.{o.output}.snr_db": math.inf if o.snr_db is None else o.snr_db,
+        }
+    return quantities
+
+
+def _latency_quantities(benchmark: Benchmark) -> dict[str, float]:
+    candidate, provider = benchmark.candidate, benchmark.provider
+    return {
+        f"speedup.{provider}": benchmark.speedup,
+        f"speedup_low.{provider}": benchmark.speedup_low,
+        f"latency_ratio.{provider}": candidate.p50_ms / benchmark.reference.p50_ms,
+        f"p50_ms.{provider}": candidate.p50_ms,
+        f"p90_ms.{provider}": candidate.p90_ms,
+        f"p99_ms.{provider}": candidate.p99_ms,
+    }
+
+
+def _size_quantities(size: SizeReport) -> dict[str, float]:
+    return {
+        "size_ratio": size.candidate_bytes / size.reference_bytes,
+        "parameter_ratio": size.candidate_parameters / size.reference_parameters,
+        "candidate_bytes": size.candidate_bytes,
+        "candidate_parameters": size.candidate_parameters,
+    }

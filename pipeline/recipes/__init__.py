@@ -1,0 +1,1 @@
+"""How is everything that a recipe says carried out: one run, or a table of variants?"""

@@ -1,0 +1,1 @@
+"""How are the factors trained to reproduce the outputs of the original?"""

@@ -1,0 +1,317 @@
+"""Recovery: train the factors of a compressed model until it does what the original does.
+
+The original's own outputs (and values inside, where asked for) on the calibration data are the
+targets; labels count only where asked for. One batch in ten is held out, never trained on, and
+decides which weights are kept.
+
+Rules:
+
+1. Only factors and, where asked for, biases and norm scales change; names, shapes and types stay.
+2. The result is never worse than the start on the held-out batches: the best weights that were
+   measured there win, and where none were better the model stays as it was.
+3. Unless it is given, the learning rate grows with the distance from the original at the start: a
+   model that is nearly right must not be shaken. What labels add to the loss of the original itself
+   is no distance. Where the held-out loss does not improve for some
+   checks, training goes back to the best weights and on with half the learning rate.
+4. Training stops when the budget (seconds, steps, or whichever ends first) is used up, when the
+   held-out loss has not improved for a while, or when a loss is not finite.
+5. A run that is killed goes on from its last checkpoint when the same recovery is asked for again:
+   checkpoints are keyed by both models, the data and the settings.
+6. With a budget in steps alone, the result depends on nothing but the arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from compress_onnx.graph_passes.errors import DataError, RequestError
+from compress_onnx.graph_passes.rewriting.canonicalize import canonicalize
+from compress_onnx.graph_passes.rewriting.trainable import (
+    array_of,
+    balanced_factors,
+    has_rounded_factors,
+    set_array,
+    vectors,
+)
+from compress_onnx.pipeline.evidence.shifts import self_contained
+from compress_onnx.pipeline.files.cache import ArrayCache, content_key
+from compress_onnx.pipeline.files.model_file import (
+    INLINE_LIMIT_BYTES,
+    content_digest,
+    data_files,
+    load_model,
+    save_model,
+    weight_bytes,
+)
+from compress_onnx.pipeline.recipe import RecoverySpec
+from compress_onnx.pipeline.recover.distillation import Distillation
+from compress_onnx.pipeline.recover.optimizer import scheduled
+from compress_onnx.pipeline.recover.teacher import Importance, Teacher
+from compress_onnx.pipeline.recover.training import Training
+from compress_onnx.pipeline.results import RecoveryReport
+from compress_onnx.pipeline.runtime.progress import Progress, Update
+from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec
+
+Float32 = NDArray[np.float32]
+
+_PROGRESS_TOTAL = 1000
+_HELD_OUT_EVERY = 10
+_CHECKPOINT_EVERY_S = 60.0
+_LEAST_STEPS_BETWEEN_CHECKS = 10
+_STALE_BEFORE_RETURN = 5
+_RATE_AT_DISTANCE_ONE = 0.005
+_LEAST_LOSS = 1e-6
+
+
+def recover(
+    reference: Path,
+    candidate: ir.Model,
+    samples: Samples,
+    settings: RecoverySpec,
+    *,
+    data_folder: Path,
+    seed: int = 0,
+    spec: SessionSpec | None = None,
+    batch_size: int = 32,
+    checkpoints: ArrayCache | None = None,
+    progress: Update | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> RecoveryReport:
+    """Train ``candidate`` in place to reproduce ``reference``.
+
+    Args:
+        reference: the original model.
+        candidate: what :func:`~pipeline.compress.subject.apply_plan` made of it.
+        samples: unlabelled data; never the validation data.
+        settings: budget, learning rate, what is trained and compared.
+        data_folder: where the candidate's external data lies.
+        seed: of the order of the batches.
+        spec: how the models are run.
+        batch_size: samples a step; fewer where that would make fewer than ten batches.
+        checkpoints: where training is kept from a kill; None keeps nothing.
+        progress: what :func:`recovery_step` yielded.
+        clock: seconds, ever growing.
+
+    Raises:
+        RequestError: the model has no factors, or is too large.
+        NotDifferentiableError: it has an operator without gradient; the message names it.
+        DataError: the samples do not fit the model, or are too few to hold some out.
+    """
+    begun = clock()
+    proto = _training_graph(candidate, data_folder)
+    text = f"{settings.model_dump_json()} {seed} {batch_size}"
+    key = _key(reference, proto, samples, text)
+    trained = _trained(candidate, settings)
+    start = {value.name or "": array for value, array in trained.items()}
+    teacher = _teacher(reference, candidate, settings, spec)
+    teacher.take(samples, min(batch_size, max(1, len(samples) // _HELD_OUT_EVERY)))
+    if len(teacher.batches) < 2:
+        raise DataError("recovery holds a batch out and trains on the others: give more samples")
+    numbers = range(len(teacher.batches))
+    held_out = numbers[_HELD_OUT_EVERY // 2 :: _HELD_OUT_EVERY] or numbers[-1:]
+    training = Training(
+        Distillation(proto, list(start), teacher.compared, spec),
+        start,
+        teacher=teacher,
+        batches=[index for index in numbers if index not in held_out],
+        held_out=held_out,
+        mixing=settings.mixing,
+        seed=seed,
+    )
+    course = _Course(training, settings, checkpoints, key, progress, clock, begun)
+    stopped = course.run()
+    report = RecoveryReport(
+        start_loss=training.start_loss,
+        end_loss=training.best_loss,
+        steps=training.steps,
+        seconds=course.elapsed_s,
+        learning_rate=course.rate,
+        stopped=stopped,
+        parameters=sum(array.size for array in start.values()),
+        compared=tuple(value.name for value in teacher.compared),
+        batches=len(numbers) - len(held_out),
+        held_out_batches=len(held_out),
+    )
+    if report.improved:
+        for value in trained:
+            set_array(value, training.best[value.name or ""])
+    return report
+
+
+def recover_file(
+    reference: Path,
+    candidate: Path,
+    samples: Samples,
+    settings: RecoverySpec,
+    *,
+    seed: int = 0,
+    spec: SessionSpec | None = None,
+    batch_size: int = 32,
+    checkpoints: ArrayCache | None = None,
+    progress: Update | None = None,
+) -> RecoveryReport:
+    """Train the model in the file ``candidate``; it is replaced in one step, if at all.
+
+    Arguments and errors are those of :func:`recover`.
+    """
+    model = load_model(candidate)
+    before = set(data_files(model))
+    report = recover(
+        reference,
+        model,
+        samples,
+        settings,
+        data_folder=candidate.parent,
+        seed=seed,
+        spec=spec,
+        batch_size=batch_size,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+    if report.improved:
+        save_model(model, candidate, external_data=bool(before))
+        for stale in before - set(data_files(load_model(candidate))):
+            stale.unlink()
+    return report
+
+
+def recovery_step(progress: Progress) -> AbstractContextManager[Update]:
+    """Begin the step that shows how much of a recovery's budget is used up."""
+    return progress.step("recover", _PROGRESS_TOTAL)
+
+
+@dataclass
+class _Course:
+    """The loop around a training: budget, learning rate, checks and checkpoints.
+
+    Attributes:
+        begun: when recovery began, by ``clock``; earlier by the seconds spent before a kill.
+    """
+
+    training: Training
+    settings: RecoverySpec
+    checkpoints: ArrayCache | None
+    key: str
+    progress: Update | None
+    clock: Callable[[], float]
+    begun: float
+
+    def __post_init__(self) -> None:
+        state = self.checkpoints.get(self.key) if self.checkpoints is not None else None
+        if state is not None:
+            self.training.restore(state)
+            self.begun -= float(state["elapsed"])
+        self._saved = self.clock()
+
+    @property
+    def rate(self) -> float:
+        """The largest learning rate; rule 3 (the loss is a squared relative distance)."""
+        excess = self.training.start_loss - self.training.own_loss
+        distance = math.sqrt(min(max(excess, _LEAST_LOSS), 1.0))
+        return self.settings.learning_rate or _RATE_AT_DISTANCE_ONE * distance
+
+    @property
+    def _rate_now(self) -> float:
+        return self.rate * scheduled(self._done()) * 0.5**self.training.returns
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of recovery, those before a kill included."""
+        return self.clock() - self.begun
+
+    def run(self) -> str:
+        """Train until something ends it; returns what."""
+        training = self.training
+        between = max(_LEAST_STEPS_BETWEEN_CHECKS, training.batches // 2)
+        while (reason := self._reason_to_stop()) is None:
+            training.step(self._rate_now)
+            if training.finite and training.steps % between == 0:
+                training.check()
+                if training.stale and training.stale % _STALE_BEFORE_RETURN == 0:
+                    training.go_back()
+                self._save_now_and_then()
+            if self.progress is not None:
+                self.progress(int(_PROGRESS_TOTAL * min(self._done(), 1.0)))
+        if training.finite and training.steps % between:
+            training.check()
+        self._save()
+        return reason
+
+    def _done(self) -> float:
+        """The share of the budget that is used up."""
+        settings = self.settings
+        steps = self.training.steps / settings.steps if settings.steps else 0.0
+        seconds = self.elapsed_s / settings.budget if settings.budget else 0.0
+        return max(steps, seconds)
+
+    def _reason_to_stop(self) -> str | None:
+        if not self.training.finite:
+            return "the loss is no longer finite: use a smaller learning rate"
+        if self.training.stale >= self.settings.patience:
+            return f"{self.settings.patience} checks without an improvement"
+        return "the budget is used up" if self._done() >= 1 else None
+
+    def _save_now_and_then(self) -> None:
+        if self.clock() - self._saved >= _CHECKPOINT_EVERY_S:
+            self._save()
+            self._saved = self.clock()
+
+    def _save(self) -> None:
+        if self.checkpoints is not None:
+            elapsed = np.array(self.elapsed_s)
+            self.checkpoints.put(self.key, {**self.training.state(), "elapsed": elapsed})
+
+
+def _trained(model: ir.Model, settings: RecoverySpec) -> dict[ir.Value, Float32]:
+    """What is trained, with the numbers to start from."""
+    trained = balanced_factors(model)
+    if not trained and has_rounded_factors(model):
+        raise RequestError(
+            "rounded factors cannot be trained: recover a model whose factors are stored as float32"
+        )
+    if not trained:
+        raise RequestError("there is nothing to recover: the model has no float32 factors")
+    if settings.train == "all":
+        trained |= {value: array_of(value) for value in vectors(model)}
+    return trained
+
+
+def _teacher(
+    reference: Path, candidate: ir.Model, settings: RecoverySpec, spec: SessionSpec | None
+) -> Teacher:
+    original = load_model(reference)
+    canonicalize(original)
+    importance = Importance(settings.hidden, settings.pooled, settings.labels)
+    return Teacher(original, reference.parent, candidate, importance, spec)
+
+
+def _training_graph(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
+    if weight_bytes(model) > INLINE_LIMIT_BYTES:
+        raise RequestError(
+            "the model is too large to be trained: more than 1.8 GB of weights do not fit into "
+            "one gradient graph"
+        )
+    return self_contained(model, data_folder)
+
+
+def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, *settings: str) -> str:
+    serialized = np.frombuffer(candidate.SerializeToString(deterministic=True), np.uint8)
+    return content_key(
+        "recovery 3",
+        content_digest(reference, load_model(reference)),
+        {"candidate": serialized},
+        samples.mask_name or "",
+        samples.inputs,
+        *settings,
+    )

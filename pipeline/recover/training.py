@@ -1,0 +1,134 @@
+"""One training: weights, optimizer, the best weights so far, and how to store and restore all that.
+
+Batches come in an order that depends on the seed and the number of the step alone, so that a
+training which is restored goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress_onnx.pipeline.recover.distillation import Distillation
+from compress_onnx.pipeline.recover.optimizer import Adam
+from compress_onnx.pipeline.recover.teacher import Teacher
+from compress_onnx.pipeline.runtime.samples import Array
+
+Float32 = NDArray[np.float32]
+
+
+class Training:
+    """Weights on their way from the start to the best that was found.
+
+    Args:
+        distillation: loss and gradient.
+        start: the weights by name; unchanged.
+        teacher: knows the batches, by number, and what the original computes for them.
+        batches: to train on.
+        held_out: to measure on.
+        mixing: the share of the steps that train on mixed samples.
+        seed: of the order of the batches, and of the mixing.
+
+    Attributes:
+        best: the weights with the least held-out loss, the start included.
+        start_loss, best_loss: held-out losses.
+        own_loss: that of the original itself.
+        steps: taken so far.
+        stale: checks since the best.
+        returns: how often training went back to the best.
+        finite: False once a loss was not.
+    """
+
+    def __init__(
+        self,
+        distillation: Distillation,
+        start: Mapping[str, Float32],
+        *,
+        teacher: Teacher,
+        batches: Sequence[int],
+        held_out: Sequence[int],
+        mixing: float,
+        seed: int,
+    ) -> None:
+        self._distillation = distillation
+        self._teacher = teacher
+        self._mixing = mixing
+        self._batches = batches
+        self._held_out = held_out
+        self._seed = seed
+        self._weights = {name: array.copy() for name, array in start.items()}
+        self._adam = Adam(self._weights)
+        self.best = {name: array.copy() for name, array in start.items()}
+        self.start_loss = self.best_loss = self._held_out_loss()
+        self.own_loss = float(np.mean([teacher.own_loss(index) for index in held_out]))
+        self.steps = self.stale = self.returns = 0
+        self.finite = math.isfinite(self.start_loss)
+
+    @property
+    def batches(self) -> int:
+        """Batches in an epoch."""
+        return len(self._batches)
+
+    def step(self, rate: float) -> None:
+        """One step on one batch."""
+        epoch, position = divmod(self.steps, len(self._batches))
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._batches))
+        loss, gradients = self._distillation.gradient(
+            {**self._training_feeds(self._batches[order[position]]), **self._weights}
+        )
+        self._adam.step(gradients, rate)
+        self.steps += 1
+        self.finite = math.isfinite(loss)
+
+    def check(self) -> None:
+        """Measure the held-out loss and keep the weights if it is the least so far."""
+        loss = self._held_out_loss()
+        self.finite = math.isfinite(loss)
+        self.stale += 1
+        if loss < self.best_loss:
+            self.best_loss, self.stale = loss, 0
+            for name, array in self._weights.items():
+                np.copyto(self.best[name], array)
+
+    def go_back(self) -> None:
+        """Go on from the best weights, with nothing remembered of how they were left."""
+        for name, array in self._weights.items():
+            np.copyto(array, self.best[name])
+        self._adam.forget()
+        self.returns += 1
+
+    def state(self) -> dict[str, Array]:
+        """Everything that :meth:`restore` needs."""
+        arrays: dict[str, Array] = {
+            "counts": np.array([self.steps, self._adam.steps, self.stale, self.returns]),
+            "losses": np.array([self.start_loss, self.best_loss]),
+        }
+        arrays |= {f"now/{name}": array for name, array in self._weights.items()}
+        arrays |= {f"best/{name}": array for name, array in self.best.items()}
+        return arrays | self._adam.moments
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from ``state``."""
+        self.steps, self._adam.steps, self.stale, self.returns = map(int, state["counts"])
+        self.start_loss, self.best_loss = map(float, state["losses"])
+        for name in self.best:
+            np.copyto(self._weights[name], state[f"now/{name}"])
+            np.copyto(self.best[name], state[f"best/{name}"])
+        for name, array in self._adam.moments.items():
+            np.copyto(array, state[name])
+
+    def _training_feeds(self, index: int) -> Mapping[str, Array]:
+        rng = np.random.default_rng([self._seed, self.steps, 1])
+        if rng.random() < self._mixing:
+            return self._teacher.mixed_feeds(index, rng)
+        return self._teacher.feeds(index)
+
+    def _held_out_loss(self) -> float:
+        losses = [
+            self._distillation.loss({**self._teacher.feeds(index), **self._weights})
+            for index in self._held_out
+        ]
+        return float(np.mean(losses))

@@ -1,0 +1,1 @@
+"""How does ONNX Runtime run a model on samples, batch by batch?"""

@@ -1,0 +1,1 @@
+"""How is an encoder-decoder exported, compressed in parts, and run as a whole?"""

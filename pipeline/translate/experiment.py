@@ -1,0 +1,338 @@
+"""A translation recipe made ready: the graphs, the sentences, and the steps on top of them.
+
+An encoder–decoder is several graphs and is measured by the texts that it generates, so that its way
+is its own, of the shape of :mod:`pipeline.recipes.experiment`: :func:`prepare_translation` exports,
+loads and tokenizes once; what a run does once and a sweep or a study for every variant are methods.
+
+What does not apply to such a recipe is refused: recovery and the search for the smallest model
+(both look at one graph's outputs), budgets of FLOPs and latency (a decoder runs as often as a
+sentence has tokens), shared siblings, and of the benchmark all but provider and threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
+from compress_onnx.pipeline.data.catalogues import Message
+from compress_onnx.pipeline.data.parallel import load_pairs, origin_of
+from compress_onnx.pipeline.export.dependencies import require_export_extra
+from compress_onnx.pipeline.export.huggingface import checkpoint_of
+from compress_onnx.pipeline.export.source import FolderSource, HubSource, resolve_source
+from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.pipeline.measure.benchmark import speedup_interval, total_speedup
+from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
+from compress_onnx.pipeline.recipe import ParallelData, Recipe, TranslationData, TranslationMetric
+from compress_onnx.pipeline.recipes.experiment import Stopwatch, session_spec
+from compress_onnx.pipeline.results import GenerationTiming, SizeReport, TranslationScores
+from compress_onnx.pipeline.runtime.progress import Progress, Silent, Update
+from compress_onnx.pipeline.translate.export_parts import ExportedParts, export_encoder_decoder
+from compress_onnx.pipeline.translate.generation import DECODER_MERGED, ENCODER, TextGenerator
+from compress_onnx.pipeline.translate.languages import LanguageTokenizer
+from compress_onnx.pipeline.translate.parts import (
+    PartPlans,
+    PartSamples,
+    compress_parts,
+    part_samples,
+)
+
+_PARTS = (ENCODER, DECODER_MERGED)
+_TIMED_SETTINGS = {"provider", "threads"}
+
+
+class Translations(NamedTuple):
+    """What both models made of the validation sentences, and how long they took."""
+
+    reference: list[str]
+    candidate: list[str]
+    timing: GenerationTiming
+
+
+@dataclass(frozen=True)
+class TranslationExperiment:
+    """A translation recipe with everything in place to compress its model.
+
+    Attributes:
+        recipe: what to do.
+        metric: its metric.
+        exported: the reference's graphs.
+        languages: its tokenizer.
+        held_out: validation pairs, ordered by language.
+        validation: what they are, in words.
+        samples: calibration data; None without.
+        calibration: what they are, in words; None without.
+        cache: where calibration is kept between runs; None computes afresh.
+        progress: shows the steps.
+        watch: times them.
+    """
+
+    recipe: Recipe
+    metric: TranslationMetric
+    exported: ExportedParts
+    languages: LanguageTokenizer
+    held_out: Sequence[Message]
+    validation: str
+    samples: PartSamples | None = None
+    calibration: str | None = None
+    cache: ArrayCache | None = None
+    progress: Progress = field(default_factory=Silent)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def reference(self) -> Path:
+        """The folder of the model as exported."""
+        return self.exported.folder
+
+    def compress(self, request: CompressionSpec, folder: Path) -> PartPlans:
+        """Compress the reference as ``request`` says into the existing folder ``folder``.
+
+        Raises:
+            RequestError: the request makes no sense for a part, or for any encoder–decoder.
+            NothingToCompressError: no weight of a part can be factored with a gain.
+        """
+        _require_applicable(request)
+        with self.watch.measure("compress"):
+            return compress_parts(
+                self.reference,
+                folder,
+                request,
+                self.samples,
+                spec=session_spec(self.recipe),
+                cache=self.cache,
+                progress=self.progress,
+            )
+
+    def translate(self, folder: Path, beams: int | None = None) -> list[str]:
+        """What the model in ``folder`` makes of the validation sentences.
+
+        Args:
+            folder: the reference, or what :meth:`compress` filled.
+            beams: hypotheses that the search keeps; as the recipe says when None.
+        """
+        generator = self._generator(folder)
+        found = [""] * len(self.held_out)
+        with self._translating() as update:
+            for done, rows in self._batches():
+                _put(found, rows, self._generate(generator, rows, beams))
+                update(done)
+        return found
+
+    def race(self, candidate: Path) -> Translations:
+        """Let both models translate the validation sentences, a batch each in random order."""
+        generators = [self._generator(folder) for folder in (self.reference, candidate)]
+        batches = list(self._batches())
+        for generator in generators:  # buffers are allocated in the first run
+            self._generate(generator, batches[0][1])
+        texts = [[""] * len(self.held_out) for _ in generators]
+        seconds = np.zeros((len(batches), 2))
+        rng = np.random.default_rng(self.recipe.seed)
+        with self._translating() as update:
+            for number, (done, rows) in enumerate(batches):
+                for model in rng.permutation(2):
+                    start = time.perf_counter()
+                    found = self._generate(generators[model], rows)
+                    seconds[number, model] = time.perf_counter() - start
+                    _put(texts[model], rows, found)
+                update(done)
+        return Translations(texts[0], texts[1], self._timing(seconds, texts, rng))
+
+    def scores(self, texts: Sequence[str]) -> TranslationScores:
+        """How good translations of the validation sentences are."""
+        by_language = {
+            language: score_translations(
+                [texts[row] for row in rows], [self.held_out[row].target for row in rows]
+            )
+            for language, rows in _rows_by_language(self.held_out).items()
+        }
+        return TranslationScores(languages=by_language, mean=mean_score(by_language.values()))
+
+    def size(self, candidate: Path) -> SizeReport:
+        """Both graphs together: the encoder and the merged decoder."""
+        parts = [model_size(self.reference / part, candidate / part) for part in _PARTS]
+        return SizeReport(
+            **{name: sum(getattr(p, name) for p in parts) for name in SizeReport.model_fields}
+        )
+
+    def _generator(self, folder: Path) -> TextGenerator:
+        return TextGenerator(folder, session_spec(self.recipe), self.languages.tokenizer)
+
+    def _generate(
+        self, generator: TextGenerator, rows: Sequence[int], beams: int | None = None
+    ) -> list[str]:
+        pairs = [self.held_out[row] for row in rows]
+        return generator.generate(
+            [self.languages.prompt(pair) for pair in pairs],
+            beams=beams or self.metric.beams,
+            max_new_tokens=self.metric.max_new_tokens,
+            batch_size=len(pairs),
+            forced_token=self.languages.forced_token(pairs[0].language),
+        )
+
+    def _batches(self) -> Iterator[tuple[int, list[int]]]:
+        """Rows of one language and of like lengths, and how many will be done after them."""
+        done = 0
+        for rows in _rows_by_language(self.held_out).values():
+            ordered = sorted(rows, key=lambda row: len(self.held_out[row].source))
+            for start in range(0, len(ordered), self.recipe.batch_size):
+                batch = ordered[start : start + self.recipe.batch_size]
+                done += len(batch)
+                yield done, batch
+
+    def _timing(
+        self, seconds: NDArray[np.float64], texts: Sequence[Sequence[str]], rng: np.random.Generator
+    ) -> GenerationTiming:
+        reference_s, candidate_s = (float(total) for total in seconds.sum(axis=0))
+        characters = [sum(map(len, found)) for found in texts]
+        interval = speedup_interval(seconds, rng, total_speedup)
+        return GenerationTiming(
+            provider="cpu",
+            threads=session_spec(self.recipe).thread_count,
+            batch_size=self.recipe.batch_size,
+            reference_s=reference_s,
+            candidate_s=candidate_s,
+            reference_texts_per_s=len(self.held_out) / reference_s,
+            candidate_texts_per_s=len(self.held_out) / candidate_s,
+            speedup=total_speedup(seconds),
+            speedup_low=interval.low,
+            speedup_high=interval.high,
+            length_ratio=characters[1] / max(characters[0], 1),
+        )
+
+    @contextmanager
+    def _translating(self) -> Iterator[Update]:
+        with (
+            self.watch.measure("translate"),
+            self.progress.step("translate", len(self.held_out)) as update,
+        ):
+            yield update
+
+
+def prepare_translation(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    base_dir: Path,
+    cache: ArrayCache | None = None,
+    progress: Progress | None = None,
+) -> TranslationExperiment:
+    """Export the model of ``recipe``, load its sentences, and tokenize those to calibrate on.
+
+    Args:
+        recipe: its metric is ``translation``.
+        folder: an empty folder for the exported graphs.
+        base_dir: what relative paths in the recipe are relative to.
+        cache: where calibration is kept between runs; None computes afresh.
+        progress: shows the steps.
+
+    Raises:
+        RequestError: the recipe contradicts itself, or asks for what does not apply.
+        CompressOnnxError: the model or the data cannot be had.
+    """
+    metric = _require_translation(recipe)
+    assert recipe.validation is not None  # see there
+    progress, watch = progress or Silent(), Stopwatch()
+    source = resolve_source(recipe.source, base_dir)
+    if not isinstance(source, FolderSource | HubSource):
+        raise RequestError(
+            f"recipe {recipe.name}: translation needs the exports of an encoder and a decoder: use "
+            "a Hugging Face model as source"
+        )
+    require_export_extra("torch", "transformers", "optimum")
+    with watch.measure("load data"):
+        checkpoint = checkpoint_of(source, recipe.source.revision)
+        languages = LanguageTokenizer(checkpoint, metric)
+        held_out = load_pairs(recipe.validation, base_dir=base_dir, seed=recipe.seed)
+        lessons = _lessons(recipe, base_dir)
+        languages.require(list(_rows_by_language([*held_out, *lessons])))
+    with watch.measure("export"), progress.step("export"):
+        exported = export_encoder_decoder(checkpoint, recipe.source, folder, seed=recipe.seed)
+    return TranslationExperiment(
+        recipe=recipe,
+        metric=metric,
+        exported=exported,
+        languages=languages,
+        held_out=held_out,
+        validation=origin_of(recipe.validation, held_out),
+        samples=_samples(recipe, exported.folder, languages, lessons),
+        calibration=origin_of(recipe.calibration, lessons) if recipe.calibration else None,
+        cache=cache,
+        progress=progress,
+        watch=watch,
+    )
+
+
+def _lessons(recipe: Recipe, base_dir: Path) -> list[Message]:
+    if recipe.calibration is None:
+        return []
+    return load_pairs(recipe.calibration, base_dir=base_dir, seed=recipe.seed)
+
+
+def _samples(
+    recipe: Recipe, folder: Path, languages: LanguageTokenizer, lessons: Sequence[Message]
+) -> PartSamples | None:
+    if not lessons:
+        return None
+    assert isinstance(recipe.calibration, TranslationData | ParallelData)  # see load_pairs
+    max_tokens = recipe.calibration.max_tokens
+    spec = session_spec(recipe)
+    return part_samples(
+        folder,
+        languages.sources(lessons, max_tokens),
+        languages.targets(lessons, max_tokens),
+        start_token=TextGenerator(folder, spec, languages.tokenizer).start_token,
+        spec=spec,
+    )
+
+
+def _require_translation(recipe: Recipe) -> TranslationMetric:
+    """The recipe's metric, once nothing in the recipe contradicts it."""
+    metric = recipe.metric
+    refusal = f"recipe {recipe.name}: "
+    if not isinstance(metric, TranslationMetric):
+        raise RequestError(f"{refusal}this needs the metric translation")
+    if recipe.validation is None:
+        raise RequestError(f"{refusal}a metric needs data to be measured on: add validation")
+    for name in ("recovery", "max_drop", "mask"):
+        if getattr(recipe, name) is not None:
+            raise RequestError(f"{refusal}{name} does not apply to translation: drop it")
+    if recipe.benchmark is not None:
+        given = sorted(recipe.benchmark.model_fields_set - _TIMED_SETTINGS)
+        if given or recipe.benchmark.provider == "cuda":
+            raise RequestError(
+                f"{refusal}translation is timed on the CPU and on the validation sentences, "
+                f"batch_size at a time: drop {', '.join(given) or 'provider cuda'} from benchmark"
+            )
+    _require_applicable(recipe.compression)
+    return metric
+
+
+def _require_applicable(request: CompressionSpec) -> None:
+    if request.budget in {"flops", "latency"} and request.rank is None:
+        raise RequestError(
+            f"a budget of {QUANTITIES[request.budget]} does not apply to translation, where the "
+            "decoder runs once a token: give params, bytes or rank"
+        )
+    if request.siblings != "never":
+        raise RequestError("siblings cannot share factors in an encoder with a decoder: drop it")
+
+
+def _rows_by_language(pairs: Sequence[Message]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, pair in enumerate(pairs):
+        rows.setdefault(pair.language, []).append(row)
+    return rows
+
+
+def _put(texts: list[str], rows: Sequence[int], found: Sequence[str]) -> None:
+    for row, text in zip(rows, found, strict=True):
+        texts[row] = text

@@ -1,0 +1,306 @@
+"""Compress an encoder–decoder: each weight once, for all the graphs that have it.
+
+An encoder–decoder is several graphs (:mod:`pipeline.translate.generation`). The encoder is
+compressed like any model. The decoder is planned on ``decoder_model.onnx``, as all sites are in the
+open there, while those of the merged decoder are inside an ``If``, where calibration cannot look:
+
+1. The data are texts with their translations. The encoder reads the texts; the decoder is given the
+   beginnings of the translations and what the original encoder makes of the texts.
+2. All beginnings have one length, and shorter translations are left out: a decoder looks back only,
+   so what it computes for a beginning is what it computes while it generates, without padding.
+3. The other decoders have the same weights under other names. A site there is planned as the site
+   with an equal weight, of equal content, is; a weight without a counterpart stays dense.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
+from compress_onnx.graph_passes.planning.decide import require_gain
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.planning.strategy import concrete
+from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
+from compress_onnx.pipeline.compress.study import Researcher, Study, plan_study
+from compress_onnx.pipeline.compress.subject import Subject, open_subject, write_compressed
+from compress_onnx.pipeline.evidence.calibrate import Calibration
+from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.runtime.progress import Progress, Silent
+from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+from compress_onnx.pipeline.translate.generation import DECODER, DECODER_MERGED, ENCODER
+
+
+@dataclass(frozen=True)
+class PartSamples:
+    """Calibration data of the encoder and of the decoder without past key values."""
+
+    encoder: Samples
+    decoder: Samples
+
+
+@dataclass(frozen=True)
+class PartPlans:
+    """What became of the sites of each graph that was written.
+
+    ``notes`` are those of the encoder's calibration. The decoder's would warn that the mask, which
+    is the source's, does not fit what the decoder reads; nothing is padded there (rule 2).
+    """
+
+    encoder: CompressionPlan
+    decoder: CompressionPlan
+    notes: tuple[str, ...] = ()
+
+
+def part_samples(
+    folder: Path,
+    sources: Mapping[str, Array],
+    targets: Sequence[Sequence[int]],
+    *,
+    start_token: int,
+    spec: SessionSpec | None = None,
+) -> PartSamples:
+    """Calibration data out of texts and what they become.
+
+    Args:
+        folder: has the original's graphs.
+        sources: ``input_ids`` and ``attention_mask`` ``[n, S]``: what the encoder reads.
+        targets: the tokens of the translation of each, by a person or by the model itself.
+        start_token: what the decoder starts with (``decoder_start_token_id``).
+        spec: how the encoder is run.
+
+    Raises:
+        DataError: not as many targets as sources, or none that is long enough.
+        ModelFileError: the encoder cannot be run.
+    """
+    mask = sources["attention_mask"]
+    if len(mask) != len(targets) or not targets:
+        raise DataError(f"{len(mask)} texts with {len(targets)} translations: give one for each")
+    encoder = Samples(sources, "attention_mask", origin="texts with their translations")
+    beginnings, rows = _beginnings(targets, start_token, other_length=mask.shape[1])
+    chosen = encoder.select(rows)
+    decoder = Samples(
+        {
+            "input_ids": beginnings,
+            "encoder_hidden_states": _hidden_states(folder / ENCODER, chosen, spec),
+            "encoder_attention_mask": chosen.inputs["attention_mask"],
+        },
+        "encoder_attention_mask",
+        origin="beginnings of translations",
+    )
+    return PartSamples(encoder, decoder)
+
+
+def compress_parts(
+    folder: Path,
+    output: Path,
+    request: CompressionSpec,
+    samples: PartSamples | None = None,
+    *,
+    spec: SessionSpec | None = None,
+    cache: ArrayCache | None = None,
+    progress: Progress | None = None,
+) -> PartPlans:
+    """Compress the encoder and the merged decoder of ``folder``.
+
+    Args:
+        folder: the original, as exported.
+        output: an existing folder that takes the two graphs and copies of the configuration and
+            the tokenizer, ready for :class:`pipeline.translate.generation.TextGenerator`.
+        request: how to compress; shares are of each part's own parameters.
+        samples: calibration data, for methods that look at activations.
+        spec: how graphs are run.
+        cache: where calibration is kept between runs.
+        progress: shows the steps.
+
+    Raises:
+        RequestError: the request makes no sense for a part.
+        NothingToCompressError: no weight of a part can be factored with a gain.
+    """
+    progress = progress or Silent()
+
+    def study(subject: Subject, other: Subject, data: Samples | None) -> _Studied:
+        wanted = _for_part(request, subject.table, other.table)
+        if data is None:
+            found = Study(concrete(wanted, "none"))
+            return _Studied(subject, plan_study(subject, found), None, None)
+        researcher = Researcher(subject, data, spec=spec, cache=cache, progress=progress)
+        found = researcher.study(wanted)
+        plan = plan_study(subject, found)
+        return _Studied(subject, plan, found.calibration, researcher.factor(plan, found))
+
+    first, second = open_subject(folder / ENCODER), open_subject(folder / DECODER)
+    encoder = study(first, second, samples.encoder if samples else None)
+    decoder = study(second, first, samples.decoder if samples else None)
+    merged = _transfer(decoder, open_subject(folder / DECODER_MERGED))
+    plans = PartPlans(
+        encoder=_write(encoder, output / ENCODER, progress),
+        decoder=_write(merged, output / DECODER_MERGED, progress),
+        notes=encoder.calibration.notes if encoder.calibration else (),
+    )
+    for asset in folder.iterdir():
+        if asset.is_file() and ".onnx" not in asset.name:
+            shutil.copy2(asset, output / asset.name)
+    return plans
+
+
+@dataclass(frozen=True)
+class _Studied:
+    """A graph with all that writing it needs."""
+
+    subject: Subject
+    plan: CompressionPlan
+    calibration: Calibration | None
+    ready: Mapping[str, Factorization] | None
+
+
+def _for_part(request: CompressionSpec, part: SiteTable, other: SiteTable) -> CompressionSpec:
+    """The request without exclusions that are about the other part only."""
+
+    def known(pattern: str, table: SiteTable) -> bool:
+        return any(fnmatchcase(site.name, pattern) for site in table.sites)
+
+    kept = [p for p in request.select.exclude if known(p, part) or not known(p, other)]
+    select = request.select.model_copy(update={"exclude": tuple(kept)})
+    return request.model_copy(update={"select": select})
+
+
+def _transfer(studied: _Studied, subject: Subject) -> _Studied:
+    """The plan and the evidence of one graph, for ``subject``, which has the same weights.
+
+    Raises:
+        NothingToCompressError: none of the weights that are factored is in ``subject``.
+    """
+    counterparts = _counterparts(studied.subject.table, subject.table)
+    planned = {site.site: site for site in studied.plan.sites}
+    plan = studied.plan.model_copy(
+        update={
+            "sites": tuple(
+                _planned_alike(site, planned, counterparts.get(site.name))
+                for site in subject.table.sites
+            ),
+            "skipped": subject.table.skipped,
+        }
+    )
+    require_gain(plan)
+    calibration, ready = studied.calibration, studied.ready
+    if calibration is not None:
+        known = _known(subject.table, counterparts, calibration.stats)
+        calibration = Calibration(known, calibration.notes, calibration.origin, calibration.cached)
+    if ready is not None:
+        keys = {s.weight.key: counterparts.get(s.name) for s in subject.table.sites}
+        ready = {
+            key: ready[site.weight.key]
+            for key, site in keys.items()
+            if site is not None and site.weight.key in ready
+        }
+    return _Studied(subject, plan, calibration, ready)
+
+
+def _known(
+    table: SiteTable,
+    counterparts: Mapping[str, LinearSite],
+    stats: Mapping[str, ActivationStats],
+) -> dict[str, ActivationStats]:
+    """What is known about the counterparts of the matrices of ``table``, by the names of these."""
+    found = {
+        name: stats.get(theirs)
+        for site in table.sites
+        if site.name in counterparts
+        for name, theirs in zip(site.matrices, counterparts[site.name].matrices, strict=True)
+    }
+    return {name: known for name, known in found.items() if known is not None}
+
+
+def _counterparts(known: SiteTable, wanted: SiteTable) -> dict[str, LinearSite]:
+    """For the name of each wanted site the known site whose weight has the same content."""
+    by_content: dict[bytes, LinearSite] = {}
+    for site in known.sites:
+        by_content.setdefault(_content(site), site)
+    found = {site.name: by_content.get(_content(site)) for site in wanted.sites}
+    return {name: site for name, site in found.items() if site is not None}
+
+
+def _content(site: LinearSite) -> bytes:
+    weight = np.ascontiguousarray(site.weight.array())
+    digest = hashlib.sha256(f"{weight.dtype} {weight.shape}".encode())
+    digest.update(weight.data)
+    return digest.digest()
+
+
+def _planned_alike(
+    site: LinearSite, planned: Mapping[str, SitePlan], counterpart: LinearSite | None
+) -> SitePlan:
+    names = {"site": site.name, "node": site.node.name or "", "weight": site.weight.key}
+    if counterpart is not None:
+        return planned[counterpart.name].model_copy(update=names)
+    parameters = site.weight.matrices * site.in_features * site.out_features
+    return SitePlan(
+        **names,
+        group=site.group,
+        in_features=site.in_features,
+        out_features=site.out_features,
+        matrices=site.weight.matrices,
+        decision="dense",
+        reason=f"{DECODER} has no such weight",
+        parameters_before=parameters,
+        parameters_after=parameters,
+    )
+
+
+def _write(studied: _Studied, output: Path, progress: Progress) -> CompressionPlan:
+    return write_compressed(
+        studied.subject,
+        studied.plan,
+        studied.calibration,
+        output,
+        ready=studied.ready,
+        progress=progress,
+    )
+
+
+def _beginnings(
+    tokens: Sequence[Sequence[int]], start_token: int, *, other_length: int
+) -> tuple[Array, NDArray[np.intp]]:
+    """``[n, T]`` what the decoder is given, and of which ``n`` translations.
+
+    T is the median length, so that half of the translations are long enough. It differs from
+    ``other_length``, that of the texts: else the mask of these would be taken for its own.
+    """
+    lengths = np.array([len(row) for row in tokens])
+    length = int(np.median(lengths))
+    length -= length == other_length
+    if length < 2:
+        raise DataError("the translations are too short to calibrate a decoder on: give sentences")
+    long_enough = lengths >= length
+    found = [
+        [start_token, *row[: length - 1]]
+        for row, fits in zip(tokens, long_enough, strict=True)
+        if fits
+    ]
+    return np.array(found, dtype=np.int64), np.flatnonzero(long_enough)
+
+
+def _hidden_states(encoder: Path, samples: Samples, spec: SessionSpec | None) -> Array:
+    """``[samples, S, D]``, zero where the source is padded."""
+    session = open_session(encoder, spec)
+    length = samples.inputs["attention_mask"].shape[1]
+    found: np.ndarray | None = None
+    for batch in samples.batches(32):
+        hidden = run(session, batch.feeds)["last_hidden_state"]
+        if found is None:
+            found = np.zeros((len(samples), length, hidden.shape[-1]), hidden.dtype)
+        assert batch.mask is not None  # it is among the encoder's inputs
+        found[batch.index, : hidden.shape[1]] = hidden * batch.mask[..., None]
+    assert found is not None  # samples are never empty
+    return found

@@ -1,0 +1,104 @@
+"""The two recipes of the repository, run as a user runs them: what the README claims must hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.files.bundle import verify_manifest
+from compress_onnx.pipeline.recipe import read_recipe
+from compress_onnx.pipeline.recipes.experiment import Experiment, prepare
+from compress_onnx.pipeline.recipes.run import run_recipe
+from compress_onnx.pipeline.runtime.samples import Samples
+
+pytestmark = pytest.mark.slow
+
+MODELS = Path(__file__).parents[2] / "models"
+RECIPES = ["minilm", "digits-vit"]
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def experiment(request, tmp_path_factory) -> Experiment:
+    recipe = read_recipe(MODELS / f"{request.param}.yaml")
+    folder = tmp_path_factory.mktemp(request.param)
+    return prepare(recipe, folder, base_dir=MODELS)
+
+
+@pytest.mark.parametrize("method", ["svd", "asvd", "svdlora:branches"])
+def test_full_rank_reproduces_the_original(experiment, tmp_path, method):
+    name, _, layout = method.partition(":")
+    options = {"layout": layout, "stages": 2} if layout else {}
+    request = CompressionSpec(
+        method=MethodSpec(name=name, options=options), rank=100_000, allow_larger=True
+    )
+
+    plan = experiment.compress(request, tmp_path / "full.onnx")
+
+    assert len(plan.factored) == len(plan.sites)
+    assert all(site.error.reached < 1e-5 for site in plan.factored)
+    report = experiment.validate(tmp_path / "full.onnx")
+    assert report.samples >= 500
+    assert all(output.relative_l2 < 1e-4 for output in report.outputs)
+
+
+def test_the_export_agrees_with_pytorch(experiment):
+    parity = experiment.exported.report.parity
+
+    assert len(parity) == 2
+    assert experiment.exported.report.opset == 23
+    assert all(row.relative_l2 < 1e-5 for size in parity for row in size.outputs)
+
+
+def test_calibration_and_validation_share_nothing(experiment):
+    recipe = experiment.recipe
+    kinds = {type(recipe.calibration), type(recipe.validation)}
+    assert len(kinds) == 1
+    assert recipe.calibration.split != recipe.validation.split
+    assert isinstance(experiment.held_out, Samples)
+
+
+def test_minilm_methods_rank_as_published(tmp_path):
+    recipe = read_recipe(MODELS / "minilm.yaml")
+    experiment = prepare(recipe, tmp_path, base_dir=MODELS)
+    cosine = {}
+    for method in ("svd", "svdlora", "asvd-diagonal", "asvd"):
+        request = CompressionSpec(method=MethodSpec(name=method), params=0.5)
+        plan = experiment.compress(request, tmp_path / f"{method}.onnx")
+        assert plan.parameters_after <= 0.5 * plan.parameters_before
+        cosine[method] = experiment.validate(tmp_path / f"{method}.onnx").metrics["cosine"]
+
+    assert abs(cosine["svd"] - cosine["svdlora"]) < 1e-3
+    assert cosine["svd"] < cosine["asvd-diagonal"] < cosine["asvd"]
+    assert cosine["asvd"] >= 0.84
+
+
+@pytest.mark.parametrize(
+    ("name", "orm_class", "output"),
+    [
+        ("minilm", "ORTModelForFeatureExtraction", "last_hidden_state"),
+        ("digits-vit", "ORTModelForImageClassification", "logits"),
+    ],
+)
+def test_the_bundle_passes_its_gates_and_loads_with_optimum(tmp_path, name, orm_class, output):
+    import optimum.onnxruntime
+    import torch
+
+    recipe = read_recipe(MODELS / f"{name}.yaml")
+    report = run_recipe(recipe, tmp_path / name, base_dir=MODELS)
+
+    assert report.passed, report.gates
+    assert recipe.gates
+    verify_manifest(tmp_path / name)
+    model = getattr(optimum.onnxruntime, orm_class).from_pretrained(tmp_path / name)
+    if name == "minilm":
+        from transformers import AutoTokenizer
+
+        tokens = AutoTokenizer.from_pretrained(tmp_path / name)(["Hello."], return_tensors="pt")
+        result = model(**tokens)[output]
+    else:
+        result = model(pixel_values=torch.zeros(1, 1, 8, 8))[output]
+    assert np.isfinite(np.asarray(result)).all()

@@ -1,0 +1,103 @@
+"""The array cache: what comes out is what went in, or nothing."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import small_models as small
+
+from compress_onnx.pipeline.files.cache import ArrayCache, content_key, default_folder
+
+ARRAYS = {"a/b": np.arange(12.0).reshape(3, 4), "count": np.array(3), "mask": np.ones(2, bool)}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ArrayCache(tmp_path / "deep" / "cache")
+
+
+def test_arrays_come_back_as_they_were(cache):
+    assert cache.get("k") is None
+    cache.put("k", ARRAYS)
+    found = cache.get("k")
+    assert found.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+    assert cache.get("other") is None
+
+
+def test_a_later_entry_replaces_an_earlier_one(cache):
+    cache.put("k", ARRAYS)
+    cache.put("k", {"x": np.zeros(1)})
+    assert cache.get("k").keys() == {"x"}
+
+
+@pytest.mark.parametrize("bit", [0x01, 0x10, 0xFF])
+def test_no_damage_of_an_entry_passes_for_data(cache, tmp_path, caplog, bit):
+    cache.put("k", ARRAYS)
+    (path,) = (tmp_path / "deep" / "cache").iterdir()
+    sound = path.read_bytes()
+    noticed = 0
+    for position in range(len(sound)):
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ bit]) + sound[position + 1 :])
+        with caplog.at_level(logging.CRITICAL):
+            found = cache.get("k")
+        # Some bytes (dates, attributes) say nothing about the arrays.
+        same = found is None or all(
+            name in found and np.array_equal(found[name], array) for name, array in ARRAYS.items()
+        )
+        renamed = found is not None and found.keys() != ARRAYS.keys()
+        assert same or renamed, position
+        noticed += found is None
+    assert noticed > len(sound) // 4
+
+
+def test_no_truncated_entry_passes_for_data(cache, tmp_path):
+    cache.put("k", ARRAYS)
+    (path,) = (tmp_path / "deep" / "cache").iterdir()
+    sound = path.read_bytes()
+    for length in range(0, len(sound), 7):
+        path.write_bytes(sound[:length])
+        assert cache.get("k") is None
+
+
+def test_pickled_objects_are_never_loaded(cache, tmp_path):
+    cache.put("k", ARRAYS)
+    np.savez(tmp_path / "deep" / "cache" / "k.npz", x=np.array([{}], dtype=object))
+    assert cache.get("k") is None
+
+
+def test_a_cache_that_cannot_be_written_only_warns(tmp_path, caplog):
+    (tmp_path / "file").write_text("x")
+    cache = ArrayCache(tmp_path / "file" / "cache")
+    with caplog.at_level(logging.WARNING):
+        cache.put("k", ARRAYS)
+    assert "nothing is cached" in caplog.text
+    assert cache.get("k") is None
+    assert small.listing(tmp_path) == {"file": b"x"}
+
+
+def test_the_folder_can_be_moved(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPRESS_ONNX_CACHE", str(tmp_path))
+    assert default_folder() == tmp_path
+    monkeypatch.setenv("COMPRESS_ONNX_CACHE", "")
+    assert default_folder().name == "compress-onnx"
+
+
+def test_keys_tell_apart_what_differs():
+    parts = [
+        ("a", "b"),
+        ("ab",),
+        ("a", "b", ""),
+        ({"x": np.zeros(4)},),
+        ({"y": np.zeros(4)},),
+        ({"x": np.zeros(4, np.float32)},),
+        ({"x": np.zeros((2, 2))},),
+        ({"x": np.zeros(4), "y": np.zeros(4)},),
+    ]
+    assert len({content_key(*part) for part in parts}) == len(parts)
+    x, y = np.arange(6.0).reshape(2, 3), np.zeros(1)
+    assert content_key({"x": x, "y": y}) == content_key({"y": y, "x": np.asfortranarray(x)})

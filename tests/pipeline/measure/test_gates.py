@@ -1,0 +1,158 @@
+"""Gates: parsing, the names of quantities, and what must never pass."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.measure.gates import check_gates, measured_quantities, parse_gate
+from compress_onnx.pipeline.recipe import Gate
+from compress_onnx.pipeline.results import (
+    Benchmark,
+    LatencyStats,
+    OutputComparison,
+    SizeReport,
+    ValidationReport,
+)
+
+
+def latency(p50_ms: float) -> LatencyStats:
+    return LatencyStats(
+        iterations=5,
+        p50_ms=p50_ms,
+        p90_ms=p50_ms + 1,
+        p99_ms=p50_ms + 2,
+        mean_ms=p50_ms,
+        std_ms=0.0,
+        min_ms=p50_ms,
+    )
+
+
+def comparison(output: str, relative_l2: float) -> OutputComparison:
+    return OutputComparison(
+        output=output,
+        elements=10,
+        max_abs=2 * relative_l2,
+        relative_l2=relative_l2,
+        cosine=1 - relative_l2,
+        snr_db=None if relative_l2 == 0 else -20 * math.log10(relative_l2),
+    )
+
+
+VALIDATION = ValidationReport(
+    samples=3,
+    origin="test",
+    outputs=(comparison("hidden", 0.25), comparison("pooled", 0.0)),
+    metrics={"cosine": 0.9, "spearman": math.nan},
+)
+BENCHMARK = Benchmark(
+    provider="cpu",
+    providers=("CPUExecutionProvider",),
+    threads=1,
+    optimization="all",
+    input_shapes={"x": (1, 4)},
+    reference=latency(20.0),
+    candidate=latency(10.0),
+    speedup=2.0,
+    speedup_low=1.8,
+    speedup_high=2.2,
+)
+SIZE = SizeReport(
+    reference_bytes=1000, candidate_bytes=600, reference_parameters=200, candidate_parameters=100
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "gate"),
+    [
+        ("cosine>=0.8", Gate(quantity="cosine", min=0.8)),
+        (" p50_ms.cpu <= 2e1 ", Gate(quantity="p50_ms.cpu", max=20.0)),
+        ("output.last/hidden:0.snr_db>=-3", Gate(quantity="output.last/hidden:0.snr_db", min=-3)),
+    ],
+)
+def test_gate_text_is_read(text, gate):
+    assert parse_gate(text) == gate
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "cosine",
+        "cosine>0.8",
+        "cosine=0.8",
+        ">=0.8",
+        "cosine>=",
+        "a>=b",
+        "a>=nan",
+        "a<=inf",
+        "a>=1<=2",
+        "a b>=1",
+    ],
+)
+def test_other_text_is_refused_with_an_example(text):
+    with pytest.raises(RequestError, match=r"for example cosine>=0\.8"):
+        parse_gate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "passed"),
+    [
+        ("q>=0.5", 0.5, True),
+        ("q>=0.5", 0.49, False),
+        ("q<=0.5", 0.5, True),
+        ("q<=0.5", 0.51, False),
+        ("q>=0.5", math.inf, True),
+        ("q<=0.5", math.inf, False),
+        ("q<=0.5", -math.inf, True),
+        ("q>=0.5", math.nan, False),
+        ("q<=0.5", math.nan, False),
+    ],
+)
+def test_a_gate_holds_up_to_its_threshold_and_nan_never_passes(text, value, passed):
+    (result,) = check_gates([parse_gate(text)], {"q": value})
+    assert result.passed is passed
+    assert (result.quantity, result.threshold) == ("q", 0.5)
+    assert result.limit == ("min" if ">=" in text else "max")
+
+
+@pytest.mark.parametrize("text", ["speedup.cuda>=1", "speedup.cuda<=100"])
+def test_what_was_not_measured_fails(text):
+    (result,) = check_gates([parse_gate(text)], measured_quantities(VALIDATION, [BENCHMARK], SIZE))
+    assert result.value is None
+    assert not result.passed
+
+
+def test_quantities_have_the_documented_names():
+    quantities = measured_quantities(VALIDATION, [BENCHMARK], SIZE)
+    assert math.isnan(quantities.pop("spearman"))
+    assert quantities.pop("output.hidden.snr_db") == pytest.approx(12.04, abs=0.01)
+    assert quantities == {
+        "cosine": 0.9,
+        "max_abs": 0.5,
+        "relative_l2": 0.25,
+        "min_output_cosine": 0.75,
+        "output.hidden.max_abs": 0.5,
+        "output.hidden.relative_l2": 0.25,
+        "output.hidden.cosine": 0.75,
+        "output.pooled.max_abs": 0.0,
+        "output.pooled.relative_l2": 0.0,
+        "output.pooled.cosine": 1.0,
+        "output.pooled.snr_db": math.inf,
+        "speedup.cpu": 2.0,
+        "speedup_low.cpu": 1.8,
+        "latency_ratio.cpu": 0.5,
+        "p50_ms.cpu": 10.0,
+        "p90_ms.cpu": 11.0,
+        "p99_ms.cpu": 12.0,
+        "size_ratio": 0.6,
+        "parameter_ratio": 0.5,
+        "candidate_bytes": 600,
+        "candidate_parameters": 100,
+    }
+
+
+def test_without_measurements_there_are_no_quantities():
+    assert measured_quantities(None) == {}

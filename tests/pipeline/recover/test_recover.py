@@ -1,0 +1,528 @@
+"""Recovery: gradients, never worse, budgets, kills, determinism, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import small_models as small
+from graphs import model as graph
+from graphs import weights
+from pydantic import ValidationError
+
+from compress_onnx.graph_passes.errors import DataError, NotDifferentiableError, RequestError
+from compress_onnx.graph_passes.factorization.balance import balanced
+from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.rewriting.trainable import (
+    array_of,
+    balanced_factors,
+    factors,
+    vectors,
+)
+from compress_onnx.pipeline.compress.subject import apply_plan, open_subject, plan_subject
+from compress_onnx.pipeline.data.masking import UNLABELLED
+from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.files.model_file import load_model, save_model
+from compress_onnx.pipeline.recipe import RecoverySpec
+from compress_onnx.pipeline.recover.distillation import (
+    Compared,
+    Distillation,
+    label_of,
+    share_of,
+    target_of,
+    weight_of,
+)
+from compress_onnx.pipeline.recover.optimizer import Adam, scheduled
+from compress_onnx.pipeline.recover.recover import recover
+from compress_onnx.pipeline.recover.teacher import label_weights, pooling_shares, position_weights
+from compress_onnx.pipeline.runtime.duration import parse_duration
+from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+
+ONE_THREAD = SessionSpec(threads=1)
+HALF = CompressionSpec(method=MethodSpec(name="svd"), params=0.4, rank_multiple=1)
+
+
+def steps(count, **settings):
+    return RecoverySpec(budget=None, steps=count, **settings)
+
+
+def compressed(path, request=HALF):
+    """The model in ``path`` with its sites factored, in memory."""
+    subject = open_subject(path)
+    apply_plan(subject, plan_subject(subject, request, None), None)
+    return subject.model
+
+
+def rows(count=80, seed=1):
+    x = np.random.default_rng(seed).normal(size=(count, small.FEATURES)).astype(np.float32)
+    return Samples({"x": x})
+
+
+def arrays(model):
+    return {name: array_of(value) for name, value in model.graph.initializers.items()}
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+
+@pytest.fixture
+def reference(tmp_path):
+    return small.save(small.perceptron(), tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def train(reference):
+    """Recover a fresh candidate; returns it with the report."""
+
+    def call(settings, samples=None, **arguments):
+        candidate = arguments.pop("candidate", None) or compressed(reference)
+        arguments = {
+            "data_folder": reference.parent,
+            "spec": ONE_THREAD,
+            "batch_size": 8,
+        } | arguments
+        return candidate, recover(reference, candidate, samples or rows(), settings, **arguments)
+
+    return call
+
+
+def relative_error(reference, model, path, samples):
+    save_model(model, path)
+    expected, actual = (
+        run(open_session(file, ONE_THREAD), samples.inputs)["y"] for file in (reference, path)
+    )
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+# The loss and its gradient
+
+
+def distillation_case(text, shapes, compared, feeds):
+    """A graph whose weights are all trained, and what to feed it."""
+    start = weights(**shapes)
+    distillation = Distillation(graph(text, start), list(shapes), compared, ONE_THREAD)
+    return distillation, {**feeds, **start}
+
+
+def assert_gradient_is_right(distillation, feeds, trained, rng):
+    """Along random directions, against central differences."""
+    loss, gradients = distillation.gradient(feeds)
+    assert loss == pytest.approx(distillation.loss(feeds), rel=1e-5)
+    for name in trained:
+        direction = rng.normal(size=feeds[name].shape).astype(np.float32)
+        size = np.float32(1e-2 / np.linalg.norm(direction))
+        ahead, behind = (
+            distillation.loss({**feeds, name: feeds[name] + sign * size * direction})
+            for sign in (1, -1)
+        )
+        measured = (ahead - behind) / (2 * size)
+        assert gradients[name].shape == feeds[name].shape
+        assert np.sum(gradients[name] * direction) == pytest.approx(measured, rel=2e-2), name
+
+
+def test_gradient_of_positions_and_of_their_mean_against_finite_differences():
+    rng = np.random.default_rng(0)
+    text = """g (float[B,T,6] x) => (float[B,T,5] y) {
+        h = MatMul(x, down)
+        z = MatMul(h, up)
+        s = Add(z, bias)
+        t = Tanh(s)
+        y = LayerNormalization(t, scale, shift)
+    }"""
+    shapes = {"down": (6, 3), "up": (3, 5), "bias": (5,), "scale": (5,), "shift": (5,)}
+    target = rng.normal(size=(2, 4, 5)).astype(np.float32)
+    weight = rng.uniform(0, 1, size=(2, 4, 1)).astype(np.float32)
+    feeds = {
+        "x": rng.normal(size=(2, 4, 6)).astype(np.float32),
+        target_of("y"): target,
+        weight_of("y"): weight,
+        share_of("y"): weight / 3,
+    }
+    compared = [Compared("y", 3, pooled=True)]
+    distillation, feeds = distillation_case(text, shapes, compared, feeds)
+    assert_gradient_is_right(distillation, feeds, shapes, rng)
+
+
+def test_gradient_of_a_gemm_and_of_a_value_inside_the_model():
+    rng = np.random.default_rng(1)
+    text = """g (float[B,6] x) => (float[B,4] y) {
+        h = MatMul(x, down)
+        a = Tanh(h)
+        y = Gemm<alpha = 0.5>(a, up, bias)
+    }"""
+    shapes = {"down": (6, 3), "up": (3, 4), "bias": (4,)}
+    feeds = {"x": rng.normal(size=(5, 6)).astype(np.float32)}
+    for name, width in (("y", 4), ("h", 3)):
+        feeds[target_of(name)] = rng.normal(size=(5, width)).astype(np.float32)
+        feeds[weight_of(name)] = rng.uniform(0, 1, size=(5, 1)).astype(np.float32)
+    compared = [Compared("y", 2, pooled=False), Compared("h", 2, pooled=False)]
+    distillation, feeds = distillation_case(text, shapes, compared, feeds)
+    assert_gradient_is_right(distillation, feeds, shapes, rng)
+
+
+def test_loss_is_the_relative_error_of_positions_and_of_means():
+    rng = np.random.default_rng(2)
+    target = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    real = (np.arange(4) < np.array([4, 2, 3])[:, None])[..., None].astype(np.float32)
+    error = rng.normal(size=target.shape) * 0.1
+    weighted = np.sum(position_weights(target, real, 2.0) * error**2)
+    here = real[..., 0] > 0
+    spread = np.sum((target[here] - target[here].mean(axis=0)) ** 2)
+    assert weighted == pytest.approx(2 * np.sum(error[here] ** 2) / spread, rel=1e-5)
+    pooled = np.sum(np.sum(pooling_shares(target, real, 3.0) * error, axis=1) ** 2)
+    means = [
+        np.sum(error[s][here[s]].mean(axis=0) ** 2) / np.sum(target[s][here[s]].mean(axis=0) ** 2)
+        for s in range(3)
+    ]
+    assert pooled == pytest.approx(3 * np.mean(means), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([0, 3, 1, 1, 2]), np.array([[0, UNLABELLED, 3], [UNLABELLED, 2, 1]])],
+    ids=["a class a sample", "a token a labelled position"],
+)
+def test_loss_and_gradient_of_labels(labels):
+    rng = np.random.default_rng(3)
+    axes = ["B", "T"][: labels.ndim]
+    text = f"""g (float[{",".join(axes)},6] x) => (float[{",".join(axes)},4] y) {{
+        h = MatMul(x, down)
+        y = MatMul(h, up)
+    }}"""
+    shapes = {"down": (6, 3), "up": (3, 4)}
+    target = np.zeros((*labels.shape, 4), np.float32)
+    feeds = {
+        "x": rng.normal(size=(*labels.shape, 6)).astype(np.float32),
+        target_of("y"): target,
+        weight_of("y"): np.zeros((*labels.shape, 1), np.float32),
+        label_of("y"): label_weights(target, labels, 2.0),
+    }
+    compared = [Compared("y", labels.ndim + 1, pooled=False, labelled=True)]
+    distillation, feeds = distillation_case(text, shapes, compared, feeds)
+    logits = (feeds["x"] @ feeds["down"] @ feeds["up"]).astype(np.float64)
+    logarithms = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    labelled = np.nonzero(labels != UNLABELLED)
+    entropy = -logarithms[*labelled, labels[labelled]].mean()
+    assert distillation.loss(feeds) == pytest.approx(2 * entropy, rel=1e-5)
+    assert_gradient_is_right(distillation, feeds, shapes, rng)
+
+
+def test_samples_without_labels_do_not_count_and_foreign_classes_are_refused():
+    logits = np.zeros((2, 3), np.float32)
+    assert not label_weights(logits, None, 1.0).any()
+    for labels in (np.array([0, 3]), np.array([-1, 0]), np.array([0.0, 1.0])):
+        with pytest.raises(DataError, match="whole numbers from 0 to 2"):
+            label_weights(logits, labels, 1.0)
+    with pytest.raises(DataError, match=r"one for each of \[2\], found \[3\]"):
+        label_weights(logits, np.array([0, 1, 2]), 1.0)
+
+
+def test_an_operator_without_gradient_is_named():
+    text = """g (float[1,1,4,6] x) => (float[1,1,2,2] y) {
+        h = MatMul(x, w)
+        y = MaxRoiPool<pooled_shape = [2, 2]>(h, rois)
+    }"""
+    proto = graph(text, {**weights(w=(6, 4)), "rois": np.zeros((1, 5), np.float32)})
+    with pytest.raises(NotDifferentiableError, match=r"no gradient .*MaxRoiPool"):
+        Distillation(proto, ["w"], [Compared("y", 4, pooled=False)], ONE_THREAD)
+
+
+# What is trained
+
+
+def test_balanced_factors_have_the_same_product_and_equal_singular_values():
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(7, 3)) * 100, rng.normal(size=(3, 9))
+    one, other = balanced(left, right)
+    np.testing.assert_allclose(one @ other, left @ right, atol=1e-10 * np.abs(left @ right).max())
+    values = [np.linalg.svd(factor, compute_uv=False) for factor in (one, other)]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-9)
+
+
+def test_factors_and_vectors_are_found_and_balanced(reference):
+    model = compressed(reference)
+    found = factors(model)
+    assert len(found) == 6
+    assert {value.name for value in vectors(model)} == {"b1", "b2", "b3"}
+    before = {value: array_of(value) for value in found}
+    after = balanced_factors(model)
+    assert all(np.array_equal(array_of(value), before[value]) for value in found)
+    norms = [float(np.linalg.norm(array)) for array in after.values()]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert np.linalg.norm(before[found[0]]) != pytest.approx(
+        np.linalg.norm(before[found[1]]), rel=0.05
+    )
+
+
+def test_a_model_without_factors_is_refused(reference, train):
+    with pytest.raises(RequestError, match="no float32 factors"):
+        train(steps(1), candidate=load_model(reference))
+
+
+# Training
+
+
+def test_recovery_brings_outputs_closer_on_data_that_it_never_saw(reference, train, tmp_path):
+    unseen = rows(seed=9)
+    start = relative_error(reference, compressed(reference), tmp_path / "start.onnx", unseen)
+    model, report = train(steps(150, learning_rate=0.01))
+    end = relative_error(reference, model, tmp_path / "end.onnx", unseen)
+    assert report.improved
+    assert report.end_loss < 0.6 * report.start_loss
+    assert end < 0.85 * start
+    assert report.steps == 150
+    assert (report.batches, report.held_out_batches) == (9, 1)
+
+
+def test_only_trained_weights_change(reference, train):
+    before = compressed(reference)
+    trained = {value.name for value in factors(before)}
+    model, _ = train(steps(20, train="factors", learning_rate=0.01))
+    assert arrays(model).keys() == arrays(before).keys()
+    for name, array in arrays(before).items():
+        assert np.array_equal(array, arrays(model)[name]) == (name not in trained), name
+        assert model.graph.initializers[name].dtype == before.graph.initializers[name].dtype
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+
+
+@pytest.mark.parametrize("rate", [10.0, 1e30])
+def test_a_rate_that_diverges_leaves_the_model_as_it_was(reference, train, rate):
+    model, report = train(steps(30, learning_rate=rate))
+    assert not report.improved
+    assert report.end_loss == report.start_loss
+    assert_equal(arrays(model), arrays(compressed(reference)))
+
+
+def test_not_a_number_ends_training_and_says_so(train):
+    _, report = train(steps(30, learning_rate=1e30))
+    assert "finite" in report.stopped
+    assert report.steps < 30
+
+
+def test_a_rate_that_is_too_high_is_halved_from_the_best_weights(train):
+    _, report = train(steps(250, learning_rate=1.0))
+    assert report.improved
+
+
+def test_training_without_improvement_stops_early(train):
+    _, report = train(steps(1000, learning_rate=3.0, patience=2))
+    assert report.steps < 100
+    assert report.stopped == "2 checks without an improvement"
+
+
+def test_steps_alone_make_it_deterministic_and_the_seed_matters(train):
+    first, again, other = (
+        arrays(train(steps(25, learning_rate=0.01), seed=seed)[0]) for seed in (1, 1, 2)
+    )
+    assert_equal(first, again)
+    assert any(not np.array_equal(array, other[name]) for name, array in first.items())
+
+
+def test_padding_does_not_matter(tmp_path):
+    """What padding positions compute is neither compared nor trained on."""
+    models = []
+    inputs = small.sentences(count=60)
+    for garbage in (0.0, 50.0):
+        path = small.save(small.encoder(garbage), tmp_path / f"{garbage}.onnx")
+        model = compressed(path)
+        del model.graph.outputs[1]  # the pooled output sees padding by construction
+        original = load_model(path)
+        del original.graph.outputs[1]
+        save_model(original, path)
+        report = recover(
+            path,
+            model,
+            Samples(inputs, "attention_mask"),
+            steps(10, learning_rate=0.01),
+            data_folder=tmp_path,
+            spec=ONE_THREAD,
+            batch_size=6,
+        )
+        assert report.improved
+        models.append([array_of(value) for value in factors(model)])
+    for clean, dirty in zip(*models, strict=True):
+        np.testing.assert_allclose(clean, dirty, rtol=1e-3, atol=1e-5)
+
+
+# Budgets and kills
+
+
+class Clock:
+    """Each look at it takes ``tick`` seconds; at ``kill_at`` the process is killed."""
+
+    def __init__(self, tick=1.0, kill_at=None):
+        self.now = 0.0
+        self._tick = tick
+        self._kill_at = kill_at
+
+    def __call__(self):
+        self.now += self._tick
+        if self._kill_at is not None and self.now >= self._kill_at:
+            raise KeyboardInterrupt
+        return self.now
+
+
+def test_a_budget_in_seconds_ends_training(train):
+    _, report = train(RecoverySpec(budget=60.0, learning_rate=0.01), clock=Clock())
+    assert report.stopped == "the budget is used up"
+    assert 0 < report.steps < 60
+    assert 60 <= report.seconds < 70
+
+
+def test_whichever_budget_ends_first(train):
+    _, report = train(RecoverySpec(budget=1e6, steps=7), clock=Clock())
+    assert report.steps == 7
+
+
+def test_progress_reaches_the_end(train):
+    seen = []
+    train(steps(5), progress=seen.append)
+    assert seen == [200, 400, 600, 800, 1000]
+
+
+def test_a_killed_recovery_goes_on_and_ends_like_one_that_was_not(train, tmp_path):
+    settings = steps(60, learning_rate=0.01)
+    whole, expected = train(settings)
+    cache = ArrayCache(tmp_path / "checkpoints")
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, checkpoints=cache, clock=Clock(tick=40.0, kill_at=300.0))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    seen = []
+    resumed, report = train(settings, checkpoints=cache, progress=seen.append)
+    assert len(seen) == 40  # it went on after step 20
+    assert report.steps == 60
+    assert report.end_loss == expected.end_loss
+    assert all(
+        np.array_equal(array, arrays(whole)[name]) for name, array in arrays(resumed).items()
+    )
+
+
+def test_another_recovery_does_not_take_the_checkpoint(train, tmp_path):
+    cache = ArrayCache(tmp_path / "checkpoints")
+    train(steps(10), checkpoints=cache)
+    for changed in ({"settings": steps(11)}, {"samples": rows(seed=5)}, {"seed": 3}):
+        seen = []
+        train(
+            changed.pop("settings", steps(10)), checkpoints=cache, progress=seen.append, **changed
+        )
+        assert len(seen) >= 10
+
+
+def test_a_finished_recovery_costs_nothing_again(train, tmp_path):
+    cache = ArrayCache(tmp_path / "checkpoints")
+    first, report = train(steps(20, learning_rate=0.01), checkpoints=cache)
+    seen = []
+    second, again = train(steps(20, learning_rate=0.01), checkpoints=cache, progress=seen.append)
+    assert not seen
+    assert again.end_loss == report.end_loss
+    assert_equal(arrays(first), arrays(second))
+
+
+# Requests
+
+
+def test_too_few_samples(train):
+    with pytest.raises(DataError, match="more samples"):
+        train(steps(1), samples=rows(1))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1.5 h", 5400)])
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+    assert RecoverySpec(budget=text).budget == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "0s", "-1min", "1d", "min"])
+def test_what_is_no_duration(text):
+    with pytest.raises(ValueError, match="write 90s, 10min or 1h"):
+        parse_duration(text)
+
+
+def test_a_recovery_has_to_end():
+    with pytest.raises(ValidationError, match="recovery has to end"):
+        RecoverySpec(budget=None)
+
+
+# The optimizer
+
+
+def test_adam_finds_the_minimum_and_steps_by_the_rate():
+    weights = {"w": np.array([2.0, -4.0], np.float32)}
+    scale = np.sqrt(10)
+    adam = Adam(weights)
+    adam.step({"w": np.array([1e-3, -10], np.float32)}, 0.1)
+    np.testing.assert_allclose(weights["w"], [2 - 0.1 * scale, -4 + 0.1 * scale], rtol=1e-5)
+    for _ in range(300):
+        adam.step({"w": weights["w"] - 1}, 0.02)
+    np.testing.assert_allclose(weights["w"], [1, 1], atol=0.05)
+
+
+def test_the_schedule_ramps_up_and_ends_at_zero():
+    shares = [scheduled(done) for done in np.linspace(0, 1, 101)]
+    peak = int(np.argmax(shares))
+    assert 0 < peak < 10
+    assert shares[peak] == pytest.approx(1, abs=1e-6)
+    assert all(np.diff(shares[: peak + 1]) >= 0)
+    assert all(np.diff(shares[peak:]) <= 0)
+    assert 0 < shares[0] < 0.2
+    assert shares[-1] == pytest.approx(0, abs=1e-12)
+
+
+# Labels
+
+
+def cross_entropy(model, path, samples):
+    save_model(model, path)
+    logits = run(open_session(path, ONE_THREAD), samples.inputs)["y"].astype(np.float64)
+    logarithms = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -logarithms[np.arange(len(logits)), samples.labels].mean()
+
+
+def labelled_rows(reference):
+    """Rows whose labels are not what the reference says: only training with labels learns them."""
+    plain = rows(160)
+    logits = run(open_session(reference, ONE_THREAD), plain.inputs)["y"]
+    return Samples(plain.inputs, labels=np.argmin(logits, axis=1))
+
+
+def test_labels_pull_away_from_the_original(train, reference, tmp_path):
+    samples = labelled_rows(reference)
+    entropies = []
+    for importance in (0.0, 10.0):
+        settings = steps(60, mixing=0.0, labels=importance, learning_rate=0.02)
+        model, report = train(settings, samples)
+        assert report.improved
+        entropies.append(cross_entropy(model, tmp_path / "out.onnx", samples))
+    assert entropies[1] < 0.5 * entropies[0]
+
+
+def test_labels_that_the_original_gets_wrong_are_no_reason_for_larger_steps(train, reference):
+    close = HALF.model_copy(update={"params": 0.95, "rank_multiple": 1, "allow_larger": True})
+    reports = [
+        train(
+            steps(1, mixing=0.0, pooled=0.0, labels=importance),
+            labelled_rows(reference),
+            candidate=compressed(reference, close),
+        )[1]
+        for importance in (0.0, 1.0)
+    ]
+    # Every label is wrong: as a distance, their entropy would give the largest rate there is.
+    assert reports[1].start_loss > 1
+    assert reports[1].learning_rate == pytest.approx(reports[0].learning_rate, rel=0.5)
+    assert reports[1].learning_rate < 0.004
+
+
+def test_labels_are_refused_where_there_are_none(train):
+    with pytest.raises(DataError, match="needs labels in the calibration data"):
+        train(steps(2, labels=1.0))
+    plain = rows(20)
+    tokens = Samples(plain.inputs, labels=np.zeros((20, 3), np.int64))
+    with pytest.raises(DataError, match=r"needs an output \[samples, positions, tokens\]"):
+        train(steps(2, labels=1.0), tokens)
