@@ -149,27 +149,36 @@ class SearchStep(Result):
 class SearchReport(Result):
     """The search for the smallest model within a drop, in the order of its steps.
 
-    ``measured_on`` says which samples the drop was measured on.
+    ``measured_on`` says which samples chose the share; ``reported`` is the drop of the answer on
+    other samples, ``reported_on``, which chose nothing.
     """
 
     max_drop: float
     steps: tuple[SearchStep, ...]
     found: SearchStep
     measured_on: str = ""
+    reported: Drop | None = None
+    reported_on: str = ""
 
     @property
     def sure(self) -> bool:
         """Whether the whole interval of the drop that was found is within the limit."""
-        drop = self.found.drop
+        drop = self.reported or self.found.drop
         return drop is not None and drop.high is not None and drop.high <= self.max_drop
 
     @property
     def answer(self) -> str:
         """The share that was found, how sure that is, and what it was measured on."""
         sure = "its whole interval is" if self.sure else "not sure: its interval is not"
+        text = (
+            f"smallest share within a drop of {self.max_drop:g}: {self.found.share:.1%}, "
+            f"chosen on {self.measured_on}"
+        )
+        if self.reported is None:
+            return f"{text} ({sure} within)"
         return (
-            f"smallest share within a drop of {self.max_drop:g}: {self.found.share:.1%} "
-            f"({sure} within), measured on {self.measured_on}"
+            f"{text}; its {self.reported.quantity} on {self.reported_on} is "
+            f"{self.reported.value:.4g} ({sure} within)"
         )
 
 

@@ -30,6 +30,13 @@ from scipy.linalg import blas
 Float64 = NDArray[np.float64]
 
 
+def square_root(covariance: Float64) -> Float64:
+    """``[K, K]`` S with ``SᵀS`` = covariance; negative eigenvalues are rounding, and count as 0."""
+    values, vectors = linalg.eigh(covariance, driver="evd")
+    root: Float64 = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    return root
+
+
 @dataclass(frozen=True)
 class ActivationStats:
     """What calibration knows about the inputs of one site (or of several that share a weight).
@@ -56,8 +63,7 @@ class ActivationStats:
     @cached_property
     def root(self) -> Float64:
         """``[K, K]`` S with ``SᵀS`` = covariance; shared by all sites that read the same input."""
-        values, vectors = linalg.eigh(self.covariance, driver="evd")
-        return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+        return square_root(self.covariance)
 
     def uncentred(self) -> ActivationStats:
         """The same with a mean of zero: the metric is the second moment, and no bias is owed."""

@@ -124,12 +124,19 @@ class Decomposition(Protocol):
     def energy(self) -> float:
         """The squared error at rank 0, in the method's metric."""
 
+    @property
+    def parts(self) -> Sequence[Decomposition]:
+        """The decompositions of the matrices of a stack; itself for a plain matrix."""
+
     def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
         """Factors of ``rank`` (1 … min(K, N)), as ``storage`` keeps them.
 
         Raises:
             RequestError: ``storage`` cannot hold them.
         """
+
+    def nested(self, limit: int) -> Decomposition:
+        """The same for ranks up to ``limit``, without the metric that it was made in."""
 
 
 class Method(Protocol):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from compress_onnx.graph_passes.factorization.activations import Known
-from compress_onnx.graph_passes.factorization.asvd import ASVD
 from compress_onnx.graph_passes.factorization.base import (
     Array,
     Decomposition,
     Factorization,
     Float64,
 )
-from compress_onnx.graph_passes.factorization.stack import decompose, row_shares
-from compress_onnx.graph_passes.factorization.svd import SVD
+from compress_onnx.graph_passes.factorization.projection import squared_spectrum
+from compress_onnx.graph_passes.factorization.stack import row_shares
 
 
 def least_errors(weight: Array, known: Known, found: Decomposition | None = None) -> Float64:
@@ -29,8 +28,21 @@ def least_errors(weight: Array, known: Known, found: Decomposition | None = None
         matrices of a stack, or of ``‖W − B‖_F²``; at rank 0 that is all there is.
     """
     rows = [stats.count for stats in known if stats is not None]
-    found = found or decompose(ASVD() if rows else SVD(), weight, known)
-    return (sum(rows) if rows else 1) * found.energy * found.tail
+    if found is not None:
+        return (sum(rows) if rows else 1) * found.energy * found.tail
+    matrices = weight.reshape(-1, *weight.shape[-2:])
+    least = np.zeros(min(matrices.shape[1:]) + 1)
+    for matrix, stats in zip(matrices, known, strict=True):
+        if stats is not None:
+            least += stats.count * _left(squared_spectrum(matrix, stats.covariance))
+        elif not rows:
+            least += _left(squared_spectrum(matrix))
+    return least
+
+
+def _left(spectrum: Float64) -> Float64:
+    """``[q + 1]`` what is left of ``spectrum`` [q], largest first, beyond each rank."""
+    return np.concatenate([np.cumsum(spectrum[::-1])[::-1], [0.0]])
 
 
 def weight_error(weight: Array, factorization: Factorization) -> float:

@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from compress_onnx.graph_passes.factorization.activations import square_root
+
 Float64 = NDArray[np.float64]
 
 _UNSEEN = 1e-13
@@ -89,6 +91,24 @@ def project(weight: NDArray[np.generic], root: Float64 | None = None) -> Project
     vectors = vectors[:, :rank]
     seen = vectors if tall else np.linalg.qr(seen_by_metric.T @ vectors)[0]
     return Projection(exact, seen, tail_of(energy), float(energy.sum()))
+
+
+def squared_spectrum(weight: NDArray[np.generic], covariance: Float64 | None = None) -> Float64:
+    """``[q]`` the squared singular values of ``C^½ W``, largest first, without their vectors.
+
+    Args:
+        weight: ``[K, N]``.
+        covariance: ``[K, K]`` C; None for the identity.
+    """
+    exact = weight.astype(np.float64)
+    rows, columns = exact.shape
+    if columns <= rows:
+        seen = exact.T @ (exact if covariance is None else covariance @ exact)  # [N, N]
+    else:
+        root = exact if covariance is None else square_root(covariance) @ exact  # [K, N]
+        seen = root @ root.T  # [K, K]
+    values = linalg.eigvalsh(seen, overwrite_a=True, check_finite=False)
+    return np.maximum(values[::-1], 0.0)
 
 
 def _descending(matrix: Float64) -> tuple[Float64, Float64]:

@@ -64,6 +64,11 @@ class StackDecomposition:
         energies: Float64 = np.array([part.energy for part in self.parts])
         return self.shares * energies
 
+    def nested(self, limit: int) -> StackDecomposition:
+        """The same for ranks up to ``limit``, without the metrics of the matrices."""
+        nested = [part.nested(limit) for part in self.parts]
+        return StackDecomposition(self.leading, nested, self.shares)
+
     def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
         """Factors [.., K, r] and [.., r, N], a pair for each term that the method makes."""
         factorizations = [part.factorize(rank, storage) for part in self.parts]

@@ -21,6 +21,7 @@ from pydantic import Field
 from scipy import linalg
 
 from compress_onnx.graph_passes.factorization.base import Array, Factorization, Float64, Term
+from compress_onnx.graph_passes.factorization.nested import NestedFactors
 from compress_onnx.graph_passes.factorization.projection import Projection, project
 from compress_onnx.graph_passes.factorization.storage import Storage
 
@@ -61,6 +62,32 @@ class ProjectedWeight:
     def energy(self) -> float:
         """The squared error at rank 0."""
         return self.projection.energy
+
+    @property
+    def parts(self) -> tuple[ProjectedWeight, ...]:
+        """The decomposition of each matrix: of the only one."""
+        return (self,)
+
+    def nested(self, limit: int) -> NestedFactors:
+        """The factors of every rank up to ``limit``, of one stage.
+
+        Raises:
+            ValueError: there are several stages, whose factors are not nested.
+        """
+        if self.stages != 1:
+            raise ValueError("the factors of several stages are not nested")
+        down, up = self._factors(self.projection, self.projection.basis(limit))
+        kept = np.result_type(self.weight.dtype, np.float32)
+        return NestedFactors(
+            down.astype(kept),
+            up.astype(kept),
+            limit,
+            self.tail,
+            self.energy,
+            self.weight.dtype,
+            self.mean,
+            None if self.mean is None else self.mean @ self.weight.astype(np.float64),
+        )
 
     def factorize(self, rank: int, storage: Storage = "same") -> Factorization:
         """``down = R·Q``, ``up = Qᵀ`` for each stage; never more stages than rank.

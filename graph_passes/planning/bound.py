@@ -26,17 +26,14 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.least_damage import least_possible
-from compress_onnx.graph_passes.factorization import ActivationStats
 from compress_onnx.graph_passes.factorization.base import Float64
-from compress_onnx.graph_passes.factorization.error import least_errors
 from compress_onnx.graph_passes.planning.decide import group_by_weight
-from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.planning.evidence import evidence_in
 from compress_onnx.graph_passes.planning.factoring import FactoredWeight
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, PlanError, SiteError
 from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
@@ -48,15 +45,15 @@ class PlanErrors:
     Args:
         table: the sites of the model, before any is rewritten.
         plan: what is carried out.
-        stats: activation statistics by matrix name.
+        decompositions: of its weights, with what is known about their inputs.
     """
 
     def __init__(
-        self, table: SiteTable, plan: CompressionPlan, stats: Mapping[str, ActivationStats]
+        self, table: SiteTable, plan: CompressionPlan, decompositions: Decompositions
     ) -> None:
         self._groups = group_by_weight(table.sites)
         self._plan = plan
-        self._known = {key: statistics_of(sites, stats) for key, sites in self._groups.items()}
+        self._decompositions = decompositions
         self._errors: dict[str, SiteError] = {}
         self._least: dict[str, Float64] = {}
 
@@ -109,7 +106,8 @@ class PlanErrors:
         return whole and (self._calibrated(key) or not calibrated)
 
     def _calibrated(self, key: str) -> bool:
-        return key in self._known and evidence_in(self._known[key]) != "none"
+        sites = self._groups.get(key, ())
+        return bool(sites) and evidence_in(self._decompositions.known(sites)) != "none"
 
     def _curve(self, key: str) -> Float64:
         if key in self._least:
@@ -117,7 +115,7 @@ class PlanErrors:
         weight = self._groups[key][0].weight.array()
         if not np.isfinite(weight.astype(np.float32, copy=False)).all():
             return np.full(1, np.nan)
-        return least_errors(weight, self._known[key])
+        return self._decompositions.least(self._groups[key])
 
 
 def _candidate(site: LinearSite, least: Float64) -> Candidate:

@@ -15,19 +15,19 @@ from collections.abc import Mapping, Sequence
 
 from compress_onnx.graph_passes.allocation import Damage
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization import ActivationStats, Method
+from compress_onnx.graph_passes.factorization import Method
 from compress_onnx.graph_passes.factorization.base import Float64
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
-from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.planning.decide import DamageCurve
-from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.planning.evidence import evidence_in
 from compress_onnx.graph_passes.sites.find import LinearSite
 
 
 def damage_curve(
     kind: Damage,
     method: Method,
-    stats: Mapping[str, ActivationStats],
+    decompositions: Decompositions,
     slopes: Mapping[str, float] | None = None,
 ) -> DamageCurve | None:
     """The curve ``[q + 1]`` of any weight, computed when it is asked for; None if none is needed.
@@ -35,7 +35,7 @@ def damage_curve(
     Args:
         kind: what damage is.
         method: how the weights are going to be factored.
-        stats: activation statistics by matrix name.
+        decompositions: of the model's weights, with what is known about their inputs.
         slopes: by weight key, squared output change for a unit of the method's squared error.
 
     Raises:
@@ -45,24 +45,25 @@ def damage_curve(
         return None
     if kind == "sensitivity" and slopes is None:
         raise RequestError("the allocation sensitivity needs calibration data")
-    if kind == "gauss-newton" and not any(known.gradients for known in stats.values()):
+    if kind == "gauss-newton" and not any(
+        known.gradients for known in decompositions.stats.values()
+    ):
         raise RequestError("the allocation gauss-newton needs calibration data with gradients")
 
     def curve(sites: Sequence[LinearSite]) -> Float64 | None:
-        weight, key = sites[0].weight.array(), sites[0].weight.key
-        known = statistics_of(sites, stats)
+        key = sites[0].weight.key
         if kind == "gauss-newton":
-            if evidence_in(known) != "gradients":
+            if evidence_in(decompositions.known(sites)) != "gradients":
                 return None
             by = method if method.needs_gradients else GaussNewton()
-            found = decompose(by, weight, known)
+            found = decompositions.of(by, sites)
             return found.energy * found.tail
         if kind == "energy":
-            return decompose(method, weight, known).tail
+            return decompositions.of(method, sites).tail
         assert slopes is not None
         if key not in slopes:
             return None
-        found = decompose(method, weight, known)
+        found = decompositions.of(method, sites)
         return slopes[key] * found.energy * found.tail
 
     return curve

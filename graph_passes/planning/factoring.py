@@ -9,7 +9,6 @@ import numpy as np
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import (
-    ActivationStats,
     Factorization,
     Known,
     make_method,
@@ -17,13 +16,12 @@ from compress_onnx.graph_passes.factorization import (
 from compress_onnx.graph_passes.factorization.base import Float64, Method
 from compress_onnx.graph_passes.factorization.error import (
     activation_error,
-    least_errors,
     weight_error,
 )
-from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.factorization.storage import Storage
 from compress_onnx.graph_passes.planning.decide import group_by_weight
-from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.planning.evidence import evidence_in
 from compress_onnx.graph_passes.planning.plan import (
     CompressionPlan,
     SiteError,
@@ -55,7 +53,7 @@ class FactoredWeight:
 def factor_weights(
     table: SiteTable,
     plan: CompressionPlan,
-    stats: Mapping[str, ActivationStats],
+    decompositions: Decompositions,
     ready: Mapping[str, Factorization] | None = None,
 ) -> Iterator[FactoredWeight]:
     """Factor the weights that ``plan`` says, one at a time, so that only one is in memory.
@@ -63,7 +61,7 @@ def factor_weights(
     Args:
         table: the sites of the model.
         plan: ranks and methods.
-        stats: activation statistics by matrix name, for the methods that need them.
+        decompositions: of its weights, with what is known about their inputs.
         ready: factorizations by weight key that are there already.
 
     Raises:
@@ -73,23 +71,22 @@ def factor_weights(
     check_fits(table, plan)
     planned = {site.weight: site for site in plan.factored}
     for key, site_plan in planned.items():
-        yield _factor(groups[key], site_plan, stats, (ready or {}).get(key))
+        yield _factor(groups[key], site_plan, decompositions, (ready or {}).get(key))
 
 
 def _factor(
     sites: Sequence[LinearSite],
     plan: SitePlan,
-    stats: Mapping[str, ActivationStats],
+    decompositions: Decompositions,
     ready: Factorization | None,
 ) -> FactoredWeight:
     weight = sites[0].weight.array()
-    known = statistics_of(sites, stats)
+    known = decompositions.known(sites)
     method = _method(plan, known)
     rank = _rank(plan)
-    decomposition = decompose(method, weight, known)
-    factorization = ready or decomposition.factorize(rank, plan.store)
+    factorization = ready or decompositions.of(method, sites, rank).factorize(rank, plan.store)
     metric = "weight" if evidence_in(known) == "none" else "activation"
-    least = least_errors(weight, known, decomposition if method.metric == metric else None)
+    least = decompositions.least(sites)
     error = SiteError(
         weight=weight_error(weight, factorization),
         activation=(None if metric == "weight" else activation_error(weight, factorization, known)),

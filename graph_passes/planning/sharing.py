@@ -20,7 +20,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -29,6 +29,7 @@ import numpy as np
 from compress_onnx.graph_passes.allocation import Damage, get_allocator, round_rank
 from compress_onnx.graph_passes.factorization import ActivationStats, Method
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
 from compress_onnx.graph_passes.sites.families import families
@@ -81,7 +82,7 @@ def shared_groups(
     sites: Sequence[LinearSite],
     plan: CompressionPlan,
     method: Method,
-    stats: Mapping[str, ActivationStats],
+    decompositions: Decompositions,
     *,
     damage: Damage,
 ) -> list[SharedGroup]:
@@ -91,11 +92,11 @@ def shared_groups(
         sites: all sites of the model.
         plan: what they become on their own.
         method: how they are factored.
-        stats: by site name, with gradients for methods and damages that need them.
+        decompositions: of the weights, made with gradients for methods and damages that need them.
         damage: what the plan's ranks go by.
     """
     by = GaussNewton() if damage == "gauss-newton" and not method.needs_gradients else method
-    joiner = _Joiner(by, stats)
+    joiner = _Joiner(by, decompositions)
     ranks = {site.site: site.rank for site in plan.factored if site.rank is not None}
     groups: list[SharedGroup] = []
     for family in families([site for site in sites if site.name in ranks]):
@@ -111,14 +112,14 @@ def shared_groups(
 class _Joiner:
     """Joins blocks of siblings and measures the damage."""
 
-    def __init__(self, method: Method, stats: Mapping[str, ActivationStats]) -> None:
+    def __init__(self, method: Method, decompositions: Decompositions) -> None:
         self._method = method
-        self._stats = stats
+        self._decompositions = decompositions
 
     def alone(self, site: LinearSite, rank: int) -> _Block:
         """``site`` as the plan has it."""
         cost = site.in_features + site.out_features
-        found = self._method.decompose(site.weight.array(), self._stats.get(site.name))
+        found = self._decompositions.of(self._method, [site], rank)
         return _Block((site,), rank * cost, found.energy * float(found.tail[rank]))
 
     def best(self, apart: Sequence[_Block]) -> list[_Block]:
@@ -151,7 +152,7 @@ class _Joiner:
 
     def _damage(self, sites: Sequence[LinearSite], rank: int) -> float:
         weights = [site.weight.array().astype(np.float64) for site in sites]
-        stats = [self._stats.get(site.name) for site in sites]
+        stats = [self._decompositions.stats.get(site.name) for site in sites]
         known = [seen for seen in stats if seen is not None]
         together = ActivationStats.beside(known) if len(known) == len(stats) else None
         joint = self._method.decompose(np.hstack(weights), together)

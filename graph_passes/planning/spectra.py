@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import linalg
 
 from compress_onnx.graph_passes.factorization import Known
 from compress_onnx.graph_passes.factorization.asvd import ASVD
 from compress_onnx.graph_passes.factorization.base import Float64
-from compress_onnx.graph_passes.factorization.projection import tail_of
+from compress_onnx.graph_passes.factorization.projection import squared_spectrum, tail_of
 from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.factorization.svd import SVD
 from compress_onnx.graph_passes.planning.evidence import evidence_in
@@ -33,17 +34,17 @@ class Spectrum:
 
 
 def spectrum(site: LinearSite, known: Known) -> Spectrum:
-    """Decompose the weight of ``site`` in both metrics; keeps only the spectra."""
-    weight = site.weight.array()
-    weight_tail = decompose(SVD(), weight, known).tail
-    if evidence_in(known) == "none":
-        return Spectrum(weight_tail, None, None)
-    activation_tail = decompose(ASVD(), weight, known).tail
-    return Spectrum(weight_tail, activation_tail, None if site.weight.stacked else _inputs(known))
-
-
-def _inputs(known: Known) -> Float64:
+    """The spectra of the weight of ``site`` in both metrics, and of its inputs."""
+    weight, seen = site.weight.array(), evidence_in(known) != "none"
+    if site.weight.stacked:
+        tails = [decompose(by, weight, known).tail for by in (SVD(), ASVD())[: 1 + seen]]
+        return Spectrum(tails[0], tails[1] if seen else None, None)
+    weight_tail = tail_of(squared_spectrum(weight))
     (stats,) = known
-    assert stats is not None
-    # The rows of the root are the principal axes, each as long as its standard deviation.
-    return tail_of(np.sort(np.sum(stats.root**2, axis=1))[::-1])
+    if stats is None:
+        return Spectrum(weight_tail, None, None)
+    return Spectrum(
+        weight_tail,
+        tail_of(squared_spectrum(weight, stats.covariance)),
+        tail_of(np.maximum(linalg.eigvalsh(stats.covariance)[::-1], 0.0)),
+    )

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
 from compress_onnx.graph_passes.factorization.storage import Packed
 from compress_onnx.graph_passes.planning.bound import PlanErrors
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.factoring import FactoredWeight, factor_weights
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.rewriting.initializers import (
@@ -57,6 +58,7 @@ class LowRankPass(ir.passes.InPlacePass):
         progress: called with the number of weights done, after each.
         ready: factorizations by weight key that need not be computed any more.
         store: where the new weights go; a model that does not fit into memory needs another place.
+        decompositions: those that there are already, in place of ``stats``.
 
     Attributes:
         plan: after the call, the plan with the errors that the factors really have.
@@ -66,13 +68,15 @@ class LowRankPass(ir.passes.InPlacePass):
         self,
         plan: CompressionPlan,
         stats: Mapping[str, ActivationStats] | None = None,
+        *,
         progress: Callable[[int], None] | None = None,
         ready: Mapping[str, Factorization] | None = None,
         store: Store = in_memory,
+        decompositions: Decompositions | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
-        self._stats = stats or {}
+        self._decompositions = decompositions or Decompositions(stats)
         self._progress = progress
         self._ready = ready
         self._store = store
@@ -87,8 +91,8 @@ class LowRankPass(ir.passes.InPlacePass):
         names = UniqueNames(value_names(model), separator="_")
         initializers = Initializers(names, self._store)
         table = find_sites(model)
-        errors = PlanErrors(table, self.plan, self._stats)
-        weights = factor_weights(table, self.plan, self._stats, self._ready)
+        errors = PlanErrors(table, self.plan, self._decompositions)
+        weights = factor_weights(table, self.plan, self._decompositions, self._ready)
         done = 0
         for done, factored in enumerate(weights, start=1):
             _rewrite(factored, initializers)

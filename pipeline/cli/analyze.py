@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
@@ -21,26 +21,19 @@ from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.cli import options
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
-from compress_onnx.pipeline.compress.subject import (
-    Subject,
-    calibrate_subject,
-    evaluate_plan,
-    open_subject,
-    spectra_of,
-)
-from compress_onnx.pipeline.evidence.calibrate import Calibration
+from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.learn import Learned, learn
+from compress_onnx.pipeline.compress.spectra import SiteSpectrum, spectra_of
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import atomic_file
-from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe, read_recipe
 from compress_onnx.pipeline.recipes.experiment import prepare
-from compress_onnx.pipeline.report.analysis import CalibrationData
+from compress_onnx.pipeline.recipes.single import ModelExperiment
 from compress_onnx.pipeline.report.analysis import analyze as analyze_model
 from compress_onnx.pipeline.report.analysis.page import write_analysis
 from compress_onnx.pipeline.report.analysis.site_profiles import ranks_for
 from compress_onnx.pipeline.report.formats import significant
-from compress_onnx.pipeline.report.pictures import SiteSpectrum
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec
 
 _HELD_OUT_EVERY = 4
 """Every fourth calibration sample is held out where no other data is given."""
@@ -88,20 +81,26 @@ def analyze(
         CompressionSpec, {"method": {"name": "svd"}, "params": params, "rank_multiple": 1}
     )
     cache, progress = options.cache_unless(no_cache), ProgressBars()
+    settings = RunSettings(batch_size=batch_size, cache=cache, progress=progress)
     files = _Files(calibration, held_out, mask)
-    with _opened(model, files, output is not None, batch_size, cache) as material:
-        subject, known = material.subject, material.calibration
-        plan = make_plan(subject.table, request)
-        spectra = spectra_of(subject, plan, known, progress)
-        plan = evaluate_plan(subject, plan, known, progress)
+    with _opened(model, files, output is not None, settings) as (name, learned, unseen):
+        basis = learned.basis(request)
+        plan = make_plan(learned.original.table, request)
+        spectra = spectra_of(basis, plan, progress)
+        plan = Compressed(basis, plan, progress=progress).evaluated()
         _print_sites(plan, spectra, params)
-        for note in known.notes if known else ():
+        for note in learned.calibration.notes if learned.calibration else ():
             errors.print(f"note: {note}", markup=False, highlight=False)
         if json_path is not None:
             with atomic_file(json_path) as temporary:
                 temporary.write_text(json.dumps([_plain(s) for s in spectra], indent=1), "utf-8")
         if output is not None:
-            _write_pictures(material, plan, spectra, output, cache)
+            assert unseen is not None  # see _opened
+            analysis = analyze_model(learned, name, plan, spectra, unseen)
+            write_analysis(analysis, output)
+            for sentence in analysis.report.test.verdict:
+                out.print(sentence, markup=False, highlight=False)
+            out.print(f"written: {output}", markup=False, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -113,21 +112,16 @@ class _Files:
     mask: str | None = None
 
 
-@dataclass(frozen=True)
-class _Material:
-    """What is analyzed, on what, and how it is run."""
+class _Material(NamedTuple):
+    """What is analyzed, and what methods are compared on."""
 
     name: str
-    subject: Subject
-    samples: Samples | None = None
-    held_out: Samples | None = None
-    calibration: Calibration | None = None
-    spec: SessionSpec | None = None
-    batch_size: int = 32
+    learned: Learned
+    held_out: Samples | None
 
 
 def _opened(
-    source: Path, files: _Files, split: bool, batch_size: int, cache: ArrayCache | None
+    source: Path, files: _Files, split: bool, settings: RunSettings
 ) -> AbstractContextManager[_Material]:
     """The material in ``source``; its own data for a recipe, else that of ``files``.
 
@@ -135,7 +129,7 @@ def _opened(
         RequestError: data is given where there is some, or is missing where it is needed.
     """
     if source.suffix not in {".yaml", ".yml"}:
-        return nullcontext(_model_material(source, files, split, batch_size, cache))
+        return nullcontext(_model_material(source, files, split, settings))
     if files != _Files():
         raise RequestError("a recipe brings its own data: drop --calibration, --held-out, --mask")
     recipe = read_recipe(source)
@@ -144,73 +138,39 @@ def _opened(
             "--output compares methods on held-out data: add calibration and validation to the "
             "recipe"
         )
-    return _recipe_material(recipe, source.parent, cache)
+    return _recipe_material(recipe, source.parent, settings)
 
 
-def _model_material(
-    model: Path, files: _Files, split: bool, batch_size: int, cache: ArrayCache | None
-) -> _Material:
+def _model_material(model: Path, files: _Files, split: bool, settings: RunSettings) -> _Material:
     if files.calibration is None and (split or files.held_out is not None):
         raise RequestError("--output and --held-out look at activations: give --calibration")
-    subject = open_subject(model)
     if files.calibration is None:
-        return _Material(model.name, subject)
+        return _Material(model.name, learn(model, None, settings), None)
     samples = options.samples_for(model, files.calibration, files.mask)
     held_out = None
     if files.held_out is not None:
         held_out = options.samples_for(model, files.held_out, files.mask)
     elif split:
         samples, held_out = samples.split(_HELD_OUT_EVERY)
-    calibration = calibrate_subject(
-        subject, samples, batch_size=batch_size, cache=cache, progress=ProgressBars()
-    )
-    return _Material(model.name, subject, samples, held_out, calibration, batch_size=batch_size)
+    return _Material(model.name, learn(model, samples, settings), held_out)
 
 
 @contextmanager
-def _recipe_material(
-    recipe: Recipe, base_dir: Path, cache: ArrayCache | None
-) -> Iterator[_Material]:
+def _recipe_material(recipe: Recipe, base_dir: Path, settings: RunSettings) -> Iterator[_Material]:
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
         experiment = prepare(
-            recipe, Path(folder), base_dir=base_dir, cache=cache, progress=ProgressBars()
+            recipe,
+            Path(folder),
+            base_dir=base_dir,
+            cache=settings.cache,
+            progress=settings.progress,
         )
-        yield _Material(
-            recipe.name,
-            open_subject(experiment.reference),
-            experiment.samples,
-            experiment.held_out,
-            experiment.calibration,
-            experiment.session,
-            recipe.batch_size,
-        )
-
-
-def _write_pictures(
-    material: _Material,
-    plan: CompressionPlan,
-    spectra: Sequence[SiteSpectrum],
-    output: Path,
-    cache: ArrayCache | None,
-) -> None:
-    assert material.samples is not None  # see _opened
-    assert material.held_out is not None
-    assert material.calibration is not None
-    analysis = analyze_model(
-        material.subject,
-        material.name,
-        plan,
-        spectra,
-        CalibrationData(material.samples, material.calibration, material.held_out),
-        spec=material.spec,
-        batch_size=material.batch_size,
-        cache=cache,
-        progress=ProgressBars(),
-    )
-    write_analysis(analysis, output)
-    for sentence in analysis.report.test.verdict:
-        out.print(sentence, markup=False, highlight=False)
-    out.print(f"written: {output}", markup=False, highlight=False)
+        if not isinstance(experiment, ModelExperiment):
+            raise RequestError(
+                f"recipe {recipe.name}: analyze takes models of one graph, and this is an encoder "
+                "with a decoder: export it and analyze each graph"
+            )
+        yield _Material(recipe.name, experiment.learned, experiment.held_out)
 
 
 def _print_sites(plan: CompressionPlan, spectra: Sequence[SiteSpectrum], params: float) -> None:

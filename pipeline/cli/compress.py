@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from compress_onnx.graph_passes.allocation import ALLOCATORS
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.decide import require_gain
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, read_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.graph_passes.planning.strategy import concrete
 from compress_onnx.pipeline.cli import options
 from compress_onnx.pipeline.cli.console import (
     ProgressBars,
@@ -24,22 +21,14 @@ from compress_onnx.pipeline.cli.console import (
     print_recovery,
     print_search,
 )
+from compress_onnx.pipeline.cli.grouped import grouped
+from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
-from compress_onnx.pipeline.compress.meter import Meter
+from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.compress.search import smallest_within
-from compress_onnx.pipeline.compress.siblings import rejoin, share_siblings
-from compress_onnx.pipeline.compress.study import Researcher, Study, plan_study
-from compress_onnx.pipeline.compress.subject import (
-    Subject,
-    evaluate_plan,
-    open_subject,
-    write_compressed,
-)
-from compress_onnx.pipeline.evidence.calibrate import Calibration
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import atomic_file
-from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recipes.experiment import of_file
 from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
 from compress_onnx.pipeline.results import RecoveryReport, SearchReport
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -50,78 +39,129 @@ _NO_DATA = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("compress")(compress)
+@dataclass(frozen=True)
+class Budget:
+    """How small."""
+
+    params: options.Params = None
+    bytes_: options.Bytes = None
+    flops: options.Flops = None
+    latency: options.Latency = None
+    rank: options.Rank = None
+    max_drop: options.MaxDrop = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Those that were given, by name."""
+        return options.budgets(self.params, self.bytes_, self.flops, self.latency)
 
 
-def compress(
-    model: options.Model,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The .onnx file to write.")
-    ] = None,
-    method: options.Method = "auto",
-    params: options.Params = None,
-    bytes_: options.Bytes = None,
-    flops: options.Flops = None,
-    latency: options.Latency = None,
-    rank: options.Rank = None,
-    max_drop: options.MaxDrop = None,
-    calibration: options.CalibrationFile = None,
+@dataclass(frozen=True)
+class Data:
+    """What the model runs on."""
+
+    calibration: options.CalibrationFile = None
     validation: Annotated[
         Path | None,
         typer.Option(help=".npz that --max-drop is measured on, with `labels` for accuracy."),
-    ] = None,
-    mask: options.Mask = None,
+    ] = None
+    mask: options.Mask = None
+    batch_size: options.BatchSize = 32
+    no_cache: options.NoCache = False
+
+
+@dataclass(frozen=True)
+class Which:
+    """Which layers."""
+
     include: Annotated[
         list[str] | None, typer.Option(help="Compress only sites that match (glob).")
-    ] = None,
+    ] = None
     exclude: Annotated[
         list[str] | None, typer.Option(help="Leave sites that match as they are (glob).")
-    ] = None,
-    group: Annotated[str, typer.Option(help="all, attention, mlp or other.")] = "all",
+    ] = None
+    group: Annotated[
+        Literal["all", "attention", "mlp", "other"], typer.Option(help="Only layers of this kind.")
+    ] = "all"
+
+
+@dataclass(frozen=True)
+class How:
+    """How."""
+
+    method: options.Method = "auto"
     allocation: Annotated[
         str, typer.Option(help=f"How ranks are shared out: auto, {', '.join(ALLOCATORS)}.")
-    ] = "auto",
+    ] = "auto"
     sequential: Annotated[
         bool | None,
         typer.Option(
             "--sequential/--one-shot",
             help="Let each site repair the errors of the earlier ones [default: if auto].",
         ),
-    ] = None,
+    ] = None
     objective: Annotated[
-        str | None, typer.Option(help="What about the outputs matters: positions, or pooled.")
-    ] = None,
-    store: options.Store = None,
+        Literal["positions", "pooled"] | None,
+        typer.Option(help="What about the outputs matters."),
+    ] = None
+    store: options.Store = None
     siblings: Annotated[
-        str, typer.Option(help="Query and key, say, share a factor: auto (where better), or never.")
-    ] = "never",
-    rank_multiple: Annotated[int, typer.Option(min=1, help="Ranks are multiples of this.")] = 8,
+        Literal["auto", "never"],
+        typer.Option(help="Query and key, say, share a factor: where better, or never."),
+    ] = "never"
+    rank_multiple: Annotated[int, typer.Option(min=1, help="Ranks are multiples of this.")] = 8
     allow_larger: Annotated[
         bool, typer.Option("--allow-larger", help="Also rewrite where factors are not smaller.")
-    ] = False,
-    plan_path: Annotated[
+    ] = False
+    recover: options.Recover = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan."""
+
+    plan: Annotated[
         Path | None, typer.Option("--plan", help="Apply this plan instead of making one.")
-    ] = None,
+    ] = None
     save_plan: Annotated[
         Path | None, typer.Option("--save-plan", help="Write the plan as JSON.")
-    ] = None,
+    ] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan with its errors; write no model.")
-    ] = False,
+    ] = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written."""
+
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The .onnx file to write.")
+    ] = None
     keep_metadata: Annotated[
         bool, typer.Option("--keep-metadata", help="Keep what the exporter wrote about sources.")
-    ] = False,
+    ] = False
     external_data: Annotated[
         bool | None,
         typer.Option(
             "--external-data/--inline", help="Weights in a file of their own [default: by size]."
         ),
-    ] = None,
-    recover_for: options.Recover = None,
-    batch_size: options.BatchSize = 32,
-    no_cache: options.NoCache = False,
+    ] = None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("compress")(grouped(compress))
+
+
+def compress(
+    model: options.Model,
+    output: Output,
+    budget: Budget,
+    data: Data,
+    which: Which,
+    how: How,
+    plan: Plan,
 ) -> None:
     """Replace the linear layers of MODEL by low-rank factors.
 
@@ -134,190 +174,169 @@ def compress(
     `compress-onnx compress model.onnx --method svd --params 0.5 --dry-run`
 
     With `--max-drop 0.02` the share is found by measuring: on `--validation`, or on every fifth
-    calibration sample, which calibration then does not see. The drop is one of accuracy where that
-    data has `labels`, one of cosine with `--objective pooled`, else the relative L2 of the outputs.
+    calibration sample, which calibration then does not see. One half of these samples chooses the
+    share, the other half tells what it costs. The drop is one of accuracy where that data has
+    `labels`, one of cosine with `--objective pooled`, else the relative L2 of the outputs.
 
     With `--recover 10min` the factors are then trained to reproduce the outputs of MODEL on the
     calibration data; a run that is killed goes on where it was when it is repeated.
     """
-    recovery = _recovery(recover_for)
-    _check_consistent(output, dry_run, calibration, recovery, store)
-    budgets = options.budgets(params, bytes_, flops, latency)
-    _check_searchable(max_drop, calibration, validation, budgets, rank, plan_path)
-    request = options.validated(
-        CompressionSpec,
-        {
-            "method": options.method_spec(method),
-            **budgets,
-            "rank": rank,
-            "allocation": allocation,
-            "sequential": sequential,
-            "objective": objective,
-            "store": store or "same",
-            "siblings": siblings,
-            "rank_multiple": rank_multiple,
-            "allow_larger": allow_larger,
-            "select": {"include": include or ["*"], "exclude": exclude or [], "group": group},
-        },
-    )
-    subject = open_subject(model)
+    recovery = None if how.recover is None else _recovery(how.recover)
+    _check_output(output, plan)
+    _check_recovery(recovery, data, how, plan)
+    _check_search(budget, data, plan)
+    _check_plan(plan, budget, which, how)
+    request = _request(budget, which, how)
     samples, held_out = (
-        None if path is None else options.labelled_samples_for(model, path, mask)
-        for path in (calibration, validation)
+        None if path is None else options.labelled_samples_for(model, path, data.mask)
+        for path in (data.calibration, data.validation)
     )
-    cache = options.cache_unless(no_cache)
-    search = None
-    if max_drop is not None:
-        samples, held_out = _apart(samples, held_out)
-        request, search = _search(model, request, max_drop, samples, held_out, batch_size, cache)
-    researcher = None
-    if samples is not None:
-        researcher = Researcher(
-            subject, samples, batch_size=batch_size, cache=cache, progress=ProgressBars()
-        )
-    meter = Meter(
-        subject.path, samples=researcher.samples if researcher else None, progress=ProgressBars()
+    if budget.max_drop is not None and held_out is None:
+        assert samples is not None  # see _check_search
+        samples, held_out = hold_out(samples)
+    settings = RunSettings(
+        batch_size=data.batch_size,
+        cache=options.cache_unless(data.no_cache),
+        progress=ProgressBars(),
     )
-    study, plan = _plan(subject, researcher, meter, plan_path, request)
-    statistics = study.calibration
-    ready = researcher.factor(plan, study) if researcher else None
-    if dry_run:
-        plan = evaluate_plan(subject, plan, statistics, ProgressBars(), ready)
-    else:
-        assert output is not None
-        plan = write_compressed(
-            subject,
-            plan,
-            statistics,
-            output,
-            ready=ready,
-            keep_metadata=keep_metadata,
-            external_data=external_data,
-            progress=ProgressBars(),
-        )
-        if recovery is not None and researcher is not None:
-            print_recovery(_recover(output, researcher, recovery))
-    _print_outcome(plan, statistics)
+    learned = learn(model, samples, settings, priced_on=samples or held_out)
+    compressed, search = _compressed(learned, request, budget.max_drop, held_out, plan)
+    done = _carried_out(compressed, output, plan)
+    if recovery is not None:
+        assert output.output is not None  # see _check_recovery
+        print_recovery(_recovered(output.output, learned, recovery))
+    _print_outcome(done, learned)
     if search is not None:
         print_search(search)
-        plan = plan.model_copy(update={"notes": (*plan.notes, search.answer)})
-    if save_plan is not None:
-        with atomic_file(save_plan) as temporary:
-            temporary.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
-    if output is not None and not dry_run:
-        out.print(f"written: {output}", markup=False, highlight=False)
+        done = done.model_copy(update={"notes": (*done.notes, search.answer)})
+    if plan.save_plan is not None:
+        with atomic_file(plan.save_plan) as temporary:
+            temporary.write_text(done.model_dump_json(indent=2), encoding="utf-8")
+    if not plan.dry_run:
+        out.print(f"written: {output.output}", markup=False, highlight=False)
 
 
-def _print_outcome(plan: CompressionPlan, statistics: Calibration | None) -> None:
+def _compressed(
+    learned: Learned,
+    request: CompressionSpec,
+    max_drop: float | None,
+    held_out: Samples | None,
+    plan: Plan,
+) -> tuple[Compressed, SearchReport | None]:
+    """What comes of the plan, of the search, or of the request."""
+    if plan.plan is not None:
+        return learned.apply(read_plan(plan.plan)), None
+    if max_drop is None:
+        return learned.compress(request), None
+    assert held_out is not None  # see compress
+    metric = metric_for(learned.original.path, held_out, request.objective)
+    found = smallest_within(learned, request, max_drop, held_out, metric)
+    return found.compressed, found.report
+
+
+def _carried_out(compressed: Compressed, output: Output, plan: Plan) -> CompressionPlan:
+    """The plan with its errors, after writing the model unless it is a dry run."""
+    if plan.dry_run:
+        return compressed.evaluated()
+    assert output.output is not None  # see _check_output
+    return compressed.write(
+        output.output, keep_metadata=output.keep_metadata, external_data=output.external_data
+    )
+
+
+def _print_outcome(plan: CompressionPlan, learned: Learned) -> None:
     print_plan(plan)
-    if statistics is None:
+    calibration = learned.calibration
+    if calibration is None:
         errors.print(_NO_DATA, markup=False, highlight=False)
-    for note in (*(statistics.notes if statistics else ()), *plan.notes):
+    for note in (*(calibration.notes if calibration else ()), *plan.notes):
         errors.print(f"note: {note}", markup=False, highlight=False)
 
 
-def _check_consistent(
-    output: Path | None,
-    dry_run: bool,
-    calibration: Path | None,
-    recovery: RecoverySpec | None,
-    store: str | None,
-) -> None:
-    if output is None and not dry_run:
+def _request(budget: Budget, which: Which, how: How) -> CompressionSpec:
+    return options.validated(
+        CompressionSpec,
+        {
+            "method": options.method_spec(how.method),
+            **budget.shares,
+            "rank": budget.rank,
+            "allocation": how.allocation,
+            "sequential": how.sequential,
+            "objective": how.objective,
+            "store": how.store or "same",
+            "siblings": how.siblings,
+            "rank_multiple": how.rank_multiple,
+            "allow_larger": how.allow_larger,
+            "select": {
+                "include": which.include or ["*"],
+                "exclude": which.exclude or [],
+                "group": which.group,
+            },
+        },
+    )
+
+
+def _check_output(output: Output, plan: Plan) -> None:
+    if output.output is None and not plan.dry_run:
         raise RequestError("no --output: say where to write the model, or use --dry-run")
-    if recovery is not None and calibration is None:
+
+
+def _check_recovery(recovery: RecoverySpec | None, data: Data, how: How, plan: Plan) -> None:
+    if recovery is None:
+        return
+    if data.calibration is None:
         raise RequestError("--recover trains on calibration data: give --calibration")
-    if recovery is not None and dry_run:
+    if plan.dry_run:
         raise RequestError("--recover trains the model that --dry-run does not write: drop one")
-    if recovery is not None and store not in {None, "same"}:
+    if how.store not in {None, "same"}:
         raise RequestError(
-            f"--recover trains float32 factors, --store {store} rounds them: drop one"
+            f"--recover trains float32 factors, --store {how.store} rounds them: drop one"
         )
 
 
-def _check_searchable(
-    max_drop: float | None,
-    calibration: Path | None,
-    validation: Path | None,
-    budgets: Mapping[str, float],
-    rank: int | None,
-    plan_path: Path | None,
-) -> None:
-    if max_drop is None:
-        if validation is not None:
+def _check_search(budget: Budget, data: Data, plan: Plan) -> None:
+    if budget.max_drop is None:
+        if data.validation is not None:
             raise RequestError("--validation is what --max-drop is measured on: give both, or none")
         return
-    exclusive: dict[str, object] = {**budgets, "rank": rank, "plan": plan_path}
+    exclusive: dict[str, object] = {**budget.shares, "rank": budget.rank, "plan": plan.plan}
     for option, value in exclusive.items():
         if value is not None:
             raise RequestError(f"--{option} and --max-drop exclude each other: give one of them")
-    if calibration is None and validation is None:
+    if data.calibration is None and data.validation is None:
         raise RequestError(
             "--max-drop needs data to measure the drop on: give --validation, or --calibration to "
             "hold a fifth of it out"
         )
 
 
-def _apart(samples: Samples | None, held_out: Samples | None) -> tuple[Samples | None, Samples]:
-    """What to calibrate on, and what to measure on."""
-    if held_out is not None:
-        return samples, held_out
-    assert samples is not None  # see _check_searchable
-    return hold_out(samples)
+def _check_plan(plan: Plan, *groups: Any) -> None:  # noqa: ANN401
+    """A plan has decided everything: what else decides is refused beside it."""
+    if plan.plan is None:
+        return
+    for group in groups:
+        for name, default in vars(type(group)()).items():
+            if name != "recover" and getattr(group, name) != default:
+                option = name.strip("_").replace("_", "-")
+                raise RequestError(
+                    f"--plan says what every site becomes, --{option} says it too: drop one of them"
+                )
 
 
-def _search(
-    model: Path,
-    request: CompressionSpec,
-    max_drop: float,
-    samples: Samples | None,
-    held_out: Samples,
-    batch_size: int,
-    cache: ArrayCache | None,
-) -> tuple[CompressionSpec, SearchReport]:
-    with TemporaryDirectory(prefix="compress-onnx-") as work:
-        experiment = of_file(
-            model,
-            samples,
-            held_out,
-            metric=metric_for(model, held_out, request.objective),
-            batch_size=batch_size,
-            # What all steps need is kept between them, whatever outlives the search.
-            cache=cache or ArrayCache(Path(work) / "cache"),
-            progress=ProgressBars(),
-        )
-        return smallest_within(experiment, request, max_drop, Path(work) / "search")
+def _recovery(budget: str) -> RecoverySpec:
+    return options.validated(RecoverySpec, {"budget": budget})
 
 
-def _recovery(budget: str | None) -> RecoverySpec | None:
-    return None if budget is None else options.validated(RecoverySpec, {"budget": budget})
-
-
-def _recover(candidate: Path, researcher: Researcher, settings: RecoverySpec) -> RecoveryReport:
-    with recovery_step(ProgressBars()) as update:
+def _recovered(candidate: Path, learned: Learned, settings: RecoverySpec) -> RecoveryReport:
+    assert learned.samples is not None  # see _check_recovery
+    run = learned.settings
+    with recovery_step(run.progress) as update:
         return recover_file(
-            researcher.subject.path,
+            learned.original.path,
             candidate,
-            researcher.samples,
+            learned.samples,
             settings,
-            batch_size=researcher.batch_size,
-            checkpoints=researcher.cache,
+            batch_size=run.batch_size,
+            checkpoints=run.cache,
             progress=update,
         )
-
-
-def _plan(
-    subject: Subject,
-    researcher: Researcher | None,
-    meter: Meter,
-    plan_path: Path | None,
-    request: CompressionSpec,
-) -> tuple[Study, CompressionPlan]:
-    if plan_path is None:
-        study = researcher.study(request) if researcher else Study(concrete(request, "none"))
-        study = share_siblings(subject, study)
-        return study, plan_study(subject, study, meter)
-    plan = read_plan(plan_path)
-    require_gain(plan)
-    study = researcher.study_plan(plan) if researcher else Study(concrete(request, "none"))
-    return rejoin(subject, study, plan), plan

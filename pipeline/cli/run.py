@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,10 +24,9 @@ from compress_onnx.pipeline.cli.console import (
     print_translations,
     print_validation,
 )
-from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, TranslationMetric, read_recipe
+from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
-from compress_onnx.pipeline.results import Report
-from compress_onnx.pipeline.translate.run import run_translation
+from compress_onnx.pipeline.results import Report, RunReport, TranslationReport
 
 
 def register(app: typer.Typer) -> None:
@@ -64,8 +63,7 @@ def run(
     recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop, store)
     recipe = _recovering(recipe, recovery)
     folder = output or recipe.output or Path("bundles") / recipe.name
-    carry_out = _translate if isinstance(recipe.metric, TranslationMetric) else _run
-    report = carry_out(
+    report = run_recipe(
         recipe,
         folder,
         base_dir=recipe_path.parent,
@@ -73,6 +71,7 @@ def run(
         cache=options.cache_unless(no_cache),
         progress=ProgressBars(),
     )
+    _print_report(report)
     size = report.size
     out.print(
         f"file {size.reference_bytes / 1e6:.1f} MB -> {size.candidate_bytes / 1e6:.1f} MB "
@@ -87,8 +86,13 @@ def run(
         raise typer.Exit(1)
 
 
-def _run(recipe: Recipe, folder: Path, **settings: Any) -> Report:  # noqa: ANN401
-    report = run_recipe(recipe, folder, **settings)
+def _print_report(report: Report) -> None:
+    if isinstance(report, TranslationReport):
+        for plan in (report.encoder, report.decoder):
+            print_plan(plan)
+        print_translations(report)
+    if not isinstance(report, RunReport):
+        return
     print_plan(report.plan)
     if report.search is not None:
         print_search(report.search)
@@ -97,15 +101,6 @@ def _run(recipe: Recipe, folder: Path, **settings: Any) -> Report:  # noqa: ANN4
     if report.validation is not None:
         print_validation(report.validation)
     print_benchmarks(report.benchmarks, report.unmeasured)
-    return report
-
-
-def _translate(recipe: Recipe, folder: Path, **settings: Any) -> Report:  # noqa: ANN401
-    report = run_translation(recipe, folder, **settings)
-    for plan in (report.encoder, report.decoder):
-        print_plan(plan)
-    print_translations(report)
-    return report
 
 
 def _overridden(

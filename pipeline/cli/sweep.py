@@ -9,11 +9,10 @@ import typer
 
 from compress_onnx.pipeline.cli import options
 from compress_onnx.pipeline.cli.console import ProgressBars, out
-from compress_onnx.pipeline.recipe import TranslationMetric, read_recipe
+from compress_onnx.pipeline.recipe import read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid
 from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
 from compress_onnx.pipeline.report.sweep import markdown, write_sweep
-from compress_onnx.pipeline.translate.run import sweep_translations
 
 
 def register(app: typer.Typer) -> None:
@@ -79,8 +78,7 @@ def sweep(
     )
     if no_benchmark:
         recipe = recipe.model_copy(update={"benchmark": None})
-    translates = isinstance(recipe.metric, TranslationMetric)
-    report = (sweep_translations if translates else sweep_recipe)(
+    report = sweep_recipe(
         recipe,
         variants,
         base_dir=recipe_path.parent,

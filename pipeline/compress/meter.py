@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +27,11 @@ from compress_onnx.graph_passes.allocation.price import TabulatedPrice
 from compress_onnx.graph_passes.planning.prices import PriceCurve, flop_price
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.find import LinearSite
-from compress_onnx.pipeline.compress.subject import Subject
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.measure.product_times import Product, ranks_to_measure, time_product
 from compress_onnx.pipeline.recipe import BenchmarkSpec
-from compress_onnx.pipeline.runtime.progress import Progress, Silent
 from compress_onnx.pipeline.runtime.samples import Array, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -48,31 +47,28 @@ class Meter:
     """Finds out what the weights of one model take; nothing is counted or timed twice.
 
     Args:
-        model: the model as it was.
-        settings: how latency is measured; None where nobody said.
+        original: the model as it was.
+        benchmark: how latency is measured; None where nobody said.
         samples: rows to feed; None without data.
-        seed: of made-up inputs.
-        progress: shows what is timed.
+        settings: how the model is run; its seed is that of made-up inputs.
     """
 
     def __init__(
         self,
-        model: Path,
-        settings: BenchmarkSpec | None = None,
+        original: Original,
+        benchmark: BenchmarkSpec | None = None,
         *,
         samples: Samples | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
+        settings: RunSettings | None = None,
     ) -> None:
-        self._model = model
-        self._settings = settings or BenchmarkSpec(length=_median_length(samples))
+        self._original = original
+        self._benchmark = benchmark or BenchmarkSpec(length=_median_length(samples))
         self._samples = samples
-        self._seed = seed
-        self._progress = progress or Silent()
+        self._settings = settings or RunSettings()
         self._rows: Mapping[str, int] | None = None
         self._timed: dict[tuple[Product, tuple[int, ...]], TabulatedPrice] = {}
 
-    def prices(self, subject: Subject, request: CompressionSpec) -> Prices | None:
+    def prices(self, request: CompressionSpec) -> Prices | None:
         """What weights take of the budget of ``request``; None where nobody has to look.
 
         Raises:
@@ -82,7 +78,7 @@ class Meter:
             return None
         feeds = self._feeds()
         if self._rows is None:
-            self._rows = count_rows(subject, feeds)
+            self._rows = count_rows(self._original, feeds)
         shapes = (f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds.items())
         inputs = f"for inputs {', '.join(shapes)}"
         if request.budget == "flops":
@@ -95,11 +91,13 @@ class Meter:
 
     @property
     def _spec(self) -> SessionSpec:
-        provider = "cuda" if self._settings.provider == "cuda" else "cpu"
-        return SessionSpec(provider=provider, threads=self._settings.threads)
+        provider = "cuda" if self._benchmark.provider == "cuda" else "cpu"
+        return SessionSpec(provider=provider, threads=self._benchmark.threads)
 
     def _feeds(self) -> dict[str, Array]:
-        return benchmark_feeds(self._model, self._settings, samples=self._samples, seed=self._seed)
+        return benchmark_feeds(
+            self._original.path, self._benchmark, samples=self._samples, seed=self._settings.seed
+        )
 
     def _latency(
         self, sites: Sequence[LinearSite], rows: Mapping[str, int], multiple: int
@@ -119,7 +117,7 @@ class Meter:
         key = product, ranks
         if key not in self._timed:
             step = f"time {product.in_features}x{product.out_features}"
-            with self._progress.step(step):
+            with self._settings.progress.step(step):
                 self._timed[key] = time_product(product, ranks, self._spec)
         return self._timed[key]
 
@@ -132,7 +130,7 @@ def product_of(site: LinearSite, rows: int) -> Product:
     return Product(weight.matrices, math.ceil(rows / weight.matrices), *weight.shape, dtype)
 
 
-def count_rows(subject: Subject, feeds: Mapping[str, Array]) -> dict[str, int]:
+def count_rows(original: Original, feeds: Mapping[str, Array]) -> dict[str, int]:
     """How many rows each site multiplies in one run on ``feeds``, by site name.
 
     That is what its output has of ``out_features`` numbers, whichever way round it is, and whether
@@ -141,17 +139,17 @@ def count_rows(subject: Subject, feeds: Mapping[str, Array]) -> dict[str, int]:
     Raises:
         ModelFileError: the model cannot be run.
     """
-    values = {s.name: s.node.outputs[0].name or "" for s in subject.table.sites if not s.nested}
-    proto = ir.to_proto(subject.model)
+    values = {s.name: s.node.outputs[0].name or "" for s in original.table.sites if not s.nested}
+    proto = ir.to_proto(original.model)
     for value in values.values():
         shape = _shape_name(value)
         proto.graph.node.append(onnx.helper.make_node("Shape", [value], [shape]))
         proto.graph.output.append(
             onnx.helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, [None])
         )
-    session = open_session(bytes(proto.SerializeToString()), data_folder=subject.path.parent)
+    session = open_session(bytes(proto.SerializeToString()), data_folder=original.data_folder)
     shapes = run(session, feeds, [_shape_name(value) for value in values.values()])
-    features = {site.name: site.out_features for site in subject.table.sites}
+    features = {site.name: site.out_features for site in original.table.sites}
     return {
         site: int(np.prod(shapes[_shape_name(value)])) // features[site]
         for site, value in values.items()

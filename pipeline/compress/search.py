@@ -1,22 +1,40 @@
 """The smallest model within a drop: bisection of the share on measured validation.
 
+One half of the held-out samples chooses the share, the other half tells the drop of the answer:
+what chooses never reports.
+
 The drop is that of the task's metric: ``accuracy_drop``, one minus the mean ``cosine``, or without
 a metric the worst output's ``relative_l2``. It is taken to fall as the share rises, which holds up
-to the noise of the validation set; what is returned is always a share that was measured and held.
+to the noise of the validation set; what is returned is always a model that was measured and held.
 How sure that is, the drop's 95 % interval says.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from compress_onnx.graph_passes.errors import NothingToCompressError, RequestError
+from compress_onnx.graph_passes.errors import NothingToCompressError
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
-from compress_onnx.pipeline.recipes.experiment import Experiment
+from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.learn import Learned
+from compress_onnx.pipeline.measure.validate import validate
+from compress_onnx.pipeline.recipe import MetricSpec
 from compress_onnx.pipeline.results import Drop, SearchReport, SearchStep, ValidationReport
+from compress_onnx.pipeline.runtime.samples import Samples
 
 STEPS = 6
 """Bisections of (0, 1): the answer is within 1/64 of the smallest share."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The smallest model that held, what was tried, and the samples that chose nothing."""
+
+    compressed: Compressed
+    report: SearchReport
+    reporting: Samples
 
 
 def drop_of(validation: ValidationReport) -> Drop:
@@ -46,69 +64,97 @@ def drop_of(validation: ValidationReport) -> Drop:
 
 
 def smallest_within(
-    experiment: Experiment, request: CompressionSpec, max_drop: float, folder: Path
-) -> tuple[CompressionSpec, SearchReport]:
+    learned: Learned,
+    request: CompressionSpec,
+    max_drop: float,
+    held_out: Samples,
+    metric: MetricSpec | None = None,
+) -> Found:
     """Find the smallest share of ``request`` whose drop is at most ``max_drop``.
 
     Args:
-        experiment: with validation data.
+        learned: the model, which every step compresses anew.
         request: everything but the share.
         max_drop: what may be lost.
-        folder: takes the models that are tried.
-
-    Returns:
-        The request with the share that was found, and what was tried.
+        held_out: samples that calibration never saw.
+        metric: of the drop; None compares raw outputs.
 
     Raises:
-        RequestError: there is no validation data to measure on.
+        DataError: there are too few samples to cut them in halves.
         NothingToCompressError: no share that was tried stays within the drop.
     """
-    held_out = experiment.held_out
-    if held_out is None:
-        raise RequestError("--max-drop needs data to measure the drop on: add validation")
+    reporting, choosing = halves(held_out)
     low, high = 0.0, 1.0
     steps: list[SearchStep] = []
+    best: tuple[SearchStep, Compressed, ValidationReport] | None = None
     for _ in range(STEPS):
         share = (low + high) / 2
-        step = _measure(experiment, request, share, max_drop, folder)
-        steps.append(step)
-        # Where every weight stays dense, nothing is lost: an answer can only be smaller.
-        if step.within or step.problem is not None:
+        try:
+            compressed = learned.compress(request.with_share(share))
+        except NothingToCompressError as error:
+            # Every weight stays dense, and nothing is lost: an answer can only be smaller.
+            steps.append(SearchStep(share=share, within=False, problem=str(error)))
             high = share
+            continue
+        validation = measured(learned, compressed, choosing, metric)
+        drop = drop_of(validation)
+        step = SearchStep(
+            share=share,
+            parameters_after=compressed.plan.parameters_after,
+            drop=drop,
+            within=drop.value <= max_drop,
+        )
+        steps.append(step)
+        if step.within:
+            high, best = share, (step, compressed, validation)
         else:
             low = share
-    held = [step for step in steps if step.within]
-    if not held:
+    if best is None:
         largest = max(step.share for step in steps)
         raise NothingToCompressError(
             f"no share up to {largest:.0%} of {QUANTITIES[request.budget]} stays within a drop of "
             f"{max_drop:g}: allow more, or use a stronger method"
         )
-    found = min(held, key=lambda step: step.share)
+    step, compressed, validation = best
     report = SearchReport(
         max_drop=max_drop,
         steps=tuple(steps),
-        found=found,
-        measured_on=f"{len(held_out)} samples of {held_out.origin}",
+        found=step,
+        measured_on=f"{validation.samples} samples of {validation.origin}",
+        reported=drop_of(measured(learned, compressed, reporting, metric)),
+        reported_on=f"{len(reporting)} samples of {reporting.origin}",
     )
-    return request.with_share(found.share), report
+    return Found(compressed, report, reporting)
 
 
-def _measure(
-    experiment: Experiment, request: CompressionSpec, share: float, max_drop: float, folder: Path
-) -> SearchStep:
-    candidate = folder / f"share-{share:.6f}" / "model.onnx"
-    candidate.parent.mkdir(parents=True)
-    try:
-        plan = experiment.compress(request.with_share(share), candidate)
-    except NothingToCompressError as error:
-        return SearchStep(share=share, within=False, problem=str(error))
-    validation = experiment.validate(candidate)
-    assert validation is not None  # see smallest_within
-    drop = drop_of(validation)
-    return SearchStep(
-        share=share,
-        parameters_after=plan.parameters_after,
-        drop=drop,
-        within=drop.value <= max_drop,
+def halves(held_out: Samples) -> tuple[Samples, Samples]:
+    """What reports, and what chooses.
+
+    Raises:
+        DataError: there are fewer than two samples.
+    """
+    reporting, choosing = held_out.split(2)
+    return (
+        replace(reporting, origin=f"{held_out.origin}, the half that chose nothing"),
+        replace(choosing, origin=f"{held_out.origin}, the half that chose the share"),
     )
+
+
+def measured(
+    learned: Learned, compressed: Compressed, samples: Samples, metric: MetricSpec | None
+) -> ValidationReport:
+    """Hold a compressed model against its original on ``samples``."""
+    settings = learned.settings
+    with TemporaryDirectory(prefix="compress-onnx-") as folder:
+        candidate = Path(folder) / "model.onnx"
+        compressed.write(candidate)
+        with settings.progress.step("validate", len(samples)) as update:
+            return validate(
+                learned.original.path,
+                candidate,
+                samples,
+                metric=metric,
+                spec=settings.session,
+                batch_size=settings.batch_size,
+                progress=update,
+            )

@@ -11,47 +11,43 @@ from dataclasses import replace
 
 from compress_onnx.graph_passes.allocation import get_allocator
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization import ActivationStats, make_method
+from compress_onnx.graph_passes.factorization import ActivationStats
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.sharing import SharedGroup, shared_groups, why_apart
-from compress_onnx.graph_passes.rewriting.join_siblings import JoinSiblingsPass
 from compress_onnx.graph_passes.sites.families import families
-from compress_onnx.graph_passes.sites.find import LinearSite, find_sites
-from compress_onnx.pipeline.compress.study import Study, plan_study
-from compress_onnx.pipeline.compress.subject import Subject
+from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.pipeline.compress.basis import Basis, plan_on
 from compress_onnx.pipeline.evidence.gradients import OutputGradients
 
 
-def share_siblings(subject: Subject, study: Study) -> Study:
-    """Join the siblings of ``subject`` that lose less together, in place.
+def share_siblings(basis: Basis) -> Basis:
+    """Join the siblings that lose less together, where the request lets them.
 
     Returns:
-        What is known about the sites that there are now.
+        What is known about the sites that there are then; ``basis`` stays as it is.
 
     Raises:
         RequestError: the request makes no sense for this model.
         NothingToCompressError: no weight can be factored with a gain.
     """
-    request = study.request
-    if request.siblings == "never" or not families(subject.table.sites):
-        return study
+    request, sites = basis.request, basis.original.table.sites
+    if request.siblings == "never" or not families(sites):
+        return basis
     reason = why_apart(request)
     if reason is not None:
-        note = f"siblings share no factor: {reason}"
-        return replace(study, notes=(*study.notes, note))
+        return basis.noting(f"siblings share no factor: {reason}")
     groups = shared_groups(
-        subject.table.sites,
-        plan_study(subject, study),
-        make_method(request.method.name, request.method.options),
-        study.stats,
+        sites,
+        plan_on(basis),
+        basis.method,
+        basis.decompositions,
         damage=get_allocator(request.allocation).damage,
     )
-    known = join(subject, study, [group.sites for group in groups])
-    return replace(known, notes=(*study.notes, *map(_note, groups)))
+    return _joined(basis, [group.sites for group in groups]).noting(*map(_note, groups))
 
 
-def rejoin(subject: Subject, study: Study, plan: CompressionPlan) -> Study:
-    """Join the siblings of ``subject`` that ``plan`` factors together, in place.
+def rejoin(basis: Basis, plan: CompressionPlan) -> Basis:
+    """Join the siblings that ``plan`` factors together.
 
     Raises:
         RequestError: the model has no such siblings, or their factors are to be rounded.
@@ -62,30 +58,31 @@ def rejoin(subject: Subject, study: Study, plan: CompressionPlan) -> Study:
                 f"{site.site}: siblings that share a factor cannot be stored as {site.store}: "
                 "plan them with --siblings never, or let the store be same"
             )
-    return join(subject, study, [tuple(s.siblings) for s in plan.sites if s.siblings])
+    return _joined(basis, [tuple(s.siblings) for s in plan.sites if s.siblings])
 
 
-def join(subject: Subject, study: Study, groups: Sequence[Collection[str]]) -> Study:
-    """Join ``groups`` of siblings, by name, in place; returns what is known about them then."""
+def _joined(basis: Basis, groups: Sequence[Collection[str]]) -> Basis:
+    """The basis with ``groups`` of siblings, by name, as one site each."""
     if not groups:
-        return study
-    JoinSiblingsPass(groups)(subject.model)
-    subject.table = find_sites(subject.model)
-    joined = [site for site in subject.table.sites if site.siblings]
-    calibration, gradients = study.calibration, study.gradients
-    if calibration is not None:
-        calibration = replace(calibration, stats=_joined_stats(joined, calibration.stats))
-    if gradients is not None:
-        gradients = _joined_gradients(joined, gradients)
-    return replace(study, calibration=calibration, gradients=gradients)
+        return basis
+    original = basis.original.joined(groups)
+    sites = [site for site in original.table.sites if site.siblings]
+    gradients = basis.gradients
+    return replace(
+        basis,
+        original=original,
+        decompositions=basis.decompositions.extended(_joined_stats(sites, basis.stats)),
+        gradients=None if gradients is None else _joined_gradients(sites, gradients),
+    )
 
 
 def _joined_stats(
     joined: Sequence[LinearSite], stats: Mapping[str, ActivationStats]
 ) -> dict[str, ActivationStats]:
     return {
-        **stats,
-        **{s.name: ActivationStats.beside([stats[name] for name in s.siblings]) for s in joined},
+        site.name: ActivationStats.beside([stats[name] for name in site.siblings])
+        for site in joined
+        if all(name in stats for name in site.siblings)
     }
 
 

@@ -18,11 +18,11 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.uniform import uniform
-from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method
+from compress_onnx.graph_passes.factorization import Known, Method
 from compress_onnx.graph_passes.factorization.base import Float64
-from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.planning.decide import WeightGroups
-from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.planning.evidence import evidence_in
 from compress_onnx.graph_passes.sites.find import LinearSite
 from compress_onnx.pipeline.evidence.objective import Objective, change
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
@@ -35,7 +35,7 @@ def measure_slopes(
     model: ir.Model,
     groups: WeightGroups,
     method: Method,
-    stats: Mapping[str, ActivationStats],
+    decompositions: Decompositions,
     samples: Samples,
     *,
     share: float,
@@ -51,7 +51,7 @@ def measure_slopes(
         model: unchanged afterwards.
         groups: the sites by weight key.
         method: how the weights are going to be factored.
-        stats: activation statistics by matrix name; weights with a site without are left out.
+        decompositions: of the weights; those with a site without statistics are left out.
         samples: a few dozen are enough: one forward run a site goes over them.
         share: of the parameters, at which errors are made.
         data_folder: where the model's external data lies.
@@ -66,7 +66,7 @@ def measure_slopes(
     known = {
         k: sites
         for k, sites in groups.items()
-        if evidence_in(statistics_of(sites, stats)) != "none" and all(map(can_shift, sites))
+        if evidence_in(decompositions.known(sites)) != "none" and all(map(can_shift, sites))
     }
     sites = [site for members in known.values() for site in members]
     proto = self_contained(model, data_folder)
@@ -74,14 +74,14 @@ def measure_slopes(
     slopes: dict[str, float] = {}
     for key, members in known.items():
         weight = members[0].weight.array()
-        decomposition = decompose(method, weight, statistics_of(members, stats))
         rank = uniform([Candidate(key, *members[0].weight.shape)], share, 1)[key] or 1
+        decomposition = decompositions.of(method, members, rank)
         error = decomposition.energy * float(decomposition.tail[rank])
         residual = decomposition.factorize(rank).product() - weight.astype(np.float64)
         changes = [
             change_of(trial, objective)
             for site in members
-            for trial in probe.replace(site, residual, _means(site, statistics_of([site], stats)))
+            for trial in probe.replace(site, residual, _means(site, decompositions.known([site])))
         ]
         slopes[key] = sum(changes) / len(samples) / error if error > 0 else 0.0
         if progress is not None:

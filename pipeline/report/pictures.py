@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from compress_onnx.pipeline.compress.spectra import SiteSpectrum
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.drawing import (
     BLUE,
@@ -40,33 +41,6 @@ PICTURES_FOLDER = "pictures"
 _GROUP_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANELS = 12
 _COLUMNS = 4
-
-
-@dataclass(frozen=True, eq=False)
-class SiteSpectrum:
-    """What truncating one site's weight of shape [K, N] costs at every rank.
-
-    Attributes:
-        site: the site's name.
-        group: the group that it belongs to, such as ``attention``.
-        weight_tail: relative *squared* error at rank 0, 1, … in the weight metric,
-            ``[min(K, N) + 1]``.
-        activation_tail: the same in the metric of the site's inputs, ``[min(K, N) + 1]``; ``None``
-            without calibration.
-        rank: the rank chosen; ``None`` where the site stays dense.
-        reached: the relative error reached at ``rank``, *not* squared, in the activation metric
-            where there is one.
-        input_tail: the share of the inputs' variance beyond their first 0, 1, … principal
-            components, ``[K + 1]``; ``None`` without calibration.
-    """
-
-    site: str
-    group: str
-    weight_tail: NDArray[np.float64]
-    activation_tail: NDArray[np.float64] | None
-    rank: int | None
-    reached: float | None
-    input_tail: NDArray[np.float64] | None = None
 
 
 def draw_pictures(report: RunReport, spectra: Sequence[SiteSpectrum], folder: Path) -> list[Path]:

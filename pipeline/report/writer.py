@@ -16,9 +16,10 @@ from pydantic_core import to_json
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.validation_text import first_problem
+from compress_onnx.pipeline.compress.spectra import SiteSpectrum
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.report.markdown import render_summary
-from compress_onnx.pipeline.report.pictures import SiteSpectrum, draw_pictures
+from compress_onnx.pipeline.report.pictures import draw_pictures
 from compress_onnx.pipeline.results import Result, RunReport, TranslationReport
 
 REPORT_NAME = "report.json"

@@ -16,36 +16,48 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.errors import NothingToCompressError, RequestError
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
 from compress_onnx.pipeline.data.catalogues import Message
 from compress_onnx.pipeline.data.parallel import load_pairs, origin_of
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export.dependencies import require_export_extra
 from compress_onnx.pipeline.export.huggingface import checkpoint_of
 from compress_onnx.pipeline.export.source import FolderSource, HubSource, resolve_source
-from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.benchmark import speedup_interval, total_speedup
+from compress_onnx.pipeline.measure.gates import check_gates, translation_quantities
 from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
 from compress_onnx.pipeline.recipe import ParallelData, Recipe, TranslationData, TranslationMetric
-from compress_onnx.pipeline.recipes.experiment import Stopwatch, session_spec
-from compress_onnx.pipeline.results import GenerationTiming, SizeReport, TranslationScores
-from compress_onnx.pipeline.runtime.progress import Progress, Silent, Update
+from compress_onnx.pipeline.report.heading import Heading
+from compress_onnx.pipeline.report.translations import write_translation_report
+from compress_onnx.pipeline.results import (
+    GenerationTiming,
+    SizeReport,
+    SweepRow,
+    TranslationReport,
+    TranslationScores,
+)
+from compress_onnx.pipeline.runtime.progress import Update
+from compress_onnx.pipeline.runtime.stopwatch import Stopwatch
 from compress_onnx.pipeline.translate.export_parts import ExportedParts, export_encoder_decoder
 from compress_onnx.pipeline.translate.generation import DECODER_MERGED, ENCODER, TextGenerator
 from compress_onnx.pipeline.translate.languages import LanguageTokenizer
 from compress_onnx.pipeline.translate.parts import (
+    LearnedParts,
     PartPlans,
     PartSamples,
-    compress_parts,
+    learn_parts,
     part_samples,
 )
 
+_COLUMNS = ("bleu", "chrf", "bleu_drop", "chrf_drop")
 _PARTS = (ENCODER, DECODER_MERGED)
 _TIMED_SETTINGS = {"provider", "threads"}
 
@@ -58,7 +70,7 @@ class Translations(NamedTuple):
     timing: GenerationTiming
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TranslationExperiment:
     """A translation recipe with everything in place to compress its model.
 
@@ -69,11 +81,10 @@ class TranslationExperiment:
         languages: its tokenizer.
         held_out: validation pairs, ordered by language.
         validation: what they are, in words.
-        samples: calibration data; None without.
-        calibration: what they are, in words; None without.
-        cache: where calibration is kept between runs; None computes afresh.
-        progress: shows the steps.
-        watch: times them.
+        learned: all that is known about the graphs.
+        calibration: the data that it was learned from, in words; None without.
+        settings: how graphs run.
+        watch: times the steps.
     """
 
     recipe: Recipe
@@ -82,11 +93,11 @@ class TranslationExperiment:
     languages: LanguageTokenizer
     held_out: Sequence[Message]
     validation: str
-    samples: PartSamples | None = None
-    calibration: str | None = None
-    cache: ArrayCache | None = None
-    progress: Progress = field(default_factory=Silent)
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    learned: LearnedParts
+    calibration: str | None
+    settings: RunSettings
+    watch: Stopwatch
+    _original_scores: dict[int | None, TranslationScores] = field(default_factory=dict, repr=False)
 
     @property
     def reference(self) -> Path:
@@ -102,15 +113,85 @@ class TranslationExperiment:
         """
         _require_applicable(request)
         with self.watch.measure("compress"):
-            return compress_parts(
-                self.reference,
-                folder,
-                request,
-                self.samples,
-                spec=session_spec(self.recipe),
-                cache=self.cache,
-                progress=self.progress,
-            )
+            return self.learned.compress(request, folder)
+
+    def fill(self, bundle: Path, heading: Heading) -> TranslationReport:
+        """Compress, measure, and write everything but the manifest into ``bundle``.
+
+        It then holds both graphs with configuration and tokenizer, as optimum's
+        ``ORTModelForSeq2SeqLM`` loads them.
+
+        Raises:
+            CompressOnnxError: it cannot be carried out.
+        """
+        recipe = self.recipe
+        plans = self.compress(recipe.compression, bundle)
+        texts = self.race(bundle)
+        reference, candidate = (self.scores(found) for found in texts[:2])
+        timing = texts.timing if recipe.benchmark is not None else None
+        size = self.size(bundle)
+        quantities = translation_quantities(reference, candidate, size, timing)
+        learned = (*self.exported.notes, *self.learned.notes)
+        notes = (*learned, *plans.encoder.notes, *plans.decoder.notes)
+        report = TranslationReport(
+            **heading.fields(),
+            command=heading.command,
+            seed=recipe.seed,
+            export=self.exported.report,
+            calibration=self.calibration,
+            encoder=plans.encoder,
+            decoder=plans.decoder,
+            size=size,
+            validation=self.validation,
+            beams=self.metric.beams,
+            reference=reference,
+            candidate=candidate,
+            timing=timing,
+            gates=check_gates(recipe.gates, quantities),
+            timings_s=self.watch.timings_s,
+            notes=tuple(dict.fromkeys(notes)),
+        )
+        write_translation_report(report, bundle)
+        for name, plan in (("encoder", plans.encoder), ("decoder", plans.decoder)):
+            text = plan.model_dump_json(indent=2)
+            (bundle / f"{name}-plan.json").write_text(text, encoding="utf-8")
+        return report
+
+    def row(self, variant: CompressionSpec, beams: int | None = None) -> SweepRow:
+        """Compress in one way, and score the translations.
+
+        Args:
+            variant: how to compress.
+            beams: hypotheses that the search keeps; as the recipe says when None.
+
+        Raises:
+            RequestError: the variant makes no sense for this model.
+        """
+        with TemporaryDirectory(prefix="compress-onnx-") as work:
+            folder = Path(work)
+            try:
+                plans = self.compress(variant, folder)
+            except NothingToCompressError as error:
+                return SweepRow(variant=variant, problem=str(error))
+            scores = self.scores(self.translate(folder, beams))
+            size = self.size(folder)
+        parts = (plans.encoder, plans.decoder)
+        ranks = [site.rank for plan in parts for site in plan.factored if site.rank is not None]
+        quantities = translation_quantities(self.original_scores(beams), scores, size)
+        return SweepRow(
+            variant=variant.model_copy(update={"allocation": plans.encoder.allocation}),
+            ranks=(min(ranks), max(ranks)),
+            parameters_before=sum(plan.parameters_before for plan in parts),
+            parameters_after=sum(plan.parameters_after for plan in parts),
+            size=size,
+            metrics={name: quantities[name] for name in _COLUMNS},
+        )
+
+    def original_scores(self, beams: int | None = None) -> TranslationScores:
+        """The scores of the original, which translates once for each number of beams."""
+        if beams not in self._original_scores:
+            self._original_scores[beams] = self.scores(self.translate(self.reference, beams))
+        return self._original_scores[beams]
 
     def translate(self, folder: Path, beams: int | None = None) -> list[str]:
         """What the model in ``folder`` makes of the validation sentences.
@@ -164,7 +245,7 @@ class TranslationExperiment:
         )
 
     def _generator(self, folder: Path) -> TextGenerator:
-        return TextGenerator(folder, session_spec(self.recipe), self.languages.tokenizer)
+        return TextGenerator(folder, self.settings.session, self.languages.tokenizer)
 
     def _generate(
         self, generator: TextGenerator, rows: Sequence[int], beams: int | None = None
@@ -196,7 +277,7 @@ class TranslationExperiment:
         interval = speedup_interval(seconds, rng, total_speedup)
         return GenerationTiming(
             provider="cpu",
-            threads=session_spec(self.recipe).thread_count,
+            threads=self.settings.session.thread_count,
             batch_size=self.recipe.batch_size,
             reference_s=reference_s,
             candidate_s=candidate_s,
@@ -212,7 +293,7 @@ class TranslationExperiment:
     def _translating(self) -> Iterator[Update]:
         with (
             self.watch.measure("translate"),
-            self.progress.step("translate", len(self.held_out)) as update,
+            self.settings.progress.step("translate", len(self.held_out)) as update,
         ):
             yield update
 
@@ -222,8 +303,7 @@ def prepare_translation(
     folder: Path,
     *,
     base_dir: Path,
-    cache: ArrayCache | None = None,
-    progress: Progress | None = None,
+    settings: RunSettings,
 ) -> TranslationExperiment:
     """Export the model of ``recipe``, load its sentences, and tokenize those to calibrate on.
 
@@ -231,8 +311,7 @@ def prepare_translation(
         recipe: its metric is ``translation``.
         folder: an empty folder for the exported graphs.
         base_dir: what relative paths in the recipe are relative to.
-        cache: where calibration is kept between runs; None computes afresh.
-        progress: shows the steps.
+        settings: how graphs run.
 
     Raises:
         RequestError: the recipe contradicts itself, or asks for what does not apply.
@@ -240,7 +319,7 @@ def prepare_translation(
     """
     metric = _require_translation(recipe)
     assert recipe.validation is not None  # see there
-    progress, watch = progress or Silent(), Stopwatch()
+    watch = Stopwatch()
     source = resolve_source(recipe.source, base_dir)
     if not isinstance(source, FolderSource | HubSource):
         raise RequestError(
@@ -254,8 +333,11 @@ def prepare_translation(
         held_out = load_pairs(recipe.validation, base_dir=base_dir, seed=recipe.seed)
         lessons = _lessons(recipe, base_dir)
         languages.require(list(_rows_by_language([*held_out, *lessons])))
-    with watch.measure("export"), progress.step("export"):
+    with watch.measure("export"), settings.progress.step("export"):
         exported = export_encoder_decoder(checkpoint, recipe.source, folder, seed=recipe.seed)
+    samples = _samples(recipe, exported.folder, languages, lessons, settings)
+    with watch.measure("calibrate"):
+        learned = learn_parts(exported.folder, samples, settings)
     return TranslationExperiment(
         recipe=recipe,
         metric=metric,
@@ -263,10 +345,9 @@ def prepare_translation(
         languages=languages,
         held_out=held_out,
         validation=origin_of(recipe.validation, held_out),
-        samples=_samples(recipe, exported.folder, languages, lessons),
+        learned=learned,
         calibration=origin_of(recipe.calibration, lessons) if recipe.calibration else None,
-        cache=cache,
-        progress=progress,
+        settings=settings,
         watch=watch,
     )
 
@@ -278,13 +359,17 @@ def _lessons(recipe: Recipe, base_dir: Path) -> list[Message]:
 
 
 def _samples(
-    recipe: Recipe, folder: Path, languages: LanguageTokenizer, lessons: Sequence[Message]
+    recipe: Recipe,
+    folder: Path,
+    languages: LanguageTokenizer,
+    lessons: Sequence[Message],
+    settings: RunSettings,
 ) -> PartSamples | None:
     if not lessons:
         return None
     assert isinstance(recipe.calibration, TranslationData | ParallelData)  # see load_pairs
     max_tokens = recipe.calibration.max_tokens
-    spec = session_spec(recipe)
+    spec = settings.session
     return part_samples(
         folder,
         languages.sources(lessons, max_tokens),

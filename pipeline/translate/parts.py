@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -25,17 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
+from compress_onnx.graph_passes.factorization import ActivationStats
 from compress_onnx.graph_passes.planning.decide import require_gain
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.graph_passes.planning.strategy import concrete
 from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
-from compress_onnx.pipeline.compress.study import Researcher, Study, plan_study
-from compress_onnx.pipeline.compress.subject import Subject, open_subject, write_compressed
-from compress_onnx.pipeline.evidence.calibrate import Calibration
-from compress_onnx.pipeline.files.cache import ArrayCache
-from compress_onnx.pipeline.runtime.progress import Progress, Silent
+from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.learn import Learned, learn
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.files.original import Original, open_original
 from compress_onnx.pipeline.runtime.samples import Array, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 from compress_onnx.pipeline.translate.generation import DECODER, DECODER_MERGED, ENCODER
@@ -51,15 +50,10 @@ class PartSamples:
 
 @dataclass(frozen=True)
 class PartPlans:
-    """What became of the sites of each graph that was written.
-
-    ``notes`` are those of the encoder's calibration. The decoder's would warn that the mask, which
-    is the source's, does not fit what the decoder reads; nothing is padded there (rule 2).
-    """
+    """What became of the sites of each graph that was written."""
 
     encoder: CompressionPlan
     decoder: CompressionPlan
-    notes: tuple[str, ...] = ()
 
 
 def part_samples(
@@ -101,67 +95,75 @@ def part_samples(
     return PartSamples(encoder, decoder)
 
 
-def compress_parts(
-    folder: Path,
-    output: Path,
-    request: CompressionSpec,
-    samples: PartSamples | None = None,
-    *,
-    spec: SessionSpec | None = None,
-    cache: ArrayCache | None = None,
-    progress: Progress | None = None,
-) -> PartPlans:
-    """Compress the encoder and the merged decoder of ``folder``.
+@dataclass(frozen=True, eq=False)
+class LearnedParts:
+    """An encoder-decoder and all that is known about it; compresses it to any budget.
+
+    Attributes:
+        folder: the original, as exported.
+        encoder, decoder: the encoder, and the decoder without past key values.
+        merged: the decoder that generates, which has the same weights under other names.
+    """
+
+    folder: Path
+    encoder: Learned
+    decoder: Learned
+    merged: Original
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of the encoder's calibration.
+
+        The decoder's would warn that the mask, which is the source's, does not fit what the decoder
+        reads; nothing is padded there (rule 2).
+        """
+        calibration = self.encoder.calibration
+        return calibration.notes if calibration else ()
+
+    def compress(self, request: CompressionSpec, output: Path) -> PartPlans:
+        """Compress the encoder and the merged decoder.
+
+        Args:
+            request: how to compress; shares are of each part's own parameters.
+            output: an existing folder that takes the two graphs and copies of the configuration and
+                the tokenizer, ready for :class:`pipeline.translate.generation.TextGenerator`.
+
+        Raises:
+            RequestError: the request makes no sense for a part.
+            NothingToCompressError: no weight of a part can be factored with a gain.
+        """
+        tables = self.encoder.original.table, self.decoder.original.table
+        encoder = self.encoder.compress(_for_part(request, *tables))
+        decoder = self.decoder.compress(_for_part(request, *reversed(tables)))
+        plans = PartPlans(
+            encoder=encoder.write(output / ENCODER),
+            decoder=_transferred(decoder, self.merged).write(output / DECODER_MERGED),
+        )
+        for asset in self.folder.iterdir():
+            if asset.is_file() and ".onnx" not in asset.name:
+                shutil.copy2(asset, output / asset.name)
+        return plans
+
+
+def learn_parts(
+    folder: Path, samples: PartSamples | None = None, settings: RunSettings | None = None
+) -> LearnedParts:
+    """Learn what compressing the parts of ``folder`` needs.
 
     Args:
         folder: the original, as exported.
-        output: an existing folder that takes the two graphs and copies of the configuration and
-            the tokenizer, ready for :class:`pipeline.translate.generation.TextGenerator`.
-        request: how to compress; shares are of each part's own parameters.
         samples: calibration data, for methods that look at activations.
-        spec: how graphs are run.
-        cache: where calibration is kept between runs.
-        progress: shows the steps.
+        settings: how graphs are run.
 
     Raises:
-        RequestError: the request makes no sense for a part.
-        NothingToCompressError: no weight of a part can be factored with a gain.
+        DataError: the samples do not fit a part.
     """
-    progress = progress or Silent()
-
-    def study(subject: Subject, other: Subject, data: Samples | None) -> _Studied:
-        wanted = _for_part(request, subject.table, other.table)
-        if data is None:
-            found = Study(concrete(wanted, "none"))
-            return _Studied(subject, plan_study(subject, found), None, None)
-        researcher = Researcher(subject, data, spec=spec, cache=cache, progress=progress)
-        found = researcher.study(wanted)
-        plan = plan_study(subject, found)
-        return _Studied(subject, plan, found.calibration, researcher.factor(plan, found))
-
-    first, second = open_subject(folder / ENCODER), open_subject(folder / DECODER)
-    encoder = study(first, second, samples.encoder if samples else None)
-    decoder = study(second, first, samples.decoder if samples else None)
-    merged = _transfer(decoder, open_subject(folder / DECODER_MERGED))
-    plans = PartPlans(
-        encoder=_write(encoder, output / ENCODER, progress),
-        decoder=_write(merged, output / DECODER_MERGED, progress),
-        notes=encoder.calibration.notes if encoder.calibration else (),
+    return LearnedParts(
+        folder,
+        learn(folder / ENCODER, samples.encoder if samples else None, settings),
+        learn(folder / DECODER, samples.decoder if samples else None, settings),
+        open_original(folder / DECODER_MERGED),
     )
-    for asset in folder.iterdir():
-        if asset.is_file() and ".onnx" not in asset.name:
-            shutil.copy2(asset, output / asset.name)
-    return plans
-
-
-@dataclass(frozen=True)
-class _Studied:
-    """A graph with all that writing it needs."""
-
-    subject: Subject
-    plan: CompressionPlan
-    calibration: Calibration | None
-    ready: Mapping[str, Factorization] | None
 
 
 def _for_part(request: CompressionSpec, part: SiteTable, other: SiteTable) -> CompressionSpec:
@@ -175,36 +177,37 @@ def _for_part(request: CompressionSpec, part: SiteTable, other: SiteTable) -> Co
     return request.model_copy(update={"select": select})
 
 
-def _transfer(studied: _Studied, subject: Subject) -> _Studied:
-    """The plan and the evidence of one graph, for ``subject``, which has the same weights.
+def _transferred(compressed: Compressed, other: Original) -> Compressed:
+    """The plan and the factors of one graph, for ``other``, which has the same weights.
 
     Raises:
-        NothingToCompressError: none of the weights that are factored is in ``subject``.
+        NothingToCompressError: none of the weights that are factored is in ``other``.
     """
-    counterparts = _counterparts(studied.subject.table, subject.table)
-    planned = {site.site: site for site in studied.plan.sites}
-    plan = studied.plan.model_copy(
+    basis, plan = compressed.basis, compressed.plan
+    counterparts = _counterparts(basis.original.table, other.table)
+    planned = {site.site: site for site in plan.sites}
+    transferred = plan.model_copy(
         update={
             "sites": tuple(
                 _planned_alike(site, planned, counterparts.get(site.name))
-                for site in subject.table.sites
+                for site in other.table.sites
             ),
-            "skipped": subject.table.skipped,
+            "skipped": other.table.skipped,
         }
     )
-    require_gain(plan)
-    calibration, ready = studied.calibration, studied.ready
-    if calibration is not None:
-        known = _known(subject.table, counterparts, calibration.stats)
-        calibration = Calibration(known, calibration.notes, calibration.origin, calibration.cached)
-    if ready is not None:
-        keys = {s.weight.key: counterparts.get(s.name) for s in subject.table.sites}
-        ready = {
-            key: ready[site.weight.key]
-            for key, site in keys.items()
-            if site is not None and site.weight.key in ready
-        }
-    return _Studied(subject, plan, calibration, ready)
+    require_gain(transferred)
+    factors = compressed.factorizations()
+    known = _known(other.table, counterparts, basis.stats)
+    return replace(
+        compressed,
+        basis=replace(basis, original=other, decompositions=Decompositions(known)),
+        plan=transferred,
+        repaired={
+            site.weight.key: factors[counterparts[site.name].weight.key]
+            for site in other.table.sites
+            if site.name in counterparts and counterparts[site.name].weight.key in factors
+        },
+    )
 
 
 def _known(
@@ -255,17 +258,6 @@ def _planned_alike(
         reason=f"{DECODER} has no such weight",
         parameters_before=parameters,
         parameters_after=parameters,
-    )
-
-
-def _write(studied: _Studied, output: Path, progress: Progress) -> CompressionPlan:
-    return write_compressed(
-        studied.subject,
-        studied.plan,
-        studied.calibration,
-        output,
-        ready=studied.ready,
-        progress=progress,
     )
 
 

@@ -4,7 +4,6 @@ from compress_onnx.pipeline.report.analysis.layernorm import NormalizationTest
 from compress_onnx.pipeline.report.analysis.site_profiles import (
     Analysis,
     AnalysisReport,
-    CalibrationData,
     InputProfile,
     SiteProfile,
     analyze,
@@ -13,7 +12,6 @@ from compress_onnx.pipeline.report.analysis.site_profiles import (
 __all__ = [
     "Analysis",
     "AnalysisReport",
-    "CalibrationData",
     "InputProfile",
     "NormalizationTest",
     "SiteProfile",

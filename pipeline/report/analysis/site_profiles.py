@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
@@ -26,9 +24,10 @@ from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.sites.find import LinearSite
 from compress_onnx.graph_passes.sites.naming import kind_of
 from compress_onnx.graph_passes.sites.normalization import origin_of
-from compress_onnx.pipeline.compress.subject import Subject, calibrate_subject
-from compress_onnx.pipeline.evidence.calibrate import Calibration, taps_of
-from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.compress.learn import Learned
+from compress_onnx.pipeline.compress.spectra import SiteSpectrum
+from compress_onnx.pipeline.evidence.calibrate import taps_of
+from compress_onnx.pipeline.evidence.collected import Evidence
 from compress_onnx.pipeline.report.analysis.densities import Density, deviation_density, magnitudes
 from compress_onnx.pipeline.report.analysis.layernorm import (
     NormalizationTest,
@@ -36,12 +35,9 @@ from compress_onnx.pipeline.report.analysis.layernorm import (
     deviations_of,
     variation,
 )
-from compress_onnx.pipeline.report.pictures import SiteSpectrum
+from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.results import REPORT_SCHEMA_VERSION, Environment, Result
-from compress_onnx.pipeline.runtime.environment import environment
-from compress_onnx.pipeline.runtime.progress import Progress, Silent
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec
 
 ENERGIES = (0.9, 0.99)
 """Shares of the variance for which reports give ranks."""
@@ -115,21 +111,6 @@ class AnalysisReport(Result):
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class CalibrationData:
-    """What a model is analyzed on.
-
-    Attributes:
-        samples: the calibration data.
-        calibration: its statistics.
-        held_out: other data, on which the methods of the LayerNorm test are compared.
-    """
-
-    samples: Samples
-    calibration: Calibration
-    held_out: Samples
-
-
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """A report, and the curves for its pictures.
@@ -147,59 +128,48 @@ class Analysis:
 
 
 def analyze(
-    subject: Subject,
+    learned: Learned,
     name: str,
     plan: CompressionPlan,
     spectra: Sequence[SiteSpectrum],
-    data: CalibrationData,
-    *,
-    spec: SessionSpec | None = None,
-    batch_size: int = 32,
-    cache: ArrayCache | None = None,
-    progress: Progress | None = None,
+    held_out: Samples,
 ) -> Analysis:
-    """Profile all sites of ``subject``; changes nothing.
+    """Profile all sites of a model; changes nothing.
 
     Args:
-        subject: the model.
+        learned: the model and its calibration.
         name: what the report calls it.
         plan: of all its sites; gives the ranks of the LayerNorm test.
         spectra: of the same sites.
-        data: what it is calibrated and tested on.
-        spec: how the model is run.
-        batch_size: samples at a time.
-        cache: where statistics are kept between runs; None computes afresh.
-        progress: shows the steps.
+        held_out: other data, on which the methods of the test are compared.
 
     Raises:
         DataError: the samples do not fit the model.
         ModelFileError: the model cannot be run.
     """
-    progress = progress or Silent()
-    sites, known = subject.table.sites, data.calibration
-    unseen = calibrate_subject(
-        subject, data.held_out, spec=spec, batch_size=batch_size, cache=cache, progress=progress
-    )
-    with progress.step("densities", len(data.samples)) as update:
+    original, settings = learned.original, learned.settings
+    samples, known = learned.samples, learned.calibration
+    assert samples is not None
+    assert known is not None
+    sites = original.table.sites
+    unseen = Evidence(original, held_out, settings).calibration
+    with settings.progress.step("densities", len(samples)) as update:
         sizes = magnitudes(
-            subject.model,
+            original.model,
             sites,
-            data.samples,
-            data_folder=subject.path.parent,
-            spec=spec,
-            batch_size=batch_size,
+            samples,
+            data_folder=original.data_folder,
+            spec=settings.session,
+            batch_size=settings.batch_size,
             progress=update,
         )
     ranks = {site.site: site.rank for site in plan.factored if site.rank is not None}
-    with progress.step("compare methods", len(ranks)) as update:
+    with settings.progress.step("compare methods", len(ranks)) as update:
         test = compare(sites, ranks, known.stats, unseen.stats, update)
     readers = _readers(sites)
     stats = {key: known.stats[members[0].name] for key, members in readers.items()}
     report = AnalysisReport(
-        tool_version=version("compress-onnx"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        name=name,
-        environment=environment(),
+        **Heading(name).fields(),
         calibration=known.origin,
         held_out=unseen.origin,
         budget=plan.budget,

@@ -1,0 +1,120 @@
+"""One decomposition a weight, kept: what a model's weights lose at every rank, and their factors.
+
+Factors of a rank are the first columns of ``down`` and the first rows of ``up`` of every larger
+rank, so one decomposition answers for all budgets. It is cut at the largest rank that can pay,
+``r·(K + N) < K·N``; the cut factors take no more numbers than the weight itself.
+
+Rules:
+
+1. A method's decomposition of a weight is computed when it is first needed, and kept.
+2. The least error at each rank needs singular values only; these are kept too.
+3. Above a limit, the factors that were kept first move into temporary files, from which only the
+   ranks that are asked for are read.
+4. Several stages factor what rounding left of the earlier ones: such factors are not nested, and
+   are computed again for each rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method
+from compress_onnx.graph_passes.factorization.base import Decomposition, Float64
+from compress_onnx.graph_passes.factorization.error import least_errors
+from compress_onnx.graph_passes.factorization.nested import NestedFactors
+from compress_onnx.graph_passes.factorization.stack import decompose
+from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
+from compress_onnx.graph_passes.sites.find import LinearSite
+
+MEMORY_LIMIT_BYTES = 256_000_000
+"""What kept factors may take in memory, all together."""
+
+
+class Decompositions:
+    """What is known about each weight, with the decompositions that were made from it.
+
+    Args:
+        stats: activation statistics by matrix name; none without calibration.
+        memory_limit_bytes: what kept factors may take before they move to the disk.
+    """
+
+    def __init__(
+        self,
+        stats: Mapping[str, ActivationStats] | None = None,
+        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    ) -> None:
+        self.stats: Mapping[str, ActivationStats] = stats or {}
+        self._kept: dict[tuple[Method, str], Decomposition] = {}
+        self._least: dict[str, Float64] = {}
+        self._shelf = _Shelf(memory_limit_bytes)
+
+    def known(self, sites: Sequence[LinearSite]) -> Known:
+        """The statistics of each matrix of the weight that ``sites`` share."""
+        return statistics_of(sites, self.stats)
+
+    def of(self, method: Method, sites: Sequence[LinearSite], rank: int = 1) -> Decomposition:
+        """The decomposition by ``method`` of the weight that ``sites`` share, good for ``rank``.
+
+        Raises:
+            ValueError: the method needs statistics that there are not.
+        """
+        weight = sites[0].weight
+        key = method, weight.key
+        limit = largest_paying_rank(*weight.shape)
+        if rank <= limit and key in self._kept:
+            return self._kept[key]
+        found = decompose(method, weight.array(), self.known(sites))
+        if getattr(method, "stages", 1) == 1:
+            nested = found.nested(limit)
+            self._kept[key] = nested
+            self._shelf.put(nested)
+            return nested if rank <= limit else found
+        return found
+
+    def least(self, sites: Sequence[LinearSite]) -> Float64:
+        """``[q + 1]`` the least squared error of the weight at each rank, in the best metric known.
+
+        That is the metric of the inputs where there are statistics, else that of the weight.
+        """
+        weight, known = sites[0].weight, self.known(sites)
+        if weight.key not in self._least:
+            metric = "weight" if evidence_in(known) == "none" else "activation"
+            wanted = weight.key, metric
+            kept = [d for (method, key), d in self._kept.items() if (key, method.metric) == wanted]
+            found = kept[0] if kept else None
+            self._least[weight.key] = least_errors(weight.array(), known, found)
+        return self._least[weight.key]
+
+    def extended(self, stats: Mapping[str, ActivationStats]) -> Decompositions:
+        """The same with statistics of more sites; what is kept is shared."""
+        other = Decompositions({**self.stats, **stats})
+        other._kept, other._least, other._shelf = self._kept, self._least, self._shelf
+        return other
+
+
+def largest_paying_rank(rows: int, columns: int) -> int:
+    """The largest rank whose factors are smaller than a weight [rows, columns]; 1 at least."""
+    return max(1, (rows * columns - 1) // (rows + columns))
+
+
+class _Shelf:
+    """Kept factors, the first of which move to the disk when all together grow too large."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._in_memory: list[NestedFactors] = []
+        self._folder: TemporaryDirectory[str] | None = None
+        self._files = 0
+
+    def put(self, found: Decomposition) -> None:
+        self._in_memory += [part for part in found.parts if isinstance(part, NestedFactors)]
+        while sum(part.nbytes for part in self._in_memory) > self._limit_bytes:
+            self._move(self._in_memory.pop(0))
+
+    def _move(self, factors: NestedFactors) -> None:
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="compress-onnx-")
+        factors.move_to(Path(self._folder.name) / str(self._files))
+        self._files += 1

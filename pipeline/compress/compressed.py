@@ -1,0 +1,169 @@
+"""A plan with its factors, and the model that they make."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from compress_onnx.graph_passes.errors import ModelFileError
+from compress_onnx.graph_passes.factorization import Factorization, make_method
+from compress_onnx.graph_passes.planning.bound import PlanErrors
+from compress_onnx.graph_passes.planning.decide import group_by_weight
+from compress_onnx.graph_passes.planning.factoring import check_fits, factor_weights
+from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.rewriting.cleanup import cleanup
+from compress_onnx.graph_passes.rewriting.initializers import Store, in_memory
+from compress_onnx.graph_passes.rewriting.join_siblings import PartSiblingsPass
+from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
+from compress_onnx.pipeline.compress.basis import Basis
+from compress_onnx.pipeline.files.model_file import data_files, save_model
+from compress_onnx.pipeline.files.spill import spill
+from compress_onnx.pipeline.runtime.progress import Progress, Silent
+from compress_onnx.pipeline.runtime.session import check_loads
+
+logger = logging.getLogger(__name__)
+
+
+class Rewritten(NamedTuple):
+    """A rewritten graph, and the plan with the errors that its factors really have."""
+
+    model: ir.Model
+    plan: CompressionPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """What a budget makes of a model.
+
+    Attributes:
+        basis: the model, and what decided.
+        plan: what every site becomes, without errors: :meth:`evaluated` measures these.
+        repaired: factorizations by weight key that cannot be computed again for a site by itself.
+        progress: shows the steps.
+    """
+
+    basis: Basis
+    plan: CompressionPlan
+    repaired: Mapping[str, Factorization] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent)
+
+    def evaluated(self) -> CompressionPlan:
+        """The plan with the error of each factorization; rewrites nothing."""
+        table, kept = self.basis.original.table, self.basis.decompositions
+        errors = PlanErrors(table, self.plan, kept)
+        with self.progress.step("factor", self._weights) as update:
+            weights = factor_weights(table, self.plan, kept, self.repaired)
+            for done, factored in enumerate(weights, start=1):
+                errors.add(factored)
+                update(done)
+        return errors.result()
+
+    def factorizations(self) -> Mapping[str, Factorization]:
+        """The factors of all weights at once, by weight key: for models that fit into memory."""
+        table, kept = self.basis.original.table, self.basis.decompositions
+        groups = group_by_weight(table.sites)
+        found = dict(self.repaired)
+        for site in self.plan.factored:
+            if site.weight not in found:
+                assert site.method is not None
+                assert site.rank is not None
+                method = make_method(site.method.name, site.method.options)
+                decomposition = kept.of(method, groups[site.weight], site.rank)
+                found[site.weight] = decomposition.factorize(site.rank, site.store)
+        return found
+
+    def rewritten(self, *, keep_metadata: bool = False, store: Store = in_memory) -> Rewritten:
+        """A new model in memory; the original stays as it is.
+
+        Args:
+            keep_metadata: keep what the exporter wrote about sources.
+            store: where the new weights go.
+
+        Raises:
+            RequestError: the plan does not fit the model.
+        """
+        original = self.basis.original
+        check_fits(original.table, self.plan)
+        model = original.copy()
+        with self.progress.step("factor", self._weights) as update:
+            low_rank = LowRankPass(
+                self.plan,
+                progress=update,
+                ready=self.repaired,
+                store=store,
+                decompositions=self.basis.decompositions,
+            )
+            low_rank(model)
+        PartSiblingsPass(store)(model)
+        cleanup(model, keep_metadata=keep_metadata)
+        return Rewritten(model, low_rank.plan)
+
+    @property
+    def model(self) -> ir.Model:
+        """The compressed model in memory, made anew each time."""
+        return self.rewritten().model
+
+    def write(
+        self,
+        output: Path,
+        *,
+        keep_metadata: bool = False,
+        external_data: bool | None = None,
+    ) -> CompressionPlan:
+        """Write the model once ONNX Runtime loads it.
+
+        Where the weights come from external data, one at a time is in memory, with its factors.
+
+        Args:
+            output: replaced in one step, and only by a model that loads.
+            keep_metadata: keep what the exporter wrote about sources.
+            external_data: whether weights go into a data file; None decides by size.
+
+        Returns:
+            The plan with measured errors.
+
+        Raises:
+            RequestError: the plan does not fit the model.
+            OutputError: ``output`` cannot be written.
+            ModelFileError: ONNX Runtime loads the original, but not the result.
+        """
+        reference = self.basis.original.path
+        with self._store_for(output) as store:
+            model, plan = self.rewritten(keep_metadata=keep_metadata, store=store)
+            save_model(
+                model,
+                output,
+                external_data=external_data,
+                check=lambda staged: _check_loads(staged, reference),
+            )
+        return plan
+
+    @property
+    def _weights(self) -> int:
+        return len({site.weight for site in self.plan.factored})
+
+    def _store_for(self, output: Path) -> AbstractContextManager[Store]:
+        large = data_files(self.basis.original.model)
+        return spill(output) if large else nullcontext(in_memory)
+
+
+def _check_loads(candidate: Path, reference: Path) -> None:
+    """Let ONNX Runtime judge ``candidate``, unless it does not know ``reference`` either."""
+    try:
+        check_loads(candidate)
+    except ModelFileError as refusal:
+        try:
+            check_loads(reference)
+        except ModelFileError as known:
+            logger.warning("not proven that the result loads, as the original does not: %s", known)
+            return
+        raise ModelFileError(
+            f"{refusal}, though it loads {reference}: nothing was written; exclude the sites that "
+            "it names, and report this as a defect"
+        ) from refusal

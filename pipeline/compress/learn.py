@@ -1,0 +1,199 @@
+"""Learn once, compress to any budget.
+
+    learn(model, samples) -> Learned           the model runs over the samples
+    Learned.compress(request) -> Compressed    plan and factors
+    Compressed.write(path)                     the model
+
+However many budgets are tried, nothing is measured twice, and no weight is decomposed twice.
+
+Rules:
+
+1. Activations wherever there are samples.
+2. Gradients where the method or the allocation goes by them. Where the model has none, ``auto``
+   falls back on measured sensitivity and says so; whoever asked for gradients gets the error.
+3. Sensitivities where the allocation goes by them.
+4. What was learned is never changed: joining siblings and rewriting happen on copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from compress_onnx.graph_passes.allocation import get_allocator
+from compress_onnx.graph_passes.errors import NotDifferentiableError
+from compress_onnx.graph_passes.factorization import ActivationStats, Factorization, make_method
+from compress_onnx.graph_passes.planning.decide import require_gain
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.planning.factoring import check_fits
+from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.planning.strategy import concrete
+from compress_onnx.pipeline.compress.basis import Basis, goes_by_gradients, plan_on
+from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.meter import Meter
+from compress_onnx.pipeline.compress.sequential import factor_sequentially
+from compress_onnx.pipeline.compress.siblings import rejoin, share_siblings
+from compress_onnx.pipeline.evidence.calibrate import Calibration
+from compress_onnx.pipeline.evidence.collected import Evidence
+from compress_onnx.pipeline.evidence.gradients import OutputGradients
+from compress_onnx.pipeline.evidence.objective import Objective
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
+from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.runtime.samples import Samples
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A model and all that is known about it; compresses it to any budget, by any method.
+
+    Attributes:
+        original: the model as it was.
+        settings: how it is run.
+        evidence: what running it on samples told; None without samples.
+        meter: finds out what weights take of a budget of FLOPs or latency.
+    """
+
+    original: Original
+    settings: RunSettings
+    evidence: Evidence | None
+    meter: Meter
+    _kept: dict[Objective | None, Decompositions] = field(default_factory=dict, repr=False)
+
+    @property
+    def samples(self) -> Samples | None:
+        """What was learned from."""
+        return self.evidence.samples if self.evidence else None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The statistics of the activations; None without samples."""
+        return self.evidence.calibration if self.evidence else None
+
+    @property
+    def stats(self) -> Mapping[str, ActivationStats]:
+        """Activation statistics by matrix name; none without samples."""
+        return self.evidence.stats if self.evidence else {}
+
+    def compress(self, request: CompressionSpec) -> Compressed:
+        """Decide what every site becomes, and factor what has to be factored in sequence.
+
+        Raises:
+            RequestError: the request makes no sense for this model.
+            NotDifferentiableError: gradients were asked for, and the model has none.
+            NothingToCompressError: no weight can be factored with a gain.
+        """
+        basis = share_siblings(self.basis(request))
+        return self._factored(basis, plan_on(basis, self.meter))
+
+    def apply(self, plan: CompressionPlan) -> Compressed:
+        """Carry out a plan that was made elsewhere, or edited.
+
+        Raises:
+            RequestError: the plan does not fit the model.
+            NotDifferentiableError: the plan needs gradients, and the model has none.
+            NothingToCompressError: it factors nothing.
+        """
+        require_gain(plan)
+        basis = rejoin(self._basis_of(plan), plan)
+        check_fits(basis.original.table, plan)
+        return self._factored(basis, plan)
+
+    def basis(self, request: CompressionSpec) -> Basis:
+        """What ``request`` stands on, every site by itself.
+
+        Raises:
+            NotDifferentiableError: gradients were asked for, and the model has none.
+        """
+        if self.evidence is None:
+            return Basis(self.original, concrete(request, "none"), self._decompositions(None))
+        wanted, gradients = concrete(request, "gradients"), None
+        notes: tuple[str, ...] = ()
+        if goes_by_gradients(wanted):
+            try:
+                gradients = self.evidence.gradients(wanted.objective or "positions")
+            except NotDifferentiableError as error:
+                wanted = concrete(request, "activations")
+                if goes_by_gradients(wanted):
+                    raise
+                notes = (f"no gradients, so sensitivity is measured instead: {error}",)
+        objective: Objective = wanted.objective or "positions"
+        kept = self._decompositions(objective if gradients else None, gradients)
+        slopes = None
+        if get_allocator(wanted.allocation).damage == "sensitivity" and wanted.rank is None:
+            method = make_method(wanted.method.name, wanted.method.options)
+            slopes = self.evidence.slopes(method, objective, kept)
+        return Basis(self.original, wanted, kept, gradients, slopes, notes)
+
+    def _basis_of(self, plan: CompressionPlan) -> Basis:
+        """What carrying out ``plan`` stands on."""
+        request = CompressionSpec(sequential=plan.sequential, objective=plan.objective)
+        methods = [make_method(s.method.name, s.method.options) for s in plan.factored if s.method]
+        gradients = None
+        if self.evidence is not None and any(method.needs_gradients for method in methods):
+            gradients = self.evidence.gradients(plan.objective)
+        kept = self._decompositions(plan.objective if gradients else None, gradients)
+        return Basis(self.original, request, kept, gradients)
+
+    def _decompositions(
+        self, objective: Objective | None, gradients: OutputGradients | None = None
+    ) -> Decompositions:
+        """Those that were made in the light of the gradients of ``objective``."""
+        if objective not in self._kept:
+            stats = self.stats
+            if self.evidence is not None and gradients is not None:
+                stats = self.evidence.with_gradients(gradients)
+            self._kept[objective] = Decompositions(stats)
+        return self._kept[objective]
+
+    def _factored(self, basis: Basis, plan: CompressionPlan) -> Compressed:
+        return Compressed(basis, plan, self._repaired(basis, plan), self.settings.progress)
+
+    def _repaired(self, basis: Basis, plan: CompressionPlan) -> Mapping[str, Factorization]:
+        """The factorizations of a plan in sequence, by weight key; none of one that is not."""
+        if not plan.sequential or self.evidence is None:
+            return {}
+        weights = len({site.weight for site in plan.factored})
+        with self.settings.progress.step("factor in sequence", weights) as update:
+            return factor_sequentially(
+                basis.original.model,
+                basis.original.table,
+                plan,
+                basis.stats,
+                self.evidence.samples,
+                data_folder=basis.original.data_folder,
+                weights=basis.gradients.weights if basis.gradients else None,
+                spec=self.settings.session,
+                batch_size=self.settings.batch_size,
+                progress=update,
+            )
+
+
+def learn(
+    model: ModelLike | Original,
+    samples: Samples | None = None,
+    settings: RunSettings | None = None,
+    *,
+    benchmark: BenchmarkSpec | None = None,
+    priced_on: Samples | None = None,
+) -> Learned:
+    """Find the linear sites of ``model``, and run it over ``samples``.
+
+    Args:
+        model: a path, or a model in memory; never changed.
+        samples: the calibration data; None looks at the weights alone.
+        settings: how the model is run.
+        benchmark: the size of one inference, for budgets of FLOPs and latency; None takes that of a
+            sample of median length.
+        priced_on: rows for that inference; None takes ``samples``.
+
+    Raises:
+        ModelFileError: the file is missing, damaged or unsafe, or the model cannot be run.
+        DataError: the samples do not fit the model.
+    """
+    settings = settings or RunSettings()
+    original = model if isinstance(model, Original) else open_original(model)
+    evidence = None if samples is None else Evidence(original, samples, settings)
+    meter = Meter(original, benchmark, samples=priced_on or samples, settings=settings)
+    return Learned(original, settings, evidence, meter)

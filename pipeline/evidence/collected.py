@@ -1,0 +1,133 @@
+"""Everything that running a model on samples tells about it, each kind collected once.
+
+Activations are collected at once; gradients and sensitivities cost several times as much, and are
+collected when somebody first asks for them. Both are then known for good: also that a model has no
+gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from compress_onnx.graph_passes.errors import NotDifferentiableError
+from compress_onnx.graph_passes.factorization import ActivationStats, Method
+from compress_onnx.graph_passes.planning.decide import group_by_weight
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.pipeline.evidence.calibrate import Calibration, calibrate
+from compress_onnx.pipeline.evidence.gradients import OutputGradients, output_gradients
+from compress_onnx.pipeline.evidence.objective import Objective
+from compress_onnx.pipeline.evidence.sensitivity import measure_slopes, probing_samples
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.files.original import Original
+from compress_onnx.pipeline.runtime.samples import Samples
+
+PROBED_SHARE = 0.5
+"""The share of parameters at which sensitivities are measured; they hardly depend on it."""
+
+
+class Evidence:
+    """What is known about ``original`` on ``samples``.
+
+    Args:
+        original: the model.
+        samples: what it is run on.
+        settings: how.
+
+    Raises:
+        DataError: the samples do not fit the model.
+    """
+
+    def __init__(self, original: Original, samples: Samples, settings: RunSettings) -> None:
+        self.samples = samples
+        self._original = original
+        self._settings = settings
+        self._gradients: dict[Objective, OutputGradients | NotDifferentiableError] = {}
+        self._slopes: dict[tuple[Method, Objective], dict[str, float]] = {}
+        with settings.progress.step("calibrate", len(samples)) as update:
+            self.calibration: Calibration = calibrate(
+                original.model,
+                original.digest,
+                original.table.sites,
+                samples,
+                data_folder=original.data_folder,
+                spec=settings.session,
+                batch_size=settings.batch_size,
+                cache=settings.cache,
+                progress=update,
+            )
+
+    @property
+    def stats(self) -> Mapping[str, ActivationStats]:
+        """Activation statistics by matrix name, without gradients."""
+        return self.calibration.stats
+
+    def with_gradients(self, gradients: OutputGradients) -> dict[str, ActivationStats]:
+        """The statistics with the gradients of each site beside its activations."""
+        return {
+            name: replace(known, gradients=gradients.stats.get(name))
+            for name, known in self.stats.items()
+        }
+
+    def gradients(self, objective: Objective) -> OutputGradients:
+        """Gradients of what ``objective`` says of the outputs, at all sites.
+
+        Raises:
+            NotDifferentiableError: the model has none.
+        """
+        if objective not in self._gradients:
+            self._gradients[objective] = self._differentiate(objective)
+        found = self._gradients[objective]
+        if isinstance(found, NotDifferentiableError):
+            raise found
+        return found
+
+    def slopes(
+        self, method: Method, objective: Objective, decompositions: Decompositions
+    ) -> Mapping[str, float]:
+        """Squared change of the outputs for a unit of the squared error of ``method``, by weight.
+
+        Args:
+            method: how weights are going to be factored.
+            objective: what about the outputs matters.
+            decompositions: of the model's weights.
+        """
+        key = method, objective
+        if key not in self._slopes:
+            original, settings = self._original, self._settings
+            groups = group_by_weight(original.table.sites)
+            with settings.progress.step("measure sensitivity", len(groups)) as update:
+                self._slopes[key] = measure_slopes(
+                    original.model,
+                    groups,
+                    method,
+                    decompositions,
+                    probing_samples(self.samples),
+                    share=PROBED_SHARE,
+                    data_folder=original.data_folder,
+                    objective=objective,
+                    spec=settings.session,
+                    batch_size=settings.batch_size,
+                    progress=update,
+                )
+        return self._slopes[key]
+
+    def _differentiate(self, objective: Objective) -> OutputGradients | NotDifferentiableError:
+        original, settings = self._original, self._settings
+        with settings.progress.step("differentiate", len(self.samples)) as update:
+            try:
+                return output_gradients(
+                    original.model,
+                    original.digest,
+                    original.table.sites,
+                    self.samples,
+                    data_folder=original.data_folder,
+                    objective=objective,
+                    seed=settings.seed,
+                    spec=settings.session,
+                    batch_size=settings.batch_size,
+                    cache=settings.cache,
+                    progress=update,
+                )
+            except NotDifferentiableError as error:
+                return error

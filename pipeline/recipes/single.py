@@ -1,0 +1,332 @@
+"""An experiment with a model of one graph.
+
+What a run does once and a sweep for every variant (compress, recover, validate, benchmark) are
+methods; what both do only once (export, load data, learn) happens in :func:`prepare_model`.
+
+With ``max_drop``, one half of the validation data finds the share, and the other half reports: what
+chooses never reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from compress_onnx.graph_passes.errors import NothingToCompressError, RequestError
+from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.learn import Learned, learn
+from compress_onnx.pipeline.compress.search import smallest_within
+from compress_onnx.pipeline.compress.spectra import spectra_of
+from compress_onnx.pipeline.data.sources import load_samples
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.export import ExportedModel, export
+from compress_onnx.pipeline.files.bundle import copy_assets
+from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.pipeline.measure.gates import check_gates, measured_quantities
+from compress_onnx.pipeline.measure.kernel_times import executed_op_counts
+from compress_onnx.pipeline.measure.latency import measure_latency
+from compress_onnx.pipeline.measure.validate import validate
+from compress_onnx.pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
+from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
+from compress_onnx.pipeline.report.heading import Heading
+from compress_onnx.pipeline.report.writer import write_report
+from compress_onnx.pipeline.results import (
+    Benchmark,
+    RecoveryReport,
+    RunReport,
+    SearchReport,
+    SweepRow,
+    ValidationReport,
+)
+from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
+from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.stopwatch import Stopwatch
+
+MODEL_NAME = "model.onnx"
+PLAN_NAME = "plan.json"
+
+
+@dataclass(frozen=True, eq=False)
+class ModelExperiment:
+    """A recipe with everything in place to compress its model.
+
+    Attributes:
+        recipe: what to do.
+        exported: the reference model and what belongs to it.
+        learned: all that is known about it, from the calibration data.
+        held_out: validation data, which calibration never saw; None without.
+        training: what recovery trains on; the calibration data unless the recipe says other.
+        watch: times the steps.
+    """
+
+    recipe: Recipe
+    exported: ExportedModel
+    learned: Learned
+    held_out: Samples | None
+    training: Samples | None
+    watch: Stopwatch
+
+    @property
+    def reference(self) -> Path:
+        """The model as exported."""
+        return self.exported.path
+
+    @property
+    def settings(self) -> RunSettings:
+        """How models run for calibration and validation."""
+        return self.learned.settings
+
+    def compress(self, request: CompressionSpec) -> Compressed:
+        """Compress the reference as ``request`` says.
+
+        Raises:
+            RequestError: the request makes no sense for this model.
+            NothingToCompressError: no weight can be factored with a gain.
+        """
+        with self.watch.measure("compress"):
+            return self.learned.compress(requested(request, self.recipe.metric))
+
+    def write(self, compressed: Compressed, candidate: Path) -> CompressionPlan:
+        """Write the compressed model to ``candidate``; returns the plan with its errors."""
+        with self.watch.measure("compress"):
+            return compressed.write(candidate)
+
+    def recover(self, candidate: Path) -> RecoveryReport | None:
+        """Train ``candidate`` in its file as the recipe says; None where it says nothing.
+
+        Raises:
+            RequestError: the model cannot be trained.
+        """
+        if self.recipe.recovery is None:
+            return None
+        assert self.training is not None  # see prepare_model
+        settings = self.settings
+        with self.watch.measure("recover"), recovery_step(settings.progress) as update:
+            return recover_file(
+                self.reference,
+                candidate,
+                self.training,
+                self.recipe.recovery,
+                seed=settings.seed,
+                spec=settings.session,
+                batch_size=settings.batch_size,
+                checkpoints=settings.cache,
+                progress=update,
+            )
+
+    def validate(self, candidate: Path) -> ValidationReport | None:
+        """Hold ``candidate`` against the reference; None without validation data."""
+        if self.held_out is None:
+            return None
+        samples, settings = self.held_out, self.settings
+        with (
+            self.watch.measure("validate"),
+            settings.progress.step("validate", len(samples)) as update,
+        ):
+            return validate(
+                self.reference,
+                candidate,
+                samples,
+                metric=self.recipe.metric,
+                spec=settings.session,
+                batch_size=settings.batch_size,
+                progress=update,
+            )
+
+    def benchmark(
+        self, candidate: Path, plan: CompressionPlan
+    ) -> tuple[tuple[Benchmark, ...], dict[str, str]]:
+        """Latencies, and a reason for each provider that was not measured."""
+        settings = self.recipe.benchmark
+        if settings is None:
+            return (), {}
+        with self.watch.measure("benchmark"):
+            return measure_latency(
+                self.reference,
+                candidate,
+                settings,
+                samples=self.held_out,
+                plan=plan,
+                seed=self.recipe.seed,
+                progress=self.settings.progress,
+            )
+
+    def fill(self, bundle: Path, heading: Heading) -> RunReport:
+        """Compress, measure, and write everything but the manifest into ``bundle``.
+
+        Raises:
+            CompressOnnxError: it cannot be carried out.
+        """
+        if self.recipe.max_drop is None:
+            compressed = self.compress(self.recipe.compression)
+            return self._report(bundle, heading, compressed, None)
+        assert self.held_out is not None  # see prepare_model
+        found = smallest_within(
+            self.learned,
+            requested(self.recipe.compression, self.recipe.metric),
+            self.recipe.max_drop,
+            self.held_out,
+            self.recipe.metric,
+        )
+        experiment = replace(self, held_out=found.reporting)
+        return experiment._report(bundle, heading, found.compressed, found.report)
+
+    def row(self, variant: CompressionSpec) -> SweepRow:
+        """Compress in one way, and measure what came of it.
+
+        Raises:
+            RequestError: the variant makes no sense for this model.
+        """
+        # A folder a variant: data files are named after their content, and would pile up in one.
+        with TemporaryDirectory(prefix="compress-onnx-") as folder:
+            candidate = Path(folder) / MODEL_NAME
+            try:
+                compressed = self.compress(variant)
+            except NothingToCompressError as error:
+                return SweepRow(variant=variant, problem=str(error))
+            plan = self.write(compressed, candidate)
+            recovery = self.recover(candidate)
+            validation = self.validate(candidate)
+            benchmarks, _ = self.benchmark(candidate, plan)
+            ranks = [site.rank for site in plan.factored if site.rank is not None]
+            return SweepRow(
+                variant=variant.model_copy(update={"allocation": plan.allocation}),
+                ranks=(min(ranks), max(ranks)),
+                error=plan.error,
+                recovery=recovery,
+                parameters_before=plan.parameters_before,
+                parameters_after=plan.parameters_after,
+                size=model_size(self.reference, candidate),
+                metrics=validation.metrics if validation else {},
+                outputs=validation.outputs if validation else (),
+                benchmarks=benchmarks,
+            )
+
+    def _report(
+        self, bundle: Path, heading: Heading, compressed: Compressed, search: SearchReport | None
+    ) -> RunReport:
+        candidate = bundle / MODEL_NAME
+        plan = self.write(compressed, candidate)
+        recovery = self.recover(candidate)
+        validation = self.validate(candidate)
+        benchmarks, unmeasured = self.benchmark(candidate, plan)
+        size = model_size(self.reference, candidate)
+        calibration, session = self.learned.calibration, self.settings.session
+        report = RunReport(
+            **heading.fields(),
+            command=heading.command,
+            seed=self.recipe.seed,
+            export=self.exported.report,
+            calibration=calibration.origin if calibration else None,
+            search=search,
+            plan=plan,
+            recovery=recovery,
+            size=size,
+            op_counts={
+                "reference": executed_op_counts(self.reference, session),
+                "candidate": executed_op_counts(candidate, session),
+            },
+            validation=validation,
+            benchmarks=benchmarks,
+            unmeasured=unmeasured,
+            gates=check_gates(self.recipe.gates, measured_quantities(validation, benchmarks, size)),
+            timings_s=self.watch.timings_s,
+            notes=self._notes(plan),
+        )
+        with self.watch.measure("spectra"):
+            spectra = spectra_of(compressed.basis, plan, self.settings.progress)
+        write_report(report, bundle, spectra)
+        (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")
+        copy_assets(self.exported.assets, bundle)
+        return report
+
+    def _notes(self, plan: CompressionPlan) -> Sequence[str]:
+        calibration = self.learned.calibration
+        return (*self.exported.notes, *(calibration.notes if calibration else ()), *plan.notes)
+
+
+def prepare_model(
+    recipe: Recipe, folder: Path, *, base_dir: Path, settings: RunSettings
+) -> ModelExperiment:
+    """Export the model of ``recipe``, load its data, and learn what compressing needs.
+
+    Args:
+        recipe: what to prepare.
+        folder: an empty folder for the exported model.
+        base_dir: what relative paths in the recipe are relative to.
+        settings: how models run.
+
+    Raises:
+        RequestError: the recipe contradicts itself.
+        CompressOnnxError: the model or the data cannot be had.
+    """
+    _check_consistent(recipe)
+    watch = Stopwatch()
+    with watch.measure("export"), settings.progress.step("export"):
+        exported = export(recipe.source, folder, base_dir=base_dir, seed=recipe.seed)
+    with watch.measure("load data"):
+        held_out = _samples(recipe, recipe.validation, exported, base_dir)
+        samples = _samples(recipe, recipe.calibration, exported, base_dir)
+        lessons = recipe.recovery.data if recipe.recovery else None
+        training = _samples(recipe, lessons, exported, base_dir) or samples
+    with watch.measure("calibrate"):
+        learned = learn(
+            exported.path,
+            samples,
+            settings,
+            benchmark=recipe.benchmark,
+            priced_on=held_out or samples,
+        )
+    return ModelExperiment(recipe, exported, learned, held_out, training, watch)
+
+
+def requested(request: CompressionSpec, metric: MetricSpec | None) -> CompressionSpec:
+    """The request with the objective of the task's metric, unless it names one itself."""
+    pooled = isinstance(metric, EmbeddingMetric) and metric.pooling == "mean"
+    if request.objective is not None or not pooled:
+        return request
+    return request.model_copy(update={"objective": "pooled"})
+
+
+def _check_consistent(recipe: Recipe) -> None:
+    """Refuse what needs no run to be seen as wrong.
+
+    Raises:
+        RequestError: the recipe contradicts itself.
+    """
+    refusal = f"recipe {recipe.name}: "
+    if recipe.metric is not None and recipe.validation is None:
+        raise RequestError(f"{refusal}a metric needs data to be measured on: add validation")
+    if recipe.max_drop is not None and recipe.validation is None:
+        raise RequestError(f"{refusal}max_drop needs data to measure the drop on: add validation")
+    if recipe.recovery is None:
+        return
+    if not (recipe.calibration or recipe.recovery.data):
+        raise RequestError(
+            f"{refusal}recovery needs data to train on: add calibration, or data to it"
+        )
+    if recipe.compression.store != "same":
+        raise RequestError(
+            f"{refusal}recovery trains float32 factors, and the store "
+            f"{recipe.compression.store} rounds them: drop one"
+        )
+
+
+def _samples(
+    recipe: Recipe, spec: DataSpec | None, exported: ExportedModel, base_dir: Path
+) -> Samples | None:
+    if spec is None:
+        return None
+    inputs = model_inputs(load_structure(exported.path))
+    return load_samples(
+        spec,
+        base_dir=base_dir,
+        tokenizer_dir=exported.tokenizer_dir,
+        mask=recipe.mask,
+        input_names=[model_input.name for model_input in inputs],
+        seed=recipe.seed,
+    )
