@@ -13,8 +13,9 @@ from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.data.digits import digit_images
 from compress_onnx.pipeline.recipe import read_recipe
-from compress_onnx.pipeline.recipes.experiment import Experiment, prepare
+from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.run import run_recipe
+from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +34,15 @@ def switch():
 
 
 @pytest.fixture(scope="module", params=SOURCES)
-def experiment(request, tmp_path_factory) -> Experiment:
+def experiment(request, tmp_path_factory) -> ModelExperiment:
     source = RECIPE.source.model_copy(update={"model": SOURCES[request.param]})
     recipe = RECIPE.model_copy(update={"source": source, "benchmark": None})
-    return prepare(recipe, tmp_path_factory.mktemp(request.param), base_dir=MODELS)
+    return prepare_model(
+        recipe,
+        tmp_path_factory.mktemp(request.param),
+        base_dir=MODELS,
+        settings=settings_of(recipe),
+    )
 
 
 def logits(model, pixels):
@@ -49,7 +55,7 @@ def compressed(experiment, folder, method="svd", **request):
     request = CompressionSpec(
         method=MethodSpec(name=method), select=RECIPE.compression.select, **request
     )
-    plan = experiment.compress(request, folder / "model.onnx")
+    plan = experiment.write(experiment.compress(request), folder / "model.onnx")
     return plan, experiment.validate(folder / "model.onnx")
 
 
@@ -126,7 +132,7 @@ def test_both_layouts_lose_the_same(tmp_path):
         recipe = RECIPE.model_copy(update={"source": source, "benchmark": None})
         folder = tmp_path / layout
         folder.mkdir()
-        experiment = prepare(recipe, folder, base_dir=MODELS)
+        experiment = prepare_model(recipe, folder, base_dir=MODELS, settings=settings_of(recipe))
         candidate = tmp_path / f"{layout}-candidate"
         candidate.mkdir()
         _, validation = compressed(experiment, candidate, rank=40)

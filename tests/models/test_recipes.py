@@ -11,8 +11,9 @@ from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.files.bundle import verify_manifest
 from compress_onnx.pipeline.recipe import read_recipe
-from compress_onnx.pipeline.recipes.experiment import Experiment, prepare
+from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.run import run_recipe
+from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 from compress_onnx.pipeline.runtime.samples import Samples
 
 pytestmark = pytest.mark.slow
@@ -22,10 +23,10 @@ RECIPES = ["minilm", "digits-vit"]
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def experiment(request, tmp_path_factory) -> Experiment:
+def experiment(request, tmp_path_factory) -> ModelExperiment:
     recipe = read_recipe(MODELS / f"{request.param}.yaml")
     folder = tmp_path_factory.mktemp(request.param)
-    return prepare(recipe, folder, base_dir=MODELS)
+    return prepare_model(recipe, folder, base_dir=MODELS, settings=settings_of(recipe))
 
 
 @pytest.mark.parametrize("method", ["svd", "asvd", "svdlora:branches"])
@@ -36,7 +37,7 @@ def test_full_rank_reproduces_the_original(experiment, tmp_path, method):
         method=MethodSpec(name=name, options=options), rank=100_000, allow_larger=True
     )
 
-    plan = experiment.compress(request, tmp_path / "full.onnx")
+    plan = experiment.write(experiment.compress(request), tmp_path / "full.onnx")
 
     assert len(plan.factored) == len(plan.sites)
     assert all(site.error.reached < 1e-5 for site in plan.factored)
@@ -63,11 +64,11 @@ def test_calibration_and_validation_share_nothing(experiment):
 
 def test_minilm_methods_rank_as_published(tmp_path):
     recipe = read_recipe(MODELS / "minilm.yaml")
-    experiment = prepare(recipe, tmp_path, base_dir=MODELS)
+    experiment = prepare_model(recipe, tmp_path, base_dir=MODELS, settings=settings_of(recipe))
     cosine = {}
     for method in ("svd", "svdlora", "asvd-diagonal", "asvd"):
         request = CompressionSpec(method=MethodSpec(name=method), params=0.5)
-        plan = experiment.compress(request, tmp_path / f"{method}.onnx")
+        plan = experiment.write(experiment.compress(request), tmp_path / f"{method}.onnx")
         assert plan.parameters_after <= 0.5 * plan.parameters_before
         cosine[method] = experiment.validate(tmp_path / f"{method}.onnx").metrics["cosine"]
 

@@ -16,6 +16,7 @@ from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.least_damage import least_possible
 from compress_onnx.graph_passes.planning.bound import PlanErrors
 from compress_onnx.graph_passes.planning.decide import make_plan
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.factoring import factor_weights
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
@@ -102,14 +103,14 @@ def test_a_damaged_factorization_exceeds_the_bound():
     stats = statistics(proto, feeds)
     table = find_sites(canonical(proto))
     plan = make_plan(table, request(), stats)
-    exact, damaged = (PlanErrors(table, plan, stats) for _ in range(2))
+    exact, damaged = (PlanErrors(table, plan, Decompositions(stats)) for _ in range(2))
     ready = {}
-    for factored in factor_weights(table, plan, stats):
+    for factored in factor_weights(table, plan, Decompositions(stats)):
         exact.add(factored)
         (term,) = factored.factorization.terms
         worse = replace(term, up=term.up + np.float32(0.05))
         ready[factored.plan.weight] = replace(factored.factorization, terms=(worse,))
-    for factored in factor_weights(table, plan, stats, ready):
+    for factored in factor_weights(table, plan, Decompositions(stats), ready):
         damaged.add(factored)
     one, other = exact.result().error, damaged.result().error
     assert other.bound == pytest.approx(one.bound)
@@ -140,8 +141,10 @@ def test_no_allocation_of_the_same_parameters_is_below_its_bound():
             )
             for s, r in zip(plan.sites, ranks, strict=True)
         )
-        errors = PlanErrors(table, plan.model_copy(update={"sites": sites}), stats)
-        for factored in factor_weights(table, plan.model_copy(update={"sites": sites}), stats):
+        errors = PlanErrors(table, plan.model_copy(update={"sites": sites}), Decompositions(stats))
+        for factored in factor_weights(
+            table, plan.model_copy(update={"sites": sites}), Decompositions(stats)
+        ):
             errors.add(factored)
         reached.append(errors.result().error.reached)
     assert len(reached) > 20

@@ -13,8 +13,7 @@ from graphs import model, weights
 
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.compress.study import Researcher, plan_study
-from compress_onnx.pipeline.compress.subject import open_subject, write_compressed
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import open_session
 
@@ -43,16 +42,11 @@ def reasons(path: Path, method: str, allocation: str = "auto") -> dict[str, str]
 def planned(path: Path, method: str, allocation: str = "auto") -> CompressionPlan:
     """The plan as carried out; the result loads."""
     x = np.random.default_rng(0).standard_normal((20, 3, 24, 24)).astype(np.float32)
-    subject = open_subject(path)
-    researcher = Researcher(subject, Samples({"x": x}))
     request = CompressionSpec(
         method=MethodSpec(name=method), allocation=allocation, params=0.5, rank_multiple=1
     )
-    study = researcher.study(request)
-    plan = plan_study(subject, study)
-    ready = researcher.factor(plan, study)
     small_path = path.with_name("small.onnx")
-    plan = write_compressed(subject, plan, study.calibration, small_path, ready=ready)
+    plan = learn(path, Samples({"x": x})).compress(request).write(small_path)
     open_session(small_path)
     return plan
 

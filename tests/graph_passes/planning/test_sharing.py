@@ -16,6 +16,7 @@ from graphs import canonical, model
 from compress_onnx.graph_passes.factorization import ActivationStats, GradientStats, make_method
 from compress_onnx.graph_passes.planning.damage import damage_curve
 from compress_onnx.graph_passes.planning.decide import make_plan
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.sharing import (
@@ -61,9 +62,9 @@ def decided(
     table = find_sites(canonical(proto))
     spec = {"method": MethodSpec(name=method), "params": 0.5, "rank_multiple": 1, **settings}
     kind = make_method(method, {})
-    curve = damage_curve(damage, kind, stats or {}) if damage == "gauss-newton" else None
+    curve = damage_curve(damage, kind, Decompositions(stats)) if damage == "gauss-newton" else None
     plan = make_plan(table, CompressionSpec.model_validate(spec), stats or {}, curve)
-    groups = shared_groups(table.sites, plan, kind, stats or {}, damage=damage)
+    groups = shared_groups(table.sites, plan, kind, Decompositions(stats), damage=damage)
     return groups, table.sites, plan
 
 

@@ -13,7 +13,7 @@ from graph_collection import ARCHITECTURES, Graph, collection, load
 from graphs import FULL_RANK, HALF, compress, difference, interface, parameters, parity
 
 from compress_onnx.graph_passes.errors import ModelFileError
-from compress_onnx.pipeline.compress.subject import open_subject, plan_subject, write_compressed
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.files.model_file import data_files, load_model
 from compress_onnx.pipeline.runtime.session import open_session, run
 
@@ -73,10 +73,9 @@ def test_external_data_goes_through_files(tmp_path: Path) -> None:
     assert len(graphs) == 2
     for graph in graphs:
         assert graph.path is not None
-        subject = open_subject(graph.path)
-        plan = plan_subject(subject, FULL_RANK, None)
+        compressed = learn(graph.path).compress(FULL_RANK)
         written = tmp_path / f"{graph}.onnx"
-        write_compressed(subject, plan, None, written, external_data=True)
+        compressed.write(written, external_data=True)
         assert data_files(load_model(written)), graph
         for feeds in graph.feeds():
             before, after = (run(open_session(path), feeds) for path in (graph.path, written))

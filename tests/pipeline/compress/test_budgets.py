@@ -17,11 +17,12 @@ from tiny_models import saved, two_layers
 from compress_onnx.graph_passes.allocation.price import LinearPrice, TabulatedPrice
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.decide import make_plan
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec, read_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress.basis import Basis, plan_on
 from compress_onnx.pipeline.compress.meter import Meter, count_rows
-from compress_onnx.pipeline.compress.study import Study, plan_study
-from compress_onnx.pipeline.compress.subject import Subject, open_subject
+from compress_onnx.pipeline.files.original import Original, open_original
 from compress_onnx.pipeline.measure.product_times import Product, ranks_to_measure
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -90,26 +91,32 @@ def tail(sites) -> np.ndarray:
 
 
 @pytest.fixture
-def encoder(tmp_path: Path) -> Subject:
-    return open_subject(small.save(small.encoder(), tmp_path / "model.onnx"))
+def encoder(tmp_path: Path) -> Original:
+    return open_original(small.save(small.encoder(), tmp_path / "model.onnx"))
 
 
-def every_kind_of_site(folder: Path) -> Subject:
+def every_kind_of_site(folder: Path) -> Original:
     """A plain product, a stack of 3, a weight on the left, and one in the body of an If."""
     square = (24, 24)
     arrays = weights(
         plain_weight=square, stacked_weight=(3, *square), left_weight=square, nested_weight=square
     )
     proto = onnx.shape_inference.infer_shapes(model(GRAPH, arrays))
-    return open_subject(small.save(proto, folder / "model.onnx"))
+    return open_original(small.save(proto, folder / "model.onnx"))
 
 
-def meter(subject: Subject, **settings: object) -> Meter:
-    return Meter(subject.path, BenchmarkSpec(length=TOKENS, **settings))
+def planned(
+    subject: Original, asked: CompressionSpec, meter: Meter | None = None
+) -> CompressionPlan:
+    return plan_on(Basis(subject, asked, Decompositions()), meter)
+
+
+def meter(subject: Original, **settings: object) -> Meter:
+    return Meter(subject, BenchmarkSpec(length=TOKENS, **settings))
 
 
 class TestRows:
-    def test_a_head_sees_one_row_and_layers_see_tokens(self, encoder: Subject) -> None:
+    def test_a_head_sees_one_row_and_layers_see_tokens(self, encoder: Original) -> None:
         rows = count_rows(encoder, small.sentences(3, TOKENS))
         assert rows == {"layer.0.query": 3 * TOKENS, "layer.0.key": 3 * TOKENS, "pooler": 3}
 
@@ -126,15 +133,15 @@ class TestRows:
         proto = model(
             "g (float[5,8] x) => (float[3,5,8] y) { y = MatMul(x, w) }", weights(w=(3, 8, 8))
         )
-        subject = open_subject(small.save(proto, tmp_path / "model.onnx"))
+        subject = open_original(small.save(proto, tmp_path / "model.onnx"))
         assert list(count_rows(subject, {"x": np.ones((5, 8), np.float32)}).values()) == [15]
 
 
 class TestFlops:
-    def plan(self, subject: Subject, **settings: object) -> CompressionPlan:
-        return plan_study(subject, Study(request(**settings)), meter(subject))
+    def plan(self, subject: Original, **settings: object) -> CompressionPlan:
+        return planned(subject, request(**settings), meter(subject))
 
-    def test_a_head_is_cheap(self, encoder: Subject) -> None:
+    def test_a_head_is_cheap(self, encoder: Original) -> None:
         plan = self.plan(encoder, flops=0.5)
         assert plan.budget == "50% of FLOPs, energy"
         assert plan.cost.unit == "FLOPs"
@@ -144,11 +151,11 @@ class TestFlops:
         assert found["wp"] > 1.5 * max(found["wq"], found["wk"])
         assert f"FLOPs are those for inputs input_ids 1x{TOKENS}" in plan.notes[0]
 
-    def test_without_a_benchmark_a_sample_of_median_length_counts(self, encoder: Subject) -> None:
+    def test_without_a_benchmark_a_sample_of_median_length_counts(self, encoder: Original) -> None:
         samples = Samples(small.sentences(9, 16), mask_name="attention_mask")
         lengths = samples.inputs["attention_mask"].sum(axis=1)
-        measured = Meter(encoder.path, samples=samples)
-        plan = plan_study(encoder, Study(request(flops=0.5)), measured)
+        measured = Meter(encoder, samples=samples)
+        plan = planned(encoder, request(flops=0.5), measured)
         assert plan.cost.before == DENSE_FLOPS * (2 * int(np.median(lengths)) + 1)
 
     def test_a_shared_weight_counts_at_each_site(self, tmp_path: Path) -> None:
@@ -157,7 +164,7 @@ class TestFlops:
             " a = MatMul(x, w) b = MatMul(a, w) y = MatMul(b, w) }",
             weights(w=(24, 24)),
         )
-        subject = open_subject(small.save(proto, tmp_path / "model.onnx"))
+        subject = open_original(small.save(proto, tmp_path / "model.onnx"))
         plan = self.plan(subject, flops=0.5)
         assert plan.cost.before == 2 * 3 * 5 * 24 * 24
         assert len(plan.factored) == 3
@@ -170,11 +177,11 @@ class TestFlops:
         assert reasons["nested_weight"] == hidden
         assert plan.cost.before == 2 * 24 * 24 * (3 * 24 + 3 * 24 + 3 * 24)
 
-    def test_somebody_has_to_count(self, encoder: Subject) -> None:
+    def test_somebody_has_to_count(self, encoder: Original) -> None:
         with pytest.raises(RequestError, match=r"nobody knows .* a budget of FLOPs"):
             make_plan(encoder.table, request(flops=0.5, allocation="uniform"))
 
-    def test_a_budget_that_cannot_be_kept_is_noted(self, encoder: Subject) -> None:
+    def test_a_budget_that_cannot_be_kept_is_noted(self, encoder: Original) -> None:
         asked = request(flops=0.01, allocation="uniform")
         plan = make_plan(encoder.table, asked, price=lambda _: LinearPrice(100, 2, fixed=30))
         assert {site.rank for site in plan.sites} == {1}
@@ -201,11 +208,9 @@ class TestLatency:
     @pytest.mark.parametrize("allocation", ["uniform", "energy"])
     @pytest.mark.usefixtures("timed")
     def test_a_site_whose_factors_are_not_faster_stays_dense(
-        self, encoder: Subject, allocation: str
+        self, encoder: Original, allocation: str
     ) -> None:
-        plan = plan_study(
-            encoder, Study(request(latency=0.6, allocation=allocation)), meter(encoder)
-        )
+        plan = planned(encoder, request(latency=0.6, allocation=allocation), meter(encoder))
         assert plan.budget == f"60% of latency, {allocation}"
         assert (plan.cost.unit, plan.cost.before) == ("ms", 3.0)
         assert plan.cost.after <= 0.6 * 3.0
@@ -216,10 +221,10 @@ class TestLatency:
         assert {sites["wq"].rank, sites["wk"].rank} <= {5, 6, 7}
         assert "measured alone on cpu" in plan.notes[0]
 
-    def test_each_product_is_timed_once(self, encoder: Subject, timed: list[Product]) -> None:
+    def test_each_product_is_timed_once(self, encoder: Original, timed: list[Product]) -> None:
         measured = meter(encoder)
         for share in (0.5, 0.7):
-            plan_study(encoder, Study(request(latency=share)), measured)
+            planned(encoder, request(latency=share), measured)
         shape = (small.WIDTH, small.WIDTH, ir.DataType.FLOAT)
         assert timed == [Product(1, TOKENS, *shape), Product(1, 1, *shape)]
 
@@ -229,8 +234,8 @@ class TestLatency:
             "g (float[N,5,24] x) => (float[N,5,24] y) { a = MatMul(x, w) y = MatMul(a, w) }",
             weights(w=(24, 24)),
         )
-        subject = open_subject(small.save(proto, tmp_path / "model.onnx"))
-        plan = plan_study(subject, Study(request(latency=0.5)), meter(subject))
+        subject = open_original(small.save(proto, tmp_path / "model.onnx"))
+        plan = planned(subject, request(latency=0.5), meter(subject))
         assert plan.cost.before == 2.0
         assert plan.cost.after == pytest.approx(2 * (0.1 + plan.sites[0].rank / 20))
 

@@ -15,8 +15,8 @@ from compress_onnx.graph_passes.errors import ModelFileError, OutputError
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.weights import read
-from compress_onnx.pipeline.compress import subject as steps
-from compress_onnx.pipeline.compress.subject import open_subject, plan_subject, write_compressed
+from compress_onnx.pipeline.compress import compressed as steps
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.files.model_file import external_tensors, load_model
 from compress_onnx.pipeline.files.spill import spill
 
@@ -24,8 +24,7 @@ HALF = CompressionSpec(method=MethodSpec(name="svd"), params=0.5)
 
 
 def written(source, output, **options):
-    subject = open_subject(source)
-    write_compressed(subject, plan_subject(subject, HALF, None), None, output, **options)
+    learn(source).compress(HALF).write(output, **options)
     return {i.name: numpy_helper.to_array(i) for i in onnx.load(output).graph.initializer}
 
 

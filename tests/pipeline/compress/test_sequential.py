@@ -5,14 +5,15 @@ import pytest
 from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import NotDifferentiableError
+from compress_onnx.graph_passes.factorization import make_method
+from compress_onnx.graph_passes.planning.decide import group_by_weight
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.compress import study as study_module
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.sequential import repaired
-from compress_onnx.pipeline.compress.study import Researcher, plan_study
-from compress_onnx.pipeline.compress.subject import apply_plan, open_subject
+from compress_onnx.pipeline.evidence import collected
 from compress_onnx.pipeline.evidence.sensitivity import measure_slopes
-from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.runtime.session import open_session, run
 
 FEATURES = (24, 32, 16)
@@ -23,16 +24,12 @@ def compressed(tmp_path, method="auto", name="small.onnx", **options):
     path = saved(tmp_path, two_layers(FEATURES)[0])
     data = samples(FEATURES[0], count=200)
     options = {"params": 0.5, "rank_multiple": 2, **options}
-    subject = open_subject(path)
-    researcher = Researcher(subject, data)
     request = CompressionSpec(method=MethodSpec(name=method), **options)
-    study = researcher.study(request)
-    plan = plan_study(subject, study)
-    plan = apply_plan(subject, plan, study.calibration, ready=researcher.factor(plan, study))
-    save_model(subject.model, tmp_path / name)
+    made = learn(path, data).compress(request)
+    plan = made.write(tmp_path / name)
     feeds = {"x": data.inputs["x"]}
     outputs = [run(open_session(p), feeds)["y"] for p in (path, tmp_path / name)]
-    return *outputs, plan, study
+    return *outputs, plan, made.basis
 
 
 def error(before, after):
@@ -71,8 +68,8 @@ def test_later_sites_repair_earlier_ones(tmp_path, method):
 
 def test_auto_beats_uniform_asvd_at_the_same_size(tmp_path):
     before, uniform, small, _ = compressed(tmp_path, "asvd")
-    _, best, plan, study = compressed(tmp_path)
-    assert study.request.method.name == "gauss-newton"
+    _, best, plan, basis = compressed(tmp_path)
+    assert basis.request.method.name == "gauss-newton"
     assert (plan.allocation, plan.sequential) == ("gauss-newton", True)
     assert plan.parameters_after <= 0.5 * plan.parameters_before
     assert small.allocation == "uniform"
@@ -87,12 +84,9 @@ def test_sequential_is_deterministic(tmp_path):
 
 def test_a_plan_can_be_applied_again(tmp_path):
     _, first, plan, _ = compressed(tmp_path)
-    subject = open_subject(tmp_path / "model.onnx")
-    data = samples(FEATURES[0], count=200)
-    researcher = Researcher(subject, data)
-    study = researcher.study_plan(plan)
-    apply_plan(subject, plan, study.calibration, ready=researcher.factor(plan, study))
-    save_model(subject.model, tmp_path / "again.onnx")
+    learned = learn(tmp_path / "model.onnx", samples(FEATURES[0], count=200))
+    learned.apply(plan).write(tmp_path / "again.onnx")
+    data = learned.samples
     again = run(open_session(tmp_path / "again.onnx"), {"x": data.inputs["x"]})["y"]
     np.testing.assert_array_equal(first, again)
 
@@ -107,7 +101,7 @@ def test_without_gradients_auto_measures_and_says_so(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise NotDifferentiableError("no reverse rule for Fancy")
 
-    monkeypatch.setattr(study_module, "output_gradients", refuse)
+    monkeypatch.setattr(collected, "output_gradients", refuse)
     before, after, plan, _ = compressed(tmp_path)
     assert plan.allocation == "sensitivity"
     assert {site.method.name for site in plan.factored} == {"asvd"}
@@ -120,24 +114,25 @@ def test_without_gradients_auto_measures_and_says_so(tmp_path, monkeypatch):
 
 def test_slope_of_the_last_layer_is_its_positions(tmp_path):
     path = saved(tmp_path, two_layers(FEATURES)[0])
-    subject = open_subject(path)
     data = samples(FEATURES[0], count=40)
-    study = Researcher(subject, data).study(CompressionSpec(method=MethodSpec(name="asvd")))
-    groups = study_module.group_by_weight(subject.table.sites)
-    method = study_module.make_method("asvd")
-    slopes = measure_slopes(
-        subject.model, groups, method, study.stats, data, share=0.5, data_folder=path.parent
-    )
+    learned = learn(path, data)
+    original = learned.original
+    groups, method = group_by_weight(original.table.sites), make_method("asvd")
+
+    def slopes_by(stats):
+        return measure_slopes(
+            original.model,
+            groups,
+            method,
+            Decompositions(stats),
+            data,
+            share=0.5,
+            data_folder=path.parent,
+        )
+
+    slopes = slopes_by(learned.stats)
     # Its own error is the outputs' error; three positions a sample.
     assert slopes["second.weight"] == pytest.approx(3.0, rel=1e-3)
-    doubled = replace(study.stats["first"], mean=study.stats["first"].mean + 1.0)
-    worse = measure_slopes(
-        subject.model,
-        groups,
-        method,
-        {**study.stats, "first": doubled},
-        data,
-        share=0.5,
-        data_folder=path.parent,
-    )
+    shifted = replace(learned.stats["first"], mean=learned.stats["first"].mean + 1.0)
+    worse = slopes_by({**learned.stats, "first": shifted})
     assert worse["first.weight"] > slopes["first.weight"]

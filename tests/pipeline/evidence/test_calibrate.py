@@ -12,9 +12,11 @@ import small_models as small
 from onnx import TensorProto, helper
 
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.pipeline.compress.subject import calibrate_subject, open_subject
 from compress_onnx.pipeline.evidence import calibrate as calibrate_module
+from compress_onnx.pipeline.evidence.collected import Evidence
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
 
@@ -23,7 +25,8 @@ ENCODER_SITES = ("layer.0.query", "layer.0.key", "pooler")
 
 def calibrated(path, inputs, *, mask=None, batch_size=7, cache=None):
     samples = Samples(inputs, mask, origin="made up")
-    return calibrate_subject(open_subject(path), samples, batch_size=batch_size, cache=cache)
+    settings = RunSettings(batch_size=batch_size, cache=cache)
+    return Evidence(open_original(path), samples, settings).calibration
 
 
 def activations(path: Path, value: str, inputs) -> np.ndarray:
@@ -91,9 +94,9 @@ def test_statistics_are_those_of_the_full_activations(perceptron, rows, batch_si
 
 
 def test_the_model_is_left_as_it_was(perceptron, rows):
-    subject = open_subject(perceptron)
+    subject = open_original(perceptron)
     before = [value.name for value in subject.model.graph.outputs]
-    calibrate_subject(subject, Samples(rows))
+    Evidence(subject, Samples(rows), RunSettings())
     assert [value.name for value in subject.model.graph.outputs] == before == ["y"]
 
 

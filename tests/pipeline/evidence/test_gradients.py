@@ -6,15 +6,15 @@ from onnx import TensorProto, helper
 from tiny_models import BATCH, LENGTH, samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import NotDifferentiableError
-from compress_onnx.pipeline.compress.subject import open_subject
 from compress_onnx.pipeline.evidence.gradients import output_gradients
 from compress_onnx.pipeline.evidence.objective import change, signs
 from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.runtime.samples import Batch
 
 
 def collect(path, data, **options):
-    subject = open_subject(path)
+    subject = open_original(path)
     options = {"data_folder": path.parent, "batch_size": BATCH, **options}
     return output_gradients(subject.model, "digest", subject.table.sites, data, **options)
 
@@ -86,7 +86,7 @@ def test_same_seed_same_gradients_and_the_cache_returns_them(tmp_path):
 
 def test_the_model_is_left_as_it_was(tmp_path):
     path = saved(tmp_path, two_layers()[0])
-    subject = open_subject(path)
+    subject = open_original(path)
     before = [node.name for node in subject.model.graph]
     output_gradients(
         subject.model, "digest", subject.table.sites, samples(), data_folder=path.parent

@@ -18,12 +18,8 @@ from onnx import helper, numpy_helper
 
 from compress_onnx.graph_passes.errors import CompressOnnxError, ModelFileError
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.compress.subject import (
-    apply_plan,
-    open_subject,
-    plan_subject,
-    spectra_of,
-)
+from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.compress.spectra import spectra_of
 from compress_onnx.pipeline.files.model_file import load_model, save_model
 from compress_onnx.pipeline.runtime.session import open_session
 
@@ -34,11 +30,9 @@ BYTES_IN_ALL = 2**30
 
 def squeeze(path: Path, output: Path) -> None:
     """What ``analyze`` and then ``compress`` do."""
-    subject = open_subject(path)
-    plan = plan_subject(subject, REQUEST, None)
-    spectra_of(subject, plan, None)
-    apply_plan(subject, plan, None)
-    save_model(subject.model, output)
+    compressed = learn(path).compress(REQUEST)
+    spectra_of(compressed.basis, compressed.plan)
+    save_model(compressed.model, output)
 
 
 def loads(path: Path) -> bool:
@@ -293,8 +287,7 @@ def test_a_weight_with_nan_stays_dense_and_says_so(tmp_path, bad):
         array[3, 4] = bad
         graph.initializer[0].CopyFrom(numpy_helper.from_array(array, "w1"))
 
-    subject = open_subject(changed(tmp_path, poison))
-    plan = plan_subject(subject, REQUEST, None)
+    plan = learn(changed(tmp_path, poison)).compress(REQUEST).plan
     assert (plan.sites[0].decision, plan.sites[1].decision) == ("dense", "factor")
     assert plan.sites[0].reason == "the weight has NaN or infinite values"
     squeeze(tmp_path / "model.onnx", tmp_path / "small.onnx")

@@ -21,7 +21,7 @@ from compress_onnx.graph_passes.rewriting.trainable import (
     factors,
     vectors,
 )
-from compress_onnx.pipeline.compress.subject import apply_plan, open_subject, plan_subject
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.data.masking import UNLABELLED
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.model_file import load_model, save_model
@@ -51,9 +51,7 @@ def steps(count, **settings):
 
 def compressed(path, request=HALF):
     """The model in ``path`` with its sites factored, in memory."""
-    subject = open_subject(path)
-    apply_plan(subject, plan_subject(subject, request, None), None)
-    return subject.model
+    return learn(path).compress(request).model
 
 
 def rows(count=80, seed=1):

@@ -21,9 +21,11 @@ from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.spectra import spectrum
 from compress_onnx.graph_passes.sites.naming import kind_of
-from compress_onnx.pipeline.compress.subject import calibrate_subject, open_subject, spectra_of
+from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.compress.spectra import spectra_of
 from compress_onnx.pipeline.evidence.calibrate import taps_of
-from compress_onnx.pipeline.report.analysis import CalibrationData, analyze
+from compress_onnx.pipeline.files.original import open_original
+from compress_onnx.pipeline.report.analysis import analyze
 from compress_onnx.pipeline.report.analysis.densities import (
     MagnitudeHistogram,
     deviation_density,
@@ -94,14 +96,15 @@ def samples(count: int = 400, seed: int = 1) -> Samples:
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    return open_subject(small.save(blocks(), tmp_path_factory.mktemp("model") / "model.onnx"))
+    return open_original(small.save(blocks(), tmp_path_factory.mktemp("model") / "model.onnx"))
 
 
 def analysis_of(subject):
-    data = CalibrationData(samples(), calibrate_subject(subject, samples()), samples(200, 2))
     request = CompressionSpec(method=MethodSpec(name="svd"), params=0.5, rank_multiple=1)
     plan = make_plan(subject.table, request)
-    return analyze(subject, "small", plan, spectra_of(subject, plan, data.calibration), data)
+    learned = learn(subject, samples())
+    spectra = spectra_of(learned.basis(request), plan)
+    return analyze(learned, "small", plan, spectra, samples(200, 2))
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +207,7 @@ def test_streamed_densities_are_those_of_the_activations(subject):
         subject.model,
         subject.table.sites,
         samples(),
-        data_folder=subject.path.parent,
+        data_folder=subject.data_folder,
         batch_size=64,
     )
     for key, x in inputs_of(subject, samples()).items():
@@ -296,7 +299,7 @@ def test_sites_without_an_error_are_left_out():
 
 
 def test_no_normalization_yields_no_group(tmp_path):
-    plain = open_subject(small.save(blocks(normalized=False), tmp_path / "model.onnx"))
+    plain = open_original(small.save(blocks(normalized=False), tmp_path / "model.onnx"))
     test = analysis_of(plain).report.test
     assert [group.normalized for group in test.groups] == [False]
     assert test.verdict == (

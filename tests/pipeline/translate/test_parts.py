@@ -29,7 +29,7 @@ from compress_onnx.pipeline.translate.generation import (
     TextGenerator,
     decoder_files,
 )
-from compress_onnx.pipeline.translate.parts import compress_parts, part_samples
+from compress_onnx.pipeline.translate.parts import learn_parts, part_samples
 
 pytestmark = pytest.mark.slow
 TEXTS = ["w5 w9 w12", "w40", "w7 w7 w8 w30 w31 w32 w33", "w99 w2"]
@@ -171,7 +171,7 @@ def test_at_full_rank_compressed_parts_say_the_same(parts, samples, tmp_path, se
     request = CompressionSpec(
         method=MethodSpec(name="asvd"), rank=32, allow_larger=True, sequential=sequential
     )
-    plans = compress_parts(parts.folder, tmp_path, request, samples)
+    plans = learn_parts(parts.folder, samples).compress(request, tmp_path)
     # A layer of the decoder has 4 + 4 products of attention and 2 others; after the layers comes
     # that with the vocabulary. The branch with past has all but the 2 of the encoder's output.
     assert len(plans.encoder.factored) == 6
@@ -187,15 +187,16 @@ def test_at_full_rank_compressed_parts_say_the_same(parts, samples, tmp_path, se
 
 def test_both_branches_of_the_decoder_get_the_calibrated_factors(parts, samples, tmp_path):
     request = CompressionSpec(method=MethodSpec(name="asvd"), params=0.5)
-    plans = compress_parts(parts.folder, tmp_path, request, samples)
+    learned = learn_parts(parts.folder, samples)
+    plans = learned.compress(request, tmp_path)
     assert plans.decoder.parameters_after <= 0.5 * plans.decoder.parameters_before
-    assert not plans.notes  # the mask is the source's: nothing that the decoder reads is padded
+    assert not learned.notes  # the mask is the source's: nothing that the decoder reads is padded
     for site in (*plans.encoder.factored, *plans.decoder.factored):
         assert site.error is not None
         assert site.error.activation == pytest.approx(site.error.bound, rel=1e-3)
     svd = CompressionSpec(method=MethodSpec(name="svd"), params=0.5)
     (tmp_path / "svd").mkdir()
-    compress_parts(parts.folder, tmp_path / "svd", svd)
+    learn_parts(parts.folder).compress(svd, tmp_path / "svd")
     ours, theirs = (_step_error(parts.folder, folder) for folder in (tmp_path, tmp_path / "svd"))
     assert 0 < ours < theirs
 
@@ -234,14 +235,14 @@ def test_what_is_excluded_need_be_in_one_part_only(parts, tmp_path):
     request = CompressionSpec(
         method=MethodSpec(name="svd"), params=0.5, select=Selection(exclude=("lm_head", "*.0.fc1"))
     )
-    plans = compress_parts(parts.folder, tmp_path, request)
+    plans = learn_parts(parts.folder).compress(request, tmp_path)
     names = {site.site for plan in (plans.encoder, plans.decoder) for site in plan.factored}
     assert len(plans.encoder.factored) == 5
     assert "model.decoder.layers.1.fc1" in names
     assert not any("lm_head" in name or ".0.fc1" in name for name in names)
     nowhere = request.model_copy(update={"select": Selection(exclude=("nowhere",))})
     with pytest.raises(RequestError, match="'nowhere' matches no linear site"):
-        compress_parts(parts.folder, tmp_path, nowhere)
+        learn_parts(parts.folder).compress(nowhere, tmp_path)
 
 
 def test_a_decoder_with_other_weights_is_not_compressed(parts, tmp_path):
@@ -253,7 +254,9 @@ def test_a_decoder_with_other_weights_is_not_compressed(parts, tmp_path):
             tensor.CopyFrom(numpy_helper.from_array(array * np.float32(2), tensor.name))
     onnx.save(model, folder / DECODER_MERGED)
     with pytest.raises(NothingToCompressError, match="has no such weight"):
-        compress_parts(folder, tmp_path, CompressionSpec(method=MethodSpec(name="svd"), params=0.5))
+        learn_parts(folder).compress(
+            CompressionSpec(method=MethodSpec(name="svd"), params=0.5), tmp_path
+        )
 
 
 def test_texts_and_translations_must_fit(parts):
