@@ -7,7 +7,8 @@ says otherwise (``speedup`` is reference time over candidate time).
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +26,11 @@ class Result(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as it stands in the JSON files."""
+        plain: dict[str, Any] = json.loads(self.model_dump_json())
+        return plain
 
 
 class OutputComparison(Result):
@@ -55,6 +61,17 @@ class ValidationReport(Result):
     outputs: tuple[OutputComparison, ...]
     metrics: dict[str, float] = Field(default_factory=dict)
     sizes: str | None = None
+
+    def __str__(self) -> str:
+        """One line an output, one for the metrics."""
+        lines = [
+            f"{row.output}: {row.problem or f'relative L2 {row.relative_l2:.4g}'}, "
+            f"cosine {row.cosine:.6g}"
+            for row in self.outputs
+        ]
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        data = f"{self.samples} samples of {self.origin}"
+        return "\n".join(line for line in (*lines, metrics, data) if line)
 
 
 class LatencyStats(Result):
@@ -125,6 +142,17 @@ class BenchmarkReport(Result):
     unmeasured: dict[str, str]
     size: SizeReport
     gates: tuple[GateResult, ...]
+
+    def __str__(self) -> str:
+        """One line a provider, one for the sizes."""
+        lines = [
+            f"{row.provider}: p50 {row.reference.p50_ms:.3f} -> {row.candidate.p50_ms:.3f} ms, "
+            f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
+            for row in self.benchmarks
+        ]
+        lines += [f"{name}: not measured, {reason}" for name, reason in self.unmeasured.items()]
+        size = self.size
+        return "\n".join([*lines, f"{size.reference_bytes:,} -> {size.candidate_bytes:,} bytes"])
 
 
 class Drop(Result):

@@ -219,3 +219,31 @@ def check_opset(storage: Storage, opset: int) -> None:
             f"int4 needs opset {INT4_OPSET}, the model has {opset}: export it at a newer one, or "
             "store int8"
         )
+
+
+def parse_method(text: str) -> MethodSpec:
+    """A method with its hyper-parameters from ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``.
+
+    Raises:
+        RequestError: a hyper-parameter is not KEY=VALUE.
+    """
+    name, _, settings = text.partition(":")
+    options: dict[str, OptionValue] = {}
+    for setting in filter(None, settings.split(",")):
+        key, sign, value = setting.partition("=")
+        if not sign or not key:
+            raise RequestError(
+                f"cannot read {setting!r} in the method {text!r}: write NAME:KEY=VALUE, "
+                "for example svdlora:stages=3,layout=branches"
+            )
+        options[key] = _value(value)
+    return MethodSpec(name=name, options=options)
+
+
+def _value(text: str) -> OptionValue:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)

@@ -11,12 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import METHODS
-from compress_onnx.graph_passes.planning.plan import MethodSpec, OptionValue
+from compress_onnx.graph_passes.planning.plan import parse_method as method_spec
 from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.data.npz import load_npz
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
+
+__all__ = ["method_spec"]
 
 T = TypeVar("T")
 
@@ -92,25 +94,6 @@ Recover = Annotated[
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 
 
-def method_spec(text: str) -> MethodSpec:
-    """A method with its hyper-parameters from ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``.
-
-    Raises:
-        RequestError: a hyper-parameter is not KEY=VALUE.
-    """
-    name, _, settings = text.partition(":")
-    options: dict[str, OptionValue] = {}
-    for setting in filter(None, settings.split(",")):
-        key, sign, value = setting.partition("=")
-        if not sign or not key:
-            raise RequestError(
-                f"cannot read {setting!r} in the method {text!r}: write NAME:KEY=VALUE, "
-                "for example svdlora:stages=3,layout=branches"
-            )
-        options[key] = _value(value)
-    return MethodSpec(name=name, options=options)
-
-
 def budgets(params: T | None, bytes_: T | None, flops: T | None, latency: T | None) -> dict[str, T]:
     """The budgets that were given, by name."""
     named = {
@@ -120,15 +103,6 @@ def budgets(params: T | None, bytes_: T | None, flops: T | None, latency: T | No
         "latency": latency,
     }
     return {name: value for name, value in named.items() if value is not None}
-
-
-def _value(text: str) -> OptionValue:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def validated(kind: type[T], values: dict[str, object]) -> T:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -52,6 +52,20 @@ class Compressed:
     plan: CompressionPlan
     repaired: Mapping[str, Factorization] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
+
+    def __str__(self) -> str:
+        """What became of how many sites, in one line."""
+        plan = self.plan
+        return (
+            f"{len(plan.factored)} of {len(plan.sites)} sites factored ({plan.budget}): "
+            f"{plan.parameters_before:,} -> {plan.parameters_after:,} parameters of the selected "
+            "weights"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        plain: dict[str, Any] = self.plan.model_dump(mode="json")
+        return plain
 
     def evaluated(self) -> CompressionPlan:
         """The plan with the error of each factorization; rewrites nothing."""

@@ -61,6 +61,12 @@ class Learned:
     meter: Meter
     _kept: dict[Objective | None, Decompositions] = field(default_factory=dict, repr=False)
 
+    def __str__(self) -> str:
+        """The model, its sites, and the data, in one line."""
+        table = self.original.table
+        data = self.calibration.origin if self.calibration else "its weights alone"
+        return f"{self.original.path.name}: {len(table.sites)} linear sites, known from {data}"
+
     @property
     def samples(self) -> Samples | None:
         """What was learned from."""

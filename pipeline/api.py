@@ -1,0 +1,289 @@
+"""The face of the project: a verb for everything that the command line can do.
+
+Models are paths, ``onnx.ModelProto`` or ``onnx_ir.Model``; data is an ``.npz`` file, arrays by
+input name, or an iterable of feeds. Results are typed, print as text, and have ``to_dict()``.
+Nothing here prints by itself; ``RunSettings(progress=Calls(callback))`` tells a callback about the
+steps. Errors are subclasses of :class:`~graph_passes.errors.CompressOnnxError`, one line each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pydantic import ValidationError
+
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.planning.decide import make_plan
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, parse_method
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.validation_text import first_problem
+from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.learn import Learned
+from compress_onnx.pipeline.compress.learn import learn as learn_original
+from compress_onnx.pipeline.data.feeds import DataLike, as_samples
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.export import export as export_source
+from compress_onnx.pipeline.files.model_file import load_model, model_size, save_model
+from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
+from compress_onnx.pipeline.measure.latency import measure_latency
+from compress_onnx.pipeline.measure.validate import validate as validate_files
+from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, Recipe, SourceSpec, read_recipe
+from compress_onnx.pipeline.recipes.run import run_recipe
+from compress_onnx.pipeline.results import BenchmarkReport, ExportReport, Report, ValidationReport
+from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
+from compress_onnx.pipeline.runtime.progress import Calls
+from compress_onnx.pipeline.runtime.samples import Samples
+
+
+def learn(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    mask: str | None = None,
+    settings: RunSettings | None = None,
+) -> Learned:
+    """Find the linear layers of ``model`` and run it over ``data``, once for all budgets.
+
+    Args:
+        model: never changed.
+        data: calibration data, a few hundred real samples; None looks at the weights alone.
+        mask: the input that is the padding mask; ``attention_mask`` is found by itself.
+        settings: how the model is run, and who is told about progress.
+
+    Raises:
+        ModelFileError: the model is missing, damaged or unsafe, or cannot be run.
+        DataError: the data does not fit the model.
+    """
+    original = open_original(model)
+    samples = None if data is None else _samples(original.path, data, mask)
+    return learn_original(original, samples, settings)
+
+
+def compress(
+    model: ModelLike,
+    output: Path | str | None = None,
+    data: DataLike | None = None,
+    *,
+    mask: str | None = None,
+    settings: RunSettings | None = None,
+    **request: Any,  # noqa: ANN401
+) -> Compressed:
+    """Compress ``model``, and write the result to ``output`` where one is given.
+
+    Args:
+        model: never changed.
+        output: the ``.onnx`` file to write.
+        data: as for :func:`learn`.
+        mask: likewise.
+        settings: likewise.
+        **request: the fields of :class:`~graph_passes.planning.request.CompressionSpec`, such as
+            ``params=0.5`` or ``method="svdlora:stages=3"``; without any, half of the parameters.
+
+    Raises:
+        RequestError: the request makes no sense for this model.
+        NothingToCompressError: no weight can be factored with a gain.
+        CompressOnnxError: as for :func:`learn`, or the output cannot be written.
+    """
+    spec = request_of(**request)
+    compressed = learn(model, data, mask=mask, settings=settings).compress(spec)
+    if output is not None:
+        compressed.write(Path(output))
+    return compressed
+
+
+def request_of(**request: Any) -> CompressionSpec:  # noqa: ANN401
+    """A request of its fields; ``method`` may be a text, such as ``"svdlora:stages=3"``.
+
+    Raises:
+        RequestError: an unknown field, or a value out of range.
+    """
+    if isinstance(request.get("method"), str):
+        request["method"] = parse_method(request["method"])
+    try:
+        return CompressionSpec.model_validate(request)
+    except ValidationError as error:
+        raise RequestError(first_problem(error)) from error
+
+
+def validate(
+    reference: ModelLike,
+    candidate: ModelLike,
+    data: DataLike,
+    *,
+    mask: str | None = None,
+    metric: MetricSpec | None = None,
+    settings: RunSettings | None = None,
+) -> ValidationReport:
+    """Hold the outputs of ``candidate`` against those of ``reference``.
+
+    Args:
+        reference: the original.
+        candidate: has the same inputs and outputs.
+        data: samples that calibration never saw.
+        mask: as for :func:`learn`.
+        metric: of the task; None compares raw outputs only.
+        settings: how both are run.
+
+    Raises:
+        DataError: the data does not fit the models.
+        ModelFileError: a model cannot be loaded or run, or the two are not the same model.
+    """
+    ours, theirs = open_original(reference), open_original(candidate)
+    samples, settings = _samples(ours.path, data, mask), settings or RunSettings()
+    with settings.progress.step("validate", len(samples)) as update:
+        return validate_files(
+            ours.path,
+            theirs.path,
+            samples,
+            metric=metric,
+            spec=settings.session,
+            batch_size=settings.batch_size,
+            progress=update,
+        )
+
+
+def benchmark(
+    reference: ModelLike,
+    candidate: ModelLike,
+    data: DataLike | None = None,
+    *,
+    mask: str | None = None,
+    how: BenchmarkSpec | None = None,
+    settings: RunSettings | None = None,
+) -> BenchmarkReport:
+    """Time both models in turn, and compare their sizes.
+
+    Args:
+        reference: the original.
+        candidate: has the same inputs.
+        data: rows to feed; made-up inputs without.
+        mask: as for :func:`learn`.
+        how: provider, sizes of the inputs, and repetitions.
+        settings: whose seed and progress count.
+
+    Raises:
+        ProviderError: a provider that was asked for by name is not available.
+        DataError: the data does not fit the models.
+    """
+    ours, theirs = open_original(reference), open_original(candidate)
+    settings = settings or RunSettings()
+    benchmarks, unmeasured = measure_latency(
+        ours.path,
+        theirs.path,
+        how or BenchmarkSpec(),
+        samples=None if data is None else _samples(ours.path, data, mask),
+        seed=settings.seed,
+        progress=settings.progress,
+    )
+    size = model_size(ours.path, theirs.path)
+    return BenchmarkReport(benchmarks=benchmarks, unmeasured=unmeasured, size=size, gates=())
+
+
+def analyze(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    params: float = 0.5,
+    mask: str | None = None,
+    settings: RunSettings | None = None,
+) -> CompressionPlan:
+    """The linear layers of ``model``, with the least error that factors could have.
+
+    Args:
+        model: never changed.
+        data: as for :func:`learn`; without, errors are those of the weights.
+        params: the share of the parameters at which errors are given.
+        mask: as for :func:`learn`.
+        settings: likewise.
+
+    Returns:
+        A plan by plain SVD: every site with its ``error.bound``, every product that is none with
+        the reason.
+
+    Raises:
+        CompressOnnxError: as for :func:`learn`.
+    """
+    learned = learn(model, data, mask=mask, settings=settings)
+    request = request_of(method="svd", params=params, rank_multiple=1)
+    plan = make_plan(learned.original.table, request)
+    return Compressed(learned.basis(request), plan, progress=learned.settings.progress).evaluated()
+
+
+def export(source: str, output: Path | str, **options: Any) -> ExportReport:  # noqa: ANN401
+    """Export a Hugging Face model or folder to ``output``, compared with PyTorch.
+
+    Args:
+        source: the name on the hub, or a folder.
+        output: the ``.onnx`` file to write.
+        **options: the other fields of :class:`~pipeline.recipe.SourceSpec`, such as ``task``.
+
+    Raises:
+        RequestError: the source is an ONNX file already, or the options make no sense.
+        MissingDependencyError: the ``export`` extra is not installed.
+        ModelFileError: the export computes something else than PyTorch.
+    """
+    try:
+        spec = SourceSpec.model_validate({"model": source, **options})
+    except ValidationError as error:
+        raise RequestError(first_problem(error)) from error
+    with TemporaryDirectory(prefix="compress-onnx-") as work:
+        exported = export_source(spec, Path(work), base_dir=Path.cwd())
+        if not exported.path.is_relative_to(work):
+            raise RequestError(f"{source} is an ONNX model already: nothing to export")
+        save_model(load_model(exported.path), Path(output))
+    return exported.report
+
+
+def run(
+    recipe: Path | str | Recipe,
+    output: Path | str,
+    *,
+    base_dir: Path | None = None,
+    settings: RunSettings | None = None,
+) -> Report:
+    """Carry out a recipe and leave a bundle in ``output``; ``report.passed`` is the verdict.
+
+    Args:
+        recipe: a YAML file, or a recipe.
+        output: the bundle's folder.
+        base_dir: what relative paths in the recipe start from; the file's folder by itself.
+        settings: whose cache and progress count.
+
+    Raises:
+        CompressOnnxError: the run could not be carried out; nothing is left behind.
+    """
+    settings = settings or RunSettings()
+    if not isinstance(recipe, Recipe):
+        base_dir, recipe = base_dir or Path(recipe).parent, read_recipe(Path(recipe))
+    return run_recipe(
+        recipe,
+        Path(output),
+        base_dir=base_dir or Path.cwd(),
+        cache=settings.cache,
+        progress=settings.progress,
+    )
+
+
+def _samples(model: Path, data: DataLike, mask: str | None) -> Samples:
+    names = [model_input.name for model_input in model_inputs(load_structure(model))]
+    return as_samples(data, names, mask)
+
+
+__all__ = [
+    "Calls",
+    "Compressed",
+    "Learned",
+    "Original",
+    "RunSettings",
+    "Samples",
+    "analyze",
+    "benchmark",
+    "compress",
+    "export",
+    "learn",
+    "request_of",
+    "run",
+    "validate",
+]
