@@ -39,10 +39,11 @@ test: $(READY)  ## Run all tests.
 test-fast: $(READY)  ## Run the tests that take less than a few seconds each.
 	$(BIN)/python -m pytest -m "not slow"
 
-check: $(READY)  ## Lint, check the formatting and the types.
+check: $(READY)  ## Lint, check the formatting, the types, and that imports go downwards.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
