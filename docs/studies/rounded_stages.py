@@ -23,7 +23,8 @@ import onnx
 from ml_dtypes import int4
 from onnx import TensorProto, helper, numpy_helper
 
-from compress_onnx.graph_passes.factorization.base import Array, Float64, Term
+from compress_onnx.graph_passes.arrays import Array, Float64
+from compress_onnx.graph_passes.factorization.base import Term
 from compress_onnx.graph_passes.factorization.projection import Projection, project
 from compress_onnx.graph_passes.factorization.storage import INTEGERS, Packed, Storage, pack
 from compress_onnx.graph_passes.planning.decide import group_by_weight

@@ -12,12 +12,11 @@ orthonormal and holds none of the weight's scale.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+from compress_onnx.graph_passes.arrays import Float64, Floats
 
 
-def balanced(left: NDArray[np.floating], right: NDArray[np.floating]) -> tuple[Float64, Float64]:
+def balanced(left: Floats, right: Floats) -> tuple[Float64, Float64]:
     """Factors with the same product and equal singular values.
 
     Args:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
 from compress_onnx.graph_passes.factorization.storage import (
     Combine,
@@ -28,8 +28,6 @@ from compress_onnx.graph_passes.factorization.storage import (
     pack,
 )
 
-Array = NDArray[np.generic]
-Float64 = NDArray[np.float64]
 Metric = Literal["weight", "activation", "scaled", "output"]
 
 

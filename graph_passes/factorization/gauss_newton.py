@@ -24,8 +24,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as options
 from scipy import linalg
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Array, Float64, Metric
+from compress_onnx.graph_passes.factorization.base import Metric
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import ProjectedWeight, Stages
 

@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 
-Float64 = NDArray[np.float64]
+from compress_onnx.graph_passes.arrays import Array, Float64
 
 _UNSEEN = 1e-13
 """Squared singular values below this share of the largest are rounding noise."""
@@ -63,7 +62,7 @@ class Projection:
         return np.linalg.qr(np.hstack([self.seen, unseen[:, :missing]]))[0]
 
 
-def project(weight: NDArray[np.generic], root: Float64 | None = None) -> Projection:
+def project(weight: Array, root: Float64 | None = None) -> Projection:
     """Find the optimal right subspaces of ``weight`` [K, N].
 
     Args:

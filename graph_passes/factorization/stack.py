@@ -18,12 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import ActivationStats, Known
 from compress_onnx.graph_passes.factorization.base import (
-    Array,
     Decomposition,
     Factorization,
-    Float64,
     Method,
     Metric,
     Term,

@@ -20,7 +20,8 @@ import numpy as np
 from pydantic import Field
 from scipy import linalg
 
-from compress_onnx.graph_passes.factorization.base import Array, Factorization, Float64, Term
+from compress_onnx.graph_passes.arrays import Array, Float64
+from compress_onnx.graph_passes.factorization.base import Factorization, Term
 from compress_onnx.graph_passes.factorization.projection import Projection, project
 from compress_onnx.graph_passes.factorization.storage import Storage
 

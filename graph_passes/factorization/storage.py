@@ -28,13 +28,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array, Float32, Float64
 from compress_onnx.graph_passes.errors import RequestError
 
-Array = NDArray[np.generic]
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 Storage = Literal["same", "float16", "int8", "int4"]
 Combine = Callable[[Sequence[Any]], Any]
 """Puts arrays together, such as a concatenation along one axis."""

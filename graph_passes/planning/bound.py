@@ -32,8 +32,8 @@ import numpy as np
 
 from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.least_damage import least_possible
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.factorization import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Float64
 from compress_onnx.graph_passes.factorization.error import least_errors
 from compress_onnx.graph_passes.planning.decide import group_by_weight
 from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of

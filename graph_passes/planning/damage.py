@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from compress_onnx.graph_passes.allocation import Damage
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats, Method
-from compress_onnx.graph_passes.factorization.base import Float64
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
 from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.planning.decide import DamageCurve

@@ -24,9 +24,9 @@ import numpy as np
 
 from compress_onnx.graph_passes.allocation import Allocator, Candidate, Damage, get_allocator
 from compress_onnx.graph_passes.allocation.price import Price
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import NothingToCompressError, RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method, make_method
-from compress_onnx.graph_passes.factorization.base import Float64
 from compress_onnx.graph_passes.factorization.stack import knows_enough
 from compress_onnx.graph_passes.planning.evidence import (
     evidence_in,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import (
     ActivationStats,
@@ -14,7 +15,7 @@ from compress_onnx.graph_passes.factorization import (
     Known,
     make_method,
 )
-from compress_onnx.graph_passes.factorization.base import Float64, Method
+from compress_onnx.graph_passes.factorization.base import Method
 from compress_onnx.graph_passes.factorization.error import (
     activation_error,
     least_errors,

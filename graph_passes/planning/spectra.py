@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.factorization import Known
 from compress_onnx.graph_passes.factorization.asvd import ASVD
-from compress_onnx.graph_passes.factorization.base import Float64
 from compress_onnx.graph_passes.factorization.projection import tail_of
 from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.factorization.svd import SVD

@@ -26,12 +26,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization.storage import Packed, Storage
 from compress_onnx.graph_passes.sites.naming import UniqueNames
 
-Array = NDArray[np.generic]
 Store = Callable[[Array, ir.DataType, str], ir.TensorProtocol]
 """Makes a tensor of an array, given its type and name."""
 

@@ -29,8 +29,8 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.rewriting.initializers import Store, in_memory
 from compress_onnx.graph_passes.sites.families import Siblings, bias_axes, families, joined_name
@@ -38,8 +38,6 @@ from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import SIBLINGS_PROPERTY
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
 from compress_onnx.graph_passes.sites.weights import read
-
-Array = NDArray[np.generic]
 
 _SIZES_ARE_AN_INPUT = 13
 """The opset from which Split takes its sizes as an input instead of an attribute."""

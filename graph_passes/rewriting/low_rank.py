@@ -27,8 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
 from compress_onnx.graph_passes.factorization.storage import Packed
 from compress_onnx.graph_passes.planning.bound import PlanErrors
@@ -36,7 +36,6 @@ from compress_onnx.graph_passes.planning.factoring import FactoredWeight, factor
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.rewriting.initializers import (
     INT4_IR_VERSION,
-    Array,
     Initializers,
     Store,
     in_memory,
@@ -142,7 +141,7 @@ class _SiteRewriter:
         if NAME_SCOPES in site.node.metadata_props:
             self._properties[NAME_SCOPES] = site.node.metadata_props[NAME_SCOPES]
 
-    def rewrite(self, factors: Factors, correction: NDArray[np.float64] | None) -> None:
+    def rewrite(self, factors: Factors, correction: Float64 | None) -> None:
         site, node = self._site, self._site.node
         if correction is not None:
             correction = site.alpha * correction if site.corrected_bias else None
@@ -160,7 +159,7 @@ class _SiteRewriter:
             corrected = self._bias(self._old_bias() + correction)
             site.bias.node.replace_input_with(site.bias.index, corrected)
 
-    def _gemm_addend(self, correction: NDArray[np.float64] | None) -> ir.Value | None:
+    def _gemm_addend(self, correction: Float64 | None) -> ir.Value | None:
         """What the last Gemm of the chain adds; a corrected bias has beta folded in."""
         site = self._site
         if site.node.op_type != "Gemm" or len(site.node.inputs) < 3:
@@ -226,7 +225,7 @@ class _SiteRewriter:
         )
         return output
 
-    def _old_bias(self) -> NDArray[np.float64]:
+    def _old_bias(self) -> Float64:
         """``[.., N]`` the bias that there is."""
         site = self._site
         assert site.bias is not None
@@ -238,7 +237,7 @@ class _SiteRewriter:
         full = np.broadcast_to(old, (*site.weight.leading, *column))
         return full.reshape(*site.weight.leading, site.out_features)
 
-    def _bias(self, values: NDArray[np.float64]) -> ir.Value:
+    def _bias(self, values: Float64) -> ir.Value:
         """An initializer of ``values`` [.., N], with as many axes as the bias that it replaces.
 
         A bias with more axes than the product adds axes to the output.

@@ -16,9 +16,9 @@ from functools import cached_property
 
 from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.uniform import uniform
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Array
 from compress_onnx.graph_passes.planning.decide import group_by_weight, make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec, SitePlan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
