@@ -28,7 +28,7 @@ from compress_onnx.graph_passes.factorization.storage import (
     pack,
 )
 
-Metric = Literal["weight", "activation", "scaled", "output"]
+ErrorMetric = Literal["weight", "activation", "scaled", "output"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Method(Protocol):
         corrects_bias: whether its factorizations carry a bias correction.
     """
 
-    metric: ClassVar[Metric]
+    metric: ClassVar[ErrorMetric]
     needs_activations: ClassVar[bool]
     needs_gradients: ClassVar[bool]
     corrects_bias: ClassVar[bool]

@@ -26,7 +26,7 @@ from scipy import linalg
 
 from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Metric
+from compress_onnx.graph_passes.factorization.base import ErrorMetric
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import ProjectedWeight, Stages
 
@@ -40,7 +40,7 @@ class GaussNewton:
         stages: later ones repair what rounding did to the earlier ones, where factors are rounded.
     """
 
-    metric: ClassVar[Metric] = "output"
+    metric: ClassVar[ErrorMetric] = "output"
     needs_activations: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = True
     corrects_bias: ClassVar[bool] = True

@@ -31,7 +31,7 @@ from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization.storage import Packed, Storage
 from compress_onnx.graph_passes.sites.naming import UniqueNames
 
-Store = Callable[[Array, ir.DataType, str], ir.TensorProtocol]
+Sink = Callable[[Array, ir.DataType, str], ir.TensorProtocol]
 """Makes a tensor of an array, given its type and name."""
 
 INT4_IR_VERSION = 10
@@ -43,7 +43,7 @@ _TYPES: Mapping[Storage, ir.DataType] = {
 
 
 def in_memory(array: Array, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
-    """The plain :data:`Store`."""
+    """The plain :data:`Sink`."""
     return ir.Tensor(array, dtype=dtype, name=name)
 
 
@@ -53,11 +53,11 @@ class Initializers:
 
     Attributes:
         names: hands out free names.
-        store: where the numbers go.
+        sink: where the numbers go.
     """
 
     names: UniqueNames
-    store: Store
+    sink: Sink
 
     def plain(self, owner: ir.Value, role: str, array: Array) -> ir.Value:
         """An initializer of ``array``, which has the type of ``owner``, in the same graph."""
@@ -112,7 +112,7 @@ class Initializers:
         return value
 
     def _add(self, owner: ir.Value, name: str, array: Array, dtype: ir.DataType) -> ir.Value:
-        tensor = self.store(np.ascontiguousarray(array), dtype, name)
+        tensor = self.sink(np.ascontiguousarray(array), dtype, name)
         value = ir.Value(
             name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor
         )

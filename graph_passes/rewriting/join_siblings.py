@@ -32,7 +32,7 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.rewriting.initializers import Store, in_memory
+from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory
 from compress_onnx.graph_passes.sites.families import Siblings, bias_axes, families, joined_name
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import SIBLINGS_PROPERTY
@@ -171,12 +171,12 @@ class PartSiblingsPass(ir.passes.InPlacePass):
     """Take apart what :class:`JoinSiblingsPass` joined: one product and bias a sibling again.
 
     Args:
-        store: where the parts of weights go.
+        sink: where the parts of weights go.
     """
 
-    def __init__(self, store: Store = in_memory) -> None:
+    def __init__(self, sink: Sink = in_memory) -> None:
         super().__init__()
-        self._store = store
+        self._sink = sink
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Take every joined site apart, factored or not."""
@@ -189,7 +189,7 @@ class PartSiblingsPass(ir.passes.InPlacePass):
         for split in splits:
             value = split.inputs[0]
             assert value is not None
-            parts = _Parts(json.loads(split.metadata_props[SIBLINGS_PROPERTY]), names, self._store)
+            parts = _Parts(json.loads(split.metadata_props[SIBLINGS_PROPERTY]), names, self._sink)
             ends = parts.of(value)
             ir.convenience.replace_nodes_and_values(
                 model.graph, split, [split], parts.nodes, split.outputs, ends
@@ -200,10 +200,10 @@ class PartSiblingsPass(ir.passes.InPlacePass):
 class _Parts:
     """Writes a value that joining widened as its parts, one a sibling."""
 
-    def __init__(self, sizes: Sequence[int], names: UniqueNames, store: Store) -> None:
+    def __init__(self, sizes: Sequence[int], names: UniqueNames, sink: Sink) -> None:
         self._sizes = sizes
         self._names = names
-        self._store = store
+        self._sink = sink
         self.nodes: list[ir.Node] = []
 
     def of(self, value: ir.Value) -> list[ir.Value]:
@@ -228,7 +228,7 @@ class _Parts:
         for index, (start, stop) in enumerate(pairwise(accumulate(self._sizes, initial=0))):
             name = self._names(f"{weight.name}.{index}")
             part = np.ascontiguousarray(array[..., start:stop])
-            values.append(_register(weight.graph, name, self._store(part, dtype, name)))
+            values.append(_register(weight.graph, name, self._sink(part, dtype, name)))
         return values
 
     def _node(self, joined: ir.Node, index: int, inputs: Sequence[ir.Value]) -> ir.Value:

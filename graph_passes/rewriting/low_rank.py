@@ -37,7 +37,7 @@ from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.rewriting.initializers import (
     INT4_IR_VERSION,
     Initializers,
-    Store,
+    Sink,
     in_memory,
 )
 from compress_onnx.graph_passes.sites.find import SITE_PROPERTY, LinearSite, find_sites
@@ -55,7 +55,7 @@ class LowRankPass(ir.passes.InPlacePass):
         stats: activation statistics by matrix name, for the methods that need them.
         progress: called with the number of weights done, after each.
         ready: factorizations by weight key that need not be computed any more.
-        store: where the new weights go; a model that does not fit into memory needs another place.
+        sink: where the new weights go; a model that does not fit into memory needs another place.
 
     Attributes:
         plan: after the call, the plan with the errors that the factors really have.
@@ -67,14 +67,14 @@ class LowRankPass(ir.passes.InPlacePass):
         stats: Mapping[str, ActivationStats] | None = None,
         progress: Callable[[int], None] | None = None,
         ready: Mapping[str, Factorization] | None = None,
-        store: Store = in_memory,
+        sink: Sink = in_memory,
     ) -> None:
         super().__init__()
         self.plan = plan
         self._stats = stats or {}
         self._progress = progress
         self._ready = ready
-        self._store = store
+        self._sink = sink
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every factored site of the plan.
@@ -84,7 +84,7 @@ class LowRankPass(ir.passes.InPlacePass):
                 ``requires``, which would hide the error behind one of its own.)
         """
         names = UniqueNames(value_names(model), separator="_")
-        initializers = Initializers(names, self._store)
+        initializers = Initializers(names, self._sink)
         table = find_sites(model)
         errors = PlanErrors(table, self.plan, self._stats)
         weights = factor_weights(table, self.plan, self._stats, self._ready)

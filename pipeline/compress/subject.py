@@ -26,7 +26,7 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.spectra import spectrum
 from compress_onnx.graph_passes.rewriting.canonicalize import canonicalize
 from compress_onnx.graph_passes.rewriting.cleanup import cleanup
-from compress_onnx.graph_passes.rewriting.initializers import Store, in_memory
+from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory
 from compress_onnx.graph_passes.rewriting.join_siblings import PartSiblingsPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
 from compress_onnx.graph_passes.sites.find import SiteTable, find_sites
@@ -145,7 +145,7 @@ def apply_plan(
     ready: Mapping[str, Factorization] | None = None,
     keep_metadata: bool = False,
     progress: Progress | None = None,
-    store: Store = in_memory,
+    sink: Sink = in_memory,
 ) -> CompressionPlan:
     """Rewrite ``subject.model`` in place and tidy it up; returns the plan with measured errors.
 
@@ -156,16 +156,16 @@ def apply_plan(
         ready: factorizations by weight key that need not be computed any more.
         keep_metadata: keep what the exporter wrote about sources.
         progress: shows the steps.
-        store: where the new weights go.
+        sink: where the new weights go.
 
     Raises:
         RequestError: the plan does not fit the model.
     """
     check_fits(subject.table, plan)
     with (progress or Silent()).step("factor", weights_in(plan)) as update:
-        low_rank = LowRankPass(plan, statistics(calibration), update, ready, store)
+        low_rank = LowRankPass(plan, statistics(calibration), update, ready, sink)
         low_rank(subject.model)
-    PartSiblingsPass(store)(subject.model)
+    PartSiblingsPass(sink)(subject.model)
     cleanup(subject.model, keep_metadata=keep_metadata)
     return low_rank.plan
 
@@ -203,7 +203,7 @@ def write_compressed(
         OutputError: ``output`` cannot be written.
         ModelFileError: ONNX Runtime loads the original, but not the result.
     """
-    with _store_for(subject, output) as store:
+    with _sink_for(subject, output) as sink:
         plan = apply_plan(
             subject,
             plan,
@@ -211,7 +211,7 @@ def write_compressed(
             ready=ready,
             keep_metadata=keep_metadata,
             progress=progress,
-            store=store,
+            sink=sink,
         )
         save_model(
             subject.model,
@@ -222,7 +222,7 @@ def write_compressed(
     return plan
 
 
-def _store_for(subject: Subject, output: Path) -> AbstractContextManager[Store]:
+def _sink_for(subject: Subject, output: Path) -> AbstractContextManager[Sink]:
     return spill(output) if data_files(subject.model) else nullcontext(in_memory)
 
 

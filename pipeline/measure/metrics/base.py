@@ -11,7 +11,7 @@ from compress_onnx.pipeline.runtime.samples import Array, Batch
 Outputs = Mapping[str, Array]
 
 
-class Metric(Protocol):
+class TaskMetric(Protocol):
     """Accumulates both models' outputs over batches.
 
     A candidate whose values make the metric undefined (NaN) gets NaN, which no gate accepts, or
