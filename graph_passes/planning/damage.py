@@ -11,7 +11,7 @@ A weight with a site that was not measured, or has no gradients, has no curve.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from compress_onnx.graph_passes.allocation import Damage
 from compress_onnx.graph_passes.arrays import Float64
@@ -19,9 +19,11 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats, Method
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
 from compress_onnx.graph_passes.factorization.stack import decompose
-from compress_onnx.graph_passes.planning.decide import DamageCurve
 from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
 from compress_onnx.graph_passes.sites.find import LinearSite
+
+DamageCurve = Callable[[Sequence[LinearSite]], Float64 | None]
+"""What the weight that some sites share costs the model at each rank; None where not known."""
 
 
 def damage_curve(

@@ -12,26 +12,23 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import (
     ActivationStats,
     Factorization,
-    Known,
-    make_method,
 )
-from compress_onnx.graph_passes.factorization.base import Method
 from compress_onnx.graph_passes.factorization.error import (
     activation_error,
     least_errors,
     weight_error,
 )
 from compress_onnx.graph_passes.factorization.stack import decompose
-from compress_onnx.graph_passes.factorization.storage import Storage
-from compress_onnx.graph_passes.planning.decide import group_by_weight
 from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
-from compress_onnx.graph_passes.planning.plan import (
-    CompressionPlan,
-    SiteError,
-    SitePlan,
-    check_opset,
+from compress_onnx.graph_passes.planning.fitting import (
+    check_evidence,
+    check_fits,
+    planned_method,
+    planned_rank,
 )
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, SiteError, SitePlan
 from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,12 @@ def factor_weights(
         ready: factorizations by weight key that are there already.
 
     Raises:
-        RequestError: the plan does not fit the model.
+        RequestError: the plan does not fit the model, which is said before anything is factored;
+            or a weight is not finite, or its factors do not fit into its type.
     """
-    groups = group_by_weight(table.sites)
     check_fits(table, plan)
+    check_evidence(table, plan, stats)
+    groups = group_by_weight(table.sites)
     planned = {site.weight: site for site in plan.factored}
     for key, site_plan in planned.items():
         yield _factor(groups[key], site_plan, stats, (ready or {}).get(key))
@@ -84,11 +83,15 @@ def _factor(
     ready: Factorization | None,
 ) -> FactoredWeight:
     weight = sites[0].weight.array()
+    if not np.isfinite(weight.astype(np.float32, copy=False)).all():
+        raise RequestError(f"the plan factors {plan.site!r}, which has NaN or infinite values")
     known = statistics_of(sites, stats)
-    method = _method(plan, known)
-    rank = _rank(plan)
+    method, rank = planned_method(plan), planned_rank(plan)
     decomposition = decompose(method, weight, known)
-    factorization = ready or decomposition.factorize(rank, plan.store)
+    try:
+        factorization = ready or decomposition.factorize(rank, plan.store)
+    except RequestError as misfit:
+        raise RequestError(f"{plan.site}: {misfit}") from misfit
     metric = "weight" if evidence_in(known) == "none" else "activation"
     least = least_errors(weight, known, decomposition if method.metric == metric else None)
     error = SiteError(
@@ -97,61 +100,3 @@ def _factor(
         bound=float(np.sqrt(least[rank] / least[0])) if least[0] > 0 else 0.0,
     )
     return FactoredWeight(sites, plan, factorization, error, least)
-
-
-def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
-    """Make sure that a plan, perhaps edited or made for another model, can be applied here.
-
-    Raises:
-        RequestError: a factored site is missing, has another shape, or an impossible rank, or
-            sites that share a weight are planned differently, or the model cannot hold factors
-            as they should be stored.
-    """
-    sites = {site.name: site for site in table.sites}
-    decided: dict[str, tuple[str, int | None, Storage]] = {}
-    for planned in plan.sites:
-        if planned.decision == "factor":
-            site = sites.get(planned.site)
-            if site is None:
-                raise RequestError(f"the plan factors {planned.site!r}, which the model lacks")
-            shape = (planned.in_features, planned.out_features)
-            if (
-                shape != site.weight.shape
-                or planned.matrices != site.weight.matrices
-                or planned.weight != site.weight.key
-            ):
-                raise RequestError(
-                    f"the plan was made for another model: {planned.site} is {planned.weight} "
-                    f"{shape} in the plan, {site.weight.key} {site.weight.shape} in the model"
-                )
-            check_opset(planned.store, table.opset)
-            if not 1 <= _rank(planned) <= min(shape):
-                raise RequestError(
-                    f"rank {planned.rank} of {planned.site} is not between 1 and {min(shape)}"
-                )
-        choice = (planned.decision, planned.rank, planned.store)
-        if decided.setdefault(planned.weight, choice) != choice:
-            raise RequestError(f"sites that share the weight {planned.weight} are planned apart")
-
-
-def _rank(plan: SitePlan) -> int:
-    if plan.rank is None:
-        raise RequestError(f"the plan factors {plan.site!r} without a rank")
-    return plan.rank
-
-
-def _method(plan: SitePlan, known: Known) -> Method:
-    if plan.method is None:
-        raise RequestError(f"the plan factors {plan.site!r} without a method")
-    method = make_method(plan.method.name, plan.method.options)
-    evidence = evidence_in(known)
-    if method.needs_activations and evidence == "none":
-        raise RequestError(
-            f"{plan.site} is planned with {plan.method.name}, which needs calibration data"
-        )
-    if method.needs_gradients and evidence != "gradients":
-        raise RequestError(
-            f"{plan.site} is planned with {plan.method.name}, which needs calibration data and "
-            "gradients that reach the site"
-        )
-    return method

@@ -68,6 +68,12 @@ class Weight:
         return math.prod(self.leading)
 
     @property
+    def itemsize(self) -> int:
+        """How many bytes one number takes."""
+        assert self.initializer.const_value is not None
+        return int(self.initializer.const_value.dtype.itemsize)
+
+    @property
     def _stored_shape(self) -> tuple[int, ...]:
         return _shape_of(self.initializer)
 

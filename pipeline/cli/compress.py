@@ -11,8 +11,8 @@ import typer
 
 from compress_onnx.graph_passes.allocation import ALLOCATORS
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.decide import require_gain
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, read_plan
+from compress_onnx.graph_passes.planning.planner import require_gain
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.strategy import concrete
 from compress_onnx.pipeline.cli import options

@@ -44,9 +44,9 @@ from compress_onnx.graph_passes.factorization import (
     GradientStats,
     make_method,
 )
-from compress_onnx.graph_passes.planning.decide import group_by_weight
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
 from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.evidence.calibrate import real_positions
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches

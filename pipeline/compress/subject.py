@@ -17,10 +17,12 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.errors import ModelFileError
 from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
 from compress_onnx.graph_passes.planning.bound import PlanErrors
-from compress_onnx.graph_passes.planning.decide import DamageCurve, make_plan, require_gain
+from compress_onnx.graph_passes.planning.damage import DamageCurve
 from compress_onnx.graph_passes.planning.evidence import statistics_of
-from compress_onnx.graph_passes.planning.factoring import check_fits, factor_weights
+from compress_onnx.graph_passes.planning.factoring import factor_weights
+from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.planning.planner import make_plan, require_gain
 from compress_onnx.graph_passes.planning.prices import PriceCurve
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.spectra import spectrum

@@ -21,9 +21,9 @@ from compress_onnx.graph_passes.allocation.uniform import uniform
 from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method
 from compress_onnx.graph_passes.factorization.stack import decompose
-from compress_onnx.graph_passes.planning.decide import WeightGroups
 from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
 from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.grouping import WeightGroups
 from compress_onnx.pipeline.evidence.objective import Objective, change
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
-from compress_onnx.graph_passes.planning.decide import require_gain
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
+from compress_onnx.graph_passes.planning.planner import require_gain
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.strategy import concrete
 from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable

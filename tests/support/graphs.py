@@ -12,8 +12,8 @@ from onnx import TensorProto, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.rewriting.canonicalize import canonicalize
 from compress_onnx.graph_passes.rewriting.cleanup import cleanup

@@ -19,10 +19,11 @@ from compress_onnx.graph_passes.allocation.uniform import uniform
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats
-from compress_onnx.graph_passes.planning.decide import group_by_weight, make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec, SitePlan
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.compress.study import Researcher
 from compress_onnx.pipeline.compress.subject import Subject, open_subject, statistics
 from compress_onnx.pipeline.evidence.objective import Objective

@@ -15,8 +15,8 @@ from graphs import canonical, model
 
 from compress_onnx.graph_passes.factorization import ActivationStats, GradientStats, make_method
 from compress_onnx.graph_passes.planning.damage import damage_curve
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.sharing import (
     MARGIN,

@@ -23,8 +23,8 @@ from onnx import numpy_helper
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
 from compress_onnx.graph_passes.rewriting.cleanup import cleanup
 from compress_onnx.graph_passes.rewriting.join_siblings import JoinSiblingsPass, PartSiblingsPass

@@ -23,8 +23,8 @@ from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 
 from compress_onnx.graph_passes.errors import ModelFileError
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.rewriting.cleanup import cleanup
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass

@@ -16,8 +16,8 @@ from matplotlib import image
 from onnx import TensorProto, helper
 
 from compress_onnx.graph_passes.factorization import MomentAccumulator
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.spectra import spectrum
 from compress_onnx.graph_passes.sites.naming import kind_of
