@@ -20,12 +20,15 @@ import numpy as np
 
 from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
+from compress_onnx.graph_passes.factorization.balance import within
 from compress_onnx.graph_passes.factorization.storage import (
     Combine,
     Packed,
     Storage,
     combined,
+    narrowest,
     pack,
+    rounded,
 )
 
 ErrorMetric = Literal["weight", "activation", "scaled", "output"]
@@ -48,12 +51,15 @@ class Term:
     ) -> Term:
         """Factors ``[K, r]`` and ``[r, N]`` of a weight of type ``dtype``, stored as ``storage``.
 
+        Their scale is shared out between the two where one of them would overflow.
+
         Raises:
-            RequestError: ``storage`` cannot hold the numbers.
+            RequestError: even then, the type cannot hold the numbers.
         """
+        down, up = within(down, up, narrowest(storage, dtype))
         first, second = pack(down, storage, dtype, axis=0), pack(up, storage, dtype, axis=1)
         if first is None or second is None:
-            return cls(down.astype(dtype), np.ascontiguousarray(up).astype(dtype))
+            return cls(rounded(down, dtype), rounded(np.ascontiguousarray(up), dtype))
         return cls(first.values(dtype), second.values(dtype), (first, second))
 
     @classmethod

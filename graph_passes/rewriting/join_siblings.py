@@ -32,7 +32,7 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory
+from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory, register
 from compress_onnx.graph_passes.sites.families import Siblings, bias_axes, families, joined_name
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import SIBLINGS_PROPERTY
@@ -116,7 +116,7 @@ def _joined_weight(graph: ir.Graph, siblings: Siblings, names: UniqueNames) -> i
         return ir.Tensor(np.hstack([weight.array() for weight in weights]), dtype=dtype, name=name)
 
     tensor = ir.LazyTensor(make, dtype, shape, name=name)
-    return _register(graph, name, tensor)
+    return register(graph, tensor)
 
 
 def _joined_bias(graph: ir.Graph, siblings: Siblings, names: UniqueNames) -> ir.Value:
@@ -132,7 +132,7 @@ def _joined_bias(graph: ir.Graph, siblings: Siblings, names: UniqueNames) -> ir.
     assert bias is not None
     assert bias.value.const_value is not None
     name = names(f"{bias.value.name}.siblings")
-    return _register(graph, name, ir.Tensor(joined, dtype=bias.value.const_value.dtype, name=name))
+    return register(graph, ir.Tensor(joined, dtype=bias.value.const_value.dtype, name=name))
 
 
 def _split(
@@ -144,21 +144,10 @@ def _split(
         attributes: dict[str, int | list[int]] = {"axis": -1, "split": sizes}
         return ir.node("Split", [value], attributes, num_outputs=len(sizes), metadata_props=mark)
     name = names("siblings.sizes")
-    stored = _register(graph, name, ir.Tensor(np.array(sizes, np.int64), name=name))
+    stored = register(graph, ir.Tensor(np.array(sizes, np.int64), name=name))
     return ir.node(
         "Split", [value, stored], {"axis": -1}, num_outputs=len(sizes), metadata_props=mark
     )
-
-
-def _register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(tensor.shape.numpy()),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def _widened(shape: ir.Shape | None, siblings: Siblings) -> ir.Shape | None:
@@ -228,7 +217,7 @@ class _Parts:
         for index, (start, stop) in enumerate(pairwise(accumulate(self._sizes, initial=0))):
             name = self._names(f"{weight.name}.{index}")
             part = np.ascontiguousarray(array[..., start:stop])
-            values.append(_register(weight.graph, name, self._sink(part, dtype, name)))
+            values.append(register(weight.graph, self._sink(part, dtype, name)))
         return values
 
     def _node(self, joined: ir.Node, index: int, inputs: Sequence[ir.Value]) -> ir.Value:
