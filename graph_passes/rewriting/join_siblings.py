@@ -24,8 +24,9 @@ Rules:
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +36,11 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory, register
 from compress_onnx.graph_passes.sites.families import Siblings, bias_axes, families, joined_name
 from compress_onnx.graph_passes.sites.find import find_sites
-from compress_onnx.graph_passes.sites.linear_site import SIBLINGS_PROPERTY
+from compress_onnx.graph_passes.sites.linear_site import (
+    SIBLINGS_PROPERTY,
+    LinearSite,
+    factored_names,
+)
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
 from compress_onnx.graph_passes.sites.weights import read
 
@@ -44,10 +49,10 @@ _SIZES_ARE_AN_INPUT = 13
 
 
 class JoinSiblingsPass(ir.passes.InPlacePass):
-    """Write groups of siblings as one site each.
+    """Write groups of siblings as one site each; those that are one already stay so.
 
     Args:
-        groups: names of the sites of each group.
+        groups: names of the sites of each group, in graph order.
     """
 
     def __init__(self, groups: Sequence[Collection[str]]) -> None:
@@ -58,18 +63,33 @@ class JoinSiblingsPass(ir.passes.InPlacePass):
         """Join every group.
 
         Raises:
-            RequestError: a group is not of siblings; nothing was changed then.
+            RequestError: a group is not of siblings, or two have one in common; nothing was changed
+                then.
         """
         sites = find_sites(model).sites
-        allowed = [{site.name for site in family} for family in families(sites)]
-        for group in self._groups:
-            if len(group) < 2 or not any(set(group) <= family for family in allowed):
-                raise RequestError(f"{', '.join(group)}: no siblings that could share a factor")
+        joined = [set(site.siblings) for site in sites if site.siblings]
+        factored = factored_names(model)
+        groups = [
+            group
+            for group in self._groups
+            if set(group) not in joined and joined_name(list(group)) not in factored
+        ]
+        _check_groups(groups, sites)
         names = UniqueNames(value_names(model), separator="_")
         opset = model.opset_imports[""]
-        for group in self._groups:
+        for group in groups:
             _join([site for site in sites if site.name in group], names, opset)
-        return ir.passes.PassResult(model, modified=bool(self._groups))
+        return ir.passes.PassResult(model, modified=bool(groups))
+
+
+def _check_groups(groups: Sequence[Collection[str]], sites: Sequence[LinearSite]) -> None:
+    allowed = [{site.name for site in family} for family in families(sites)]
+    for group in groups:
+        if len(set(group)) < 2 or not any(set(group) <= family for family in allowed):
+            raise RequestError(f"{', '.join(group)}: no siblings that could share a factor")
+    for name, count in Counter(chain.from_iterable(map(set, groups))).items():
+        if count > 1:
+            raise RequestError(f"{name} is in {count} groups of siblings: leave it in one of them")
 
 
 def _join(siblings: Siblings, names: UniqueNames, opset: int) -> None:

@@ -41,13 +41,14 @@ from compress_onnx.graph_passes.rewriting.initializers import (
 )
 from compress_onnx.graph_passes.rewriting.replacement import Replacement, prepare
 from compress_onnx.graph_passes.sites.find import SITE_PROPERTY, LinearSite, find_sites
+from compress_onnx.graph_passes.sites.linear_site import factored_names
 from compress_onnx.graph_passes.sites.naming import NAME_SCOPES, UniqueNames, value_names
 
 Factors = Sequence[tuple[ir.Value, ir.Value]]
 
 
 class LowRankPass(ir.passes.InPlacePass):
-    """Apply a :class:`CompressionPlan`.
+    """Apply a :class:`CompressionPlan`; on a model that it was applied to already, do nothing.
 
     Args:
         plan: what to do.
@@ -83,6 +84,9 @@ class LowRankPass(ir.passes.InPlacePass):
                 types; nothing was changed then. (Not checked in ``requires``, which would hide the
                 error behind one of its own.)
         """
+        factored = {site.site for site in self.plan.factored}
+        if factored and factored <= factored_names(model):
+            return ir.passes.PassResult(model, modified=False)
         initializers = Initializers(UniqueNames(value_names(model), separator="_"), self._sink)
         replacements, plan = self._prepare(model, initializers)
         for replacement in replacements:

@@ -26,8 +26,8 @@ from compress_onnx.graph_passes.planning.planner import make_plan, require_gain
 from compress_onnx.graph_passes.planning.prices import PriceCurve
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.spectra import spectrum
-from compress_onnx.graph_passes.rewriting.canonicalize import canonicalize
-from compress_onnx.graph_passes.rewriting.cleanup import cleanup
+from compress_onnx.graph_passes.rewriting.canonicalize import CanonicalizePass
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory
 from compress_onnx.graph_passes.rewriting.join_siblings import PartSiblingsPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
@@ -71,7 +71,7 @@ def open_subject(path: Path) -> Subject:
         ModelFileError: the file is missing, damaged or unsafe.
     """
     model = load_model(path)
-    canonicalize(model)
+    CanonicalizePass()(model)
     return Subject(path, model, find_sites(model))
 
 
@@ -168,7 +168,7 @@ def apply_plan(
         low_rank = LowRankPass(plan, statistics(calibration), update, ready, sink)
         low_rank(subject.model)
     PartSiblingsPass(sink)(subject.model)
-    cleanup(subject.model, keep_metadata=keep_metadata)
+    CleanupPass(keep_metadata=keep_metadata)(subject.model)
     return low_rank.plan
 
 

@@ -35,7 +35,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.errors import DataError, RequestError
-from compress_onnx.graph_passes.rewriting.canonicalize import canonicalize
+from compress_onnx.graph_passes.rewriting.canonicalize import CanonicalizePass
 from compress_onnx.graph_passes.rewriting.trainable import (
     array_of,
     balanced_factors,
@@ -291,7 +291,7 @@ def _teacher(
     reference: Path, candidate: ir.Model, settings: RecoverySpec, spec: SessionSpec | None
 ) -> Teacher:
     original = load_model(reference)
-    canonicalize(original)
+    CanonicalizePass()(original)
     importance = Importance(settings.hidden, settings.pooled, settings.labels)
     return Teacher(original, reference.parent, candidate, importance, spec)
 
