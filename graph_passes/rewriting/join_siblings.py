@@ -72,7 +72,7 @@ class JoinSiblingsPass(ir.passes.InPlacePass):
         groups = [
             group
             for group in self._groups
-            if set(group) not in joined and joined_name(list(group)) not in factored
+            if not group or (set(group) not in joined and joined_name([*group]) not in factored)
         ]
         _check_groups(groups, sites)
         names = UniqueNames(value_names(model), separator="_")
