@@ -502,18 +502,6 @@ class TestFiles:
             )
 
 
-def test_sequential_repair_sees_the_rounding(tmp_path) -> None:
-    from test_sequential import compressed, error
-
-    options = {"method": "asvd", "store": "int4", "sequential": True}
-    with pytest.raises(RequestError, match="opset 21"):
-        compressed(tmp_path, **options)
-    before, sequential, plan, _ = compressed(tmp_path, **{**options, "store": "int8"})
-    assert {site.store for site in plan.factored} == {"int8"}
-    _, one_shot, _, _ = compressed(tmp_path, **{**options, "store": "int8", "sequential": False})
-    assert error(before, sequential) < error(before, one_shot)
-
-
 @pytest.mark.parametrize("store", ["same", *ROUNDED])
 def test_a_budget_of_bytes_counts_what_is_stored(reference, store: Storage) -> None:
     subject, output = open_subject(reference), reference.with_name("small.onnx")
