@@ -32,8 +32,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Float32
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.graph_passes.rewriting.canonicalize import CanonicalizePass
 from compress_onnx.graph_passes.rewriting.trainable import (
@@ -62,8 +62,6 @@ from compress_onnx.pipeline.results import RecoveryReport
 from compress_onnx.pipeline.runtime.progress import Progress, Update
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
-
-Float32 = NDArray[np.float32]
 
 _PROGRESS_TOTAL = 1000
 _HELD_OUT_EVERY = 10

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
@@ -36,7 +37,7 @@ from compress_onnx.pipeline.compress.subject import Subject, open_subject, write
 from compress_onnx.pipeline.evidence.calibrate import Calibration
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.runtime.progress import Progress, Silent
-from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 from compress_onnx.pipeline.translate.generation import DECODER, DECODER_MERGED, ENCODER
 
