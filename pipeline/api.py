@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, parse_method
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.compress.compressed import Compressed

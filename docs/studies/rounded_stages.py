@@ -20,15 +20,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+from compress_onnx.pipeline.compress.subject import open_subject
 from ml_dtypes import int4
 from onnx import TensorProto, helper, numpy_helper
 
-from compress_onnx.graph_passes.factorization.base import Array, Float64, Term
+from compress_onnx.graph_passes.arrays import Array, Float64
+from compress_onnx.graph_passes.factorization.base import Term
 from compress_onnx.graph_passes.factorization.projection import Projection, project
 from compress_onnx.graph_passes.factorization.storage import INTEGERS, Packed, Storage, pack
-from compress_onnx.graph_passes.planning.decide import group_by_weight
 from compress_onnx.graph_passes.planning.plan import MethodSpec
-from compress_onnx.pipeline.compress.subject import open_subject
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.files.model_file import model_size

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from compress_onnx.graph_passes.allocation.price import LinearPrice, Price
+from compress_onnx.graph_passes.arrays import Float64
 
-Float64 = NDArray[np.float64]
 Damage = Literal["none", "energy", "sensitivity", "gauss-newton"]
 
 

@@ -1,4 +1,4 @@
-"""Low-rank factorization of one weight: arrays in, arrays out; never imports onnx.
+"""By which factors is a weight replaced, and what do they lose? Arrays in, arrays out; no onnx.
 
 A method is added by writing its module and naming its class in :data:`METHODS`.
 """

@@ -23,11 +23,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 from scipy.linalg import blas
 
-Float64 = NDArray[np.float64]
+from compress_onnx.graph_passes.arrays import Array, Float64
 
 
 def square_root(covariance: Float64) -> Float64:
@@ -161,7 +160,7 @@ class MomentAccumulator:
         """Rows seen so far."""
         return self._count
 
-    def update(self, rows: NDArray[np.generic], weights: NDArray[np.generic] | None = None) -> None:
+    def update(self, rows: Array, weights: Array | None = None) -> None:
         """Add ``rows`` of shape [n, K], each with its weight (``[n]``, none negative) or 1."""
         x = np.ascontiguousarray(rows, dtype=np.float64)
         w = np.ones(len(x)) if weights is None else weights.astype(np.float64)

@@ -13,8 +13,9 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as options
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Array, Metric
+from compress_onnx.graph_passes.factorization.base import ErrorMetric
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import ProjectedWeight, Stages
 
@@ -27,7 +28,7 @@ class ASVD:
         stages: later ones repair what rounding did to the earlier ones, where factors are rounded.
     """
 
-    metric: ClassVar[Metric] = "activation"
+    metric: ClassVar[ErrorMetric] = "activation"
     needs_activations: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
     corrects_bias: ClassVar[bool] = True

@@ -13,8 +13,9 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as options
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Array, Metric
+from compress_onnx.graph_passes.factorization.base import ErrorMetric
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import ProjectedWeight
 
@@ -27,7 +28,7 @@ class DiagonalASVD:
         alpha: how strongly the scale follows the activations; 0 is plain SVD.
     """
 
-    metric: ClassVar[Metric] = "scaled"
+    metric: ClassVar[ErrorMetric] = "scaled"
     needs_activations: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
     corrects_bias: ClassVar[bool] = False

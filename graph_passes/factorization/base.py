@@ -17,20 +17,21 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
+from compress_onnx.graph_passes.factorization.balance import within
 from compress_onnx.graph_passes.factorization.storage import (
     Combine,
     Packed,
     Storage,
     combined,
+    narrowest,
     pack,
+    rounded,
 )
 
-Array = NDArray[np.generic]
-Float64 = NDArray[np.float64]
-Metric = Literal["weight", "activation", "scaled", "output"]
+ErrorMetric = Literal["weight", "activation", "scaled", "output"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,15 @@ class Term:
     ) -> Term:
         """Factors ``[K, r]`` and ``[r, N]`` of a weight of type ``dtype``, stored as ``storage``.
 
+        Their scale is shared out between the two where one of them would overflow.
+
         Raises:
-            RequestError: ``storage`` cannot hold the numbers.
+            RequestError: even then, the type cannot hold the numbers.
         """
+        down, up = within(down, up, narrowest(storage, dtype))
         first, second = pack(down, storage, dtype, axis=0), pack(up, storage, dtype, axis=1)
         if first is None or second is None:
-            return cls(down.astype(dtype), np.ascontiguousarray(up).astype(dtype))
+            return cls(rounded(down, dtype), rounded(np.ascontiguousarray(up), dtype))
         return cls(first.values(dtype), second.values(dtype), (first, second))
 
     @classmethod
@@ -150,7 +154,7 @@ class Method(Protocol):
         corrects_bias: whether its factorizations carry a bias correction.
     """
 
-    metric: ClassVar[Metric]
+    metric: ClassVar[ErrorMetric]
     needs_activations: ClassVar[bool]
     needs_gradients: ClassVar[bool]
     corrects_bias: ClassVar[bool]

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import Known
-from compress_onnx.graph_passes.factorization.base import (
-    Array,
-    Decomposition,
-    Factorization,
-    Float64,
-)
+from compress_onnx.graph_passes.factorization.base import Decomposition, Factorization
 from compress_onnx.graph_passes.factorization.projection import squared_spectrum
 from compress_onnx.graph_passes.factorization.stack import row_shares
 

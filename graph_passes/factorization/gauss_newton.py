@@ -24,8 +24,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as options
 from scipy import linalg
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Array, Float64, Metric
+from compress_onnx.graph_passes.factorization.base import ErrorMetric
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import ProjectedWeight, Stages
 
@@ -39,7 +40,7 @@ class GaussNewton:
         stages: later ones repair what rounding did to the earlier ones, where factors are rounded.
     """
 
-    metric: ClassVar[Metric] = "output"
+    metric: ClassVar[ErrorMetric] = "output"
     needs_activations: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = True
     corrects_bias: ClassVar[bool] = True

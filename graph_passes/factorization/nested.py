@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compress_onnx.graph_passes.factorization.base import Array, Factorization, Float64, Term
+from compress_onnx.graph_passes.arrays import Array, Float64
+from compress_onnx.graph_passes.factorization.base import Factorization, Term
 from compress_onnx.graph_passes.factorization.storage import Storage
 
 

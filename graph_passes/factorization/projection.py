@@ -24,12 +24,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import square_root
-
-Float64 = NDArray[np.float64]
 
 _UNSEEN = 1e-13
 """Squared singular values below this share of the largest are rounding noise."""
@@ -65,7 +63,7 @@ class Projection:
         return np.linalg.qr(np.hstack([self.seen, unseen[:, :missing]]))[0]
 
 
-def project(weight: NDArray[np.generic], root: Float64 | None = None) -> Projection:
+def project(weight: Array, root: Float64 | None = None) -> Projection:
     """Find the optimal right subspaces of ``weight`` [K, N].
 
     Args:
@@ -93,7 +91,7 @@ def project(weight: NDArray[np.generic], root: Float64 | None = None) -> Project
     return Projection(exact, seen, tail_of(energy), float(energy.sum()))
 
 
-def squared_spectrum(weight: NDArray[np.generic], covariance: Float64 | None = None) -> Float64:
+def squared_spectrum(weight: Array, covariance: Float64 | None = None) -> Float64:
     """``[q]`` the squared singular values of ``C^½ W``, largest first, without their vectors.
 
     Args:

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import ActivationStats, Known
 from compress_onnx.graph_passes.factorization.base import (
-    Array,
     Decomposition,
+    ErrorMetric,
     Factorization,
-    Float64,
     Method,
-    Metric,
     Term,
 )
 from compress_onnx.graph_passes.factorization.storage import Storage
@@ -126,7 +125,7 @@ def row_shares(known: Known) -> Float64:
     return shares
 
 
-def _shares(metric: Metric, known: Known) -> Float64:
+def _shares(metric: ErrorMetric, known: Known) -> Float64:
     if metric == "weight":
         return np.ones(len(known))
     if metric == "output":

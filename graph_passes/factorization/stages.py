@@ -20,7 +20,9 @@ import numpy as np
 from pydantic import Field
 from scipy import linalg
 
-from compress_onnx.graph_passes.factorization.base import Array, Factorization, Float64, Term
+from compress_onnx.graph_passes.arrays import Array, Float64
+from compress_onnx.graph_passes.factorization.balance import equal_norms
+from compress_onnx.graph_passes.factorization.base import Factorization, Term
 from compress_onnx.graph_passes.factorization.nested import NestedFactors
 from compress_onnx.graph_passes.factorization.projection import Projection, project
 from compress_onnx.graph_passes.factorization.storage import Storage
@@ -112,16 +114,7 @@ class ProjectedWeight:
         if self.half is None:
             return down, basis.T
         up = linalg.solve_triangular(self.half, basis, lower=True, trans="T").T
-        return _balanced(down, up)
-
-
-def _balanced(down: Float64, up: Float64) -> tuple[Float64, Float64]:
-    """The same product, with equal norms of each column of ``down`` and row of ``up``."""
-    ours, theirs = np.linalg.norm(down, axis=0), np.linalg.norm(up, axis=1)
-    positive = (ours > 0) & (theirs > 0)
-    scale = np.sqrt(np.divide(theirs, ours, out=np.ones_like(ours), where=positive))
-    scale[~positive] = 1.0
-    return down * scale, up / scale[:, None]
+        return equal_norms(down, up)
 
 
 def split_rank(rank: int, stages: int) -> list[int]:

@@ -28,13 +28,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array, Float32, Float64
 from compress_onnx.graph_passes.errors import RequestError
 
-Array = NDArray[np.generic]
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 Storage = Literal["same", "float16", "int8", "int4"]
 Combine = Callable[[Sequence[Any]], Any]
 """Puts arrays together, such as a concatenation along one axis."""
@@ -62,10 +59,14 @@ class Packed:
     scale: Float32 | None = None
 
     def values(self, dtype: np.dtype[np.generic]) -> Array:
-        """The numbers that a graph of type ``dtype`` computes (rule 4)."""
+        """The numbers that a graph of type ``dtype`` computes (rule 4).
+
+        Raises:
+            RequestError: the type cannot hold them.
+        """
         if self.scale is None:
             return self.numbers.astype(dtype)
-        return (self.numbers.astype(np.float32) * self.scale).astype(dtype)
+        return rounded(self.numbers.astype(np.float32) * self.scale, dtype)
 
     def transposed(self) -> Packed:
         """The same for the transposed factor."""
@@ -87,19 +88,34 @@ def pack(
     Raises:
         RequestError: float16 cannot hold the numbers.
     """
-    if storage == "same" or (storage == "float16" and dtype.itemsize <= 2):
+    if narrowest(storage, dtype) == dtype and storage not in INTEGERS:
         return None
     if storage == "float16":
-        return Packed(storage, _half(factor))
+        return Packed(storage, rounded(factor, np.dtype(np.float16)))
     return _integers(factor, storage, axis)
 
 
-def _half(factor: Float64) -> Array:
-    if np.abs(factor).max(initial=0.0) > np.finfo(np.float16).max:
+def narrowest(storage: Storage, dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """The float type that factors of a weight of type ``dtype`` have to fit into."""
+    if storage == "float16" and dtype.itemsize > 2:
+        return np.dtype(np.float16)
+    return dtype
+
+
+def rounded(numbers: Float64 | Float32, dtype: np.dtype[np.generic]) -> Array:
+    """``numbers`` in ``dtype``.
+
+    Raises:
+        RequestError: it cannot hold them: finite numbers would be infinite.
+    """
+    with np.errstate(over="ignore"):
+        found = numbers.astype(dtype)
+    if (np.isinf(found.astype(np.float64)) & np.isfinite(numbers)).any():
         raise RequestError(
-            "factors above 65504 do not fit into float16: store them as int8, or same"
+            f"numbers up to {np.abs(numbers).max():.3g} do not fit into {dtype}: exclude the site, "
+            "or store its factors in another way"
         )
-    return factor.astype(np.float16)
+    return found
 
 
 def _integers(factor: Float64, storage: Storage, axis: int) -> Packed:

@@ -10,8 +10,9 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as options
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Array, Metric
+from compress_onnx.graph_passes.factorization.base import ErrorMetric
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import Layout, ProjectedWeight, Stages
 
@@ -25,7 +26,7 @@ class SVDLoRA:
         layout: ``merged`` (one chain) or ``branches`` (one chain a stage, summed, as in the paper).
     """
 
-    metric: ClassVar[Metric] = "weight"
+    metric: ClassVar[ErrorMetric] = "weight"
     needs_activations: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
     corrects_bias: ClassVar[bool] = False

@@ -28,15 +28,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.least_damage import least_possible
-from compress_onnx.graph_passes.factorization.base import Float64
-from compress_onnx.graph_passes.planning.decide import group_by_weight
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.evidence import evidence_in
 from compress_onnx.graph_passes.planning.factoring import FactoredWeight
+from compress_onnx.graph_passes.planning.fitting import recounted
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, PlanError, SiteError
-from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
+from compress_onnx.graph_passes.planning.ranks import candidate_of
+from compress_onnx.graph_passes.sites.find import SiteTable
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
 
 
 class PlanErrors:
@@ -52,7 +53,7 @@ class PlanErrors:
         self, table: SiteTable, plan: CompressionPlan, decompositions: Decompositions
     ) -> None:
         self._groups = group_by_weight(table.sites)
-        self._plan = plan
+        self._plan = recounted(table, plan)
         self._decompositions = decompositions
         self._errors: dict[str, SiteError] = {}
         self._least: dict[str, Float64] = {}
@@ -63,7 +64,7 @@ class PlanErrors:
         self._least[factored.plan.weight] = factored.least
 
     def result(self) -> CompressionPlan:
-        """The plan with the error of each weight, and of all together.
+        """The plan with the error of each weight, and of all together, and with true figures.
 
         Decomposes the selected weights that stay dense; those that were factored are not needed.
         """
@@ -87,7 +88,7 @@ class PlanErrors:
             reached += self._errors[key].reached ** 2 * float(least[key][0])
             bound += float(least[key][rank])
         budget = sum(chosen[key].parameters_after for key in least)
-        candidates = [_candidate(self._groups[key][0], curve) for key, curve in least.items()]
+        candidates = [candidate_of(self._groups[key], curve) for key, curve in least.items()]
         energy = sum(float(curve[0]) for curve in least.values())
         return PlanError(
             metric="activation" if calibrated else "weight",
@@ -116,11 +117,6 @@ class PlanErrors:
         if not np.isfinite(weight.astype(np.float32, copy=False)).all():
             return np.full(1, np.nan)
         return self._decompositions.least(self._groups[key])
-
-
-def _candidate(site: LinearSite, least: Float64) -> Candidate:
-    shape = (site.in_features, site.out_features)
-    return Candidate(site.weight.key, *shape, site.weight.matrices, least)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -11,17 +11,19 @@ A weight with a site that was not measured, or has no gradients, has no curve.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from compress_onnx.graph_passes.allocation import Damage
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import Method
-from compress_onnx.graph_passes.factorization.base import Float64
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
-from compress_onnx.graph_passes.planning.decide import DamageCurve
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.evidence import evidence_in
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
+
+DamageCurve = Callable[[Sequence[LinearSite]], Float64 | None]
+"""What the weight that some sites share costs the model at each rank; None where not known."""
 
 
 def damage_curve(

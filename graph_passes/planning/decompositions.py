@@ -20,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method
-from compress_onnx.graph_passes.factorization.base import Decomposition, Float64
+from compress_onnx.graph_passes.factorization.base import Decomposition
 from compress_onnx.graph_passes.factorization.error import least_errors
 from compress_onnx.graph_passes.factorization.nested import NestedFactors
 from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
 MEMORY_LIMIT_BYTES = 256_000_000
 """What kept factors may take in memory, all together."""

@@ -7,28 +7,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization import (
-    Factorization,
-    Known,
-    make_method,
-)
-from compress_onnx.graph_passes.factorization.base import Float64, Method
-from compress_onnx.graph_passes.factorization.error import (
-    activation_error,
-    weight_error,
-)
-from compress_onnx.graph_passes.factorization.storage import Storage
-from compress_onnx.graph_passes.planning.decide import group_by_weight
+from compress_onnx.graph_passes.factorization import Factorization
+from compress_onnx.graph_passes.factorization.error import activation_error, weight_error
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.evidence import evidence_in
+from compress_onnx.graph_passes.planning.fitting import (
+    check_evidence,
+    check_fits,
+    planned_method,
+    planned_rank,
+)
 from compress_onnx.graph_passes.planning.plan import (
     CompressionPlan,
     SiteError,
     SitePlan,
-    check_opset,
 )
-from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
+from compress_onnx.graph_passes.sites.find import SiteTable
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,12 @@ def factor_weights(
         ready: factorizations by weight key that are there already.
 
     Raises:
-        RequestError: the plan does not fit the model.
+        RequestError: the plan does not fit the model, which is said before anything is factored;
+            or a weight is not finite, or its factors do not fit into its type.
     """
-    groups = group_by_weight(table.sites)
     check_fits(table, plan)
+    check_evidence(table, plan, decompositions.stats)
+    groups = group_by_weight(table.sites)
     planned = {site.weight: site for site in plan.factored}
     for key, site_plan in planned.items():
         yield _factor(groups[key], site_plan, decompositions, (ready or {}).get(key))
@@ -81,10 +81,14 @@ def _factor(
     ready: Factorization | None,
 ) -> FactoredWeight:
     weight = sites[0].weight.array()
+    if not np.isfinite(weight.astype(np.float32, copy=False)).all():
+        raise RequestError(f"the plan factors {plan.site!r}, which has NaN or infinite values")
     known = decompositions.known(sites)
-    method = _method(plan, known)
-    rank = _rank(plan)
-    factorization = ready or decompositions.of(method, sites, rank).factorize(rank, plan.store)
+    method, rank = planned_method(plan), planned_rank(plan)
+    try:
+        factorization = ready or decompositions.of(method, sites, rank).factorize(rank, plan.store)
+    except RequestError as misfit:
+        raise RequestError(f"{plan.site}: {misfit}") from misfit
     metric = "weight" if evidence_in(known) == "none" else "activation"
     least = decompositions.least(sites)
     error = SiteError(
@@ -93,61 +97,3 @@ def _factor(
         bound=float(np.sqrt(least[rank] / least[0])) if least[0] > 0 else 0.0,
     )
     return FactoredWeight(sites, plan, factorization, error, least)
-
-
-def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
-    """Make sure that a plan, perhaps edited or made for another model, can be applied here.
-
-    Raises:
-        RequestError: a factored site is missing, has another shape, or an impossible rank, or
-            sites that share a weight are planned differently, or the model cannot hold factors
-            as they should be stored.
-    """
-    sites = {site.name: site for site in table.sites}
-    decided: dict[str, tuple[str, int | None, Storage]] = {}
-    for planned in plan.sites:
-        if planned.decision == "factor":
-            site = sites.get(planned.site)
-            if site is None:
-                raise RequestError(f"the plan factors {planned.site!r}, which the model lacks")
-            shape = (planned.in_features, planned.out_features)
-            if (
-                shape != site.weight.shape
-                or planned.matrices != site.weight.matrices
-                or planned.weight != site.weight.key
-            ):
-                raise RequestError(
-                    f"the plan was made for another model: {planned.site} is {planned.weight} "
-                    f"{shape} in the plan, {site.weight.key} {site.weight.shape} in the model"
-                )
-            check_opset(planned.store, table.opset)
-            if not 1 <= _rank(planned) <= min(shape):
-                raise RequestError(
-                    f"rank {planned.rank} of {planned.site} is not between 1 and {min(shape)}"
-                )
-        choice = (planned.decision, planned.rank, planned.store)
-        if decided.setdefault(planned.weight, choice) != choice:
-            raise RequestError(f"sites that share the weight {planned.weight} are planned apart")
-
-
-def _rank(plan: SitePlan) -> int:
-    if plan.rank is None:
-        raise RequestError(f"the plan factors {plan.site!r} without a rank")
-    return plan.rank
-
-
-def _method(plan: SitePlan, known: Known) -> Method:
-    if plan.method is None:
-        raise RequestError(f"the plan factors {plan.site!r} without a method")
-    method = make_method(plan.method.name, plan.method.options)
-    evidence = evidence_in(known)
-    if method.needs_activations and evidence == "none":
-        raise RequestError(
-            f"{plan.site} is planned with {plan.method.name}, which needs calibration data"
-        )
-    if method.needs_gradients and evidence != "gradients":
-        raise RequestError(
-            f"{plan.site} is planned with {plan.method.name}, which needs calibration data and "
-            "gradients that reach the site"
-        )
-    return method

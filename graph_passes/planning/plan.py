@@ -1,18 +1,20 @@
 """The compression plan: what each linear site becomes, and why.
 
-A plan is data. It is made by :mod:`graph_passes.planning.decide`, written as JSON, may be edited by
-hand, and is applied by :class:`graph_passes.rewriting.low_rank.LowRankPass`.
+A plan is data. It is made by :mod:`graph_passes.planning.planner`, written as JSON, may be edited
+by hand, and is applied by :class:`graph_passes.rewriting.low_rank.LowRankPass`, which counts anew
+what the hand may have left behind (:func:`graph_passes.planning.fitting.recounted`).
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization.storage import INTEGERS, Storage
+from compress_onnx.graph_passes.factorization.storage import INTEGERS, Storage, bytes_per_rank
 from compress_onnx.graph_passes.sites.find import SkippedNode
 from compress_onnx.graph_passes.validation_text import first_problem
 
@@ -20,6 +22,7 @@ PLAN_SCHEMA_VERSION: Literal[1] = 1
 
 INT4_OPSET = 21
 
+Objective = Literal["positions", "pooled"]
 OptionValue = bool | int | float | str
 
 
@@ -92,10 +95,11 @@ class SitePlan(BaseModel):
 
     ``decision`` is ``factor`` (rewritten at ``rank`` by ``method``), ``dense`` (selected, but
     better or only possible left as it is) or ``skip`` (not selected); ``reason`` says why.
-    Parameters are those of the weight, the same for every site that shares it; ``matrices`` is
-    above 1 where it is a stack of matrices (experts), each factored on its own. ``bias_parameters``
-    are what the bias correction adds to (or, where merged biases go, takes from) the file, and
-    ``store`` is how that holds the factors. ``siblings`` are the sites that it stands for, with the
+    Parameters are those of the weight, the same for every site that shares it; ``itemsize`` is how
+    many bytes one of them takes, and ``matrices`` is above 1 where it is a stack of matrices
+    (experts), each factored on its own. ``bias_parameters`` are what the bias correction adds to
+    (or, where merged biases go, takes from) the file, and ``store`` is how that holds the factors.
+    ``siblings`` are the sites that it stands for, with the
     names of their nodes, where they share one ``down``: its weight is then theirs side by side
     (:mod:`graph_passes.rewriting.join_siblings`).
     """
@@ -109,6 +113,7 @@ class SitePlan(BaseModel):
     in_features: int
     out_features: int
     matrices: int = 1
+    itemsize: int = Field(default=4, ge=1)
     decision: Literal["factor", "dense", "skip"]
     reason: str
     method: MethodSpec | None = None
@@ -128,7 +133,22 @@ class SitePlan(BaseModel):
     @property
     def scale_parameters(self) -> int:
         """Scales of factors that are stored as integers: one for each rank index of each factor."""
-        return 2 * self.matrices * (self.rank or 0) if self.store in INTEGERS else 0
+        if self.decision != "factor" or self.rank is None or self.store not in INTEGERS:
+            return 0
+        return 2 * self.matrices * self.rank
+
+    @property
+    def bytes_before(self) -> int:
+        """What the weight takes in the file."""
+        return self.itemsize * self.parameters_before
+
+    @property
+    def bytes_after(self) -> int:
+        """What it takes then: its factors as stored, their scales included."""
+        if self.decision != "factor" or self.rank is None:
+            return self.bytes_before
+        per_rank = bytes_per_rank(self.in_features + self.out_features, self.store, self.itemsize)
+        return math.ceil(self.matrices * self.rank * per_rank)
 
 
 class PlanCost(BaseModel):
@@ -160,7 +180,7 @@ class CompressionPlan(BaseModel):
     budget: str
     cost: PlanCost | None = None
     sequential: bool = False
-    objective: Literal["positions", "pooled"] = "positions"
+    objective: Objective = "positions"
     sites: tuple[SitePlan, ...]
     error: PlanError | None = None
     skipped: tuple[SkippedNode, ...] = ()
@@ -179,19 +199,45 @@ class CompressionPlan(BaseModel):
     @property
     def parameters_before(self) -> int:
         """Parameters of the selected weights; a weight that several sites share counts once."""
-        return sum({site.weight: site.parameters_before for site in self.selected}.values())
+        return sum(weight.parameters_before for weight in self._weights)
 
     @property
     def parameters_after(self) -> int:
-        """Parameters that replace them; a weight that several sites share counts once."""
-        return sum({site.weight: site.parameters_after for site in self.selected}.values())
+        """Parameters that replace them."""
+        return sum(weight.parameters_after for weight in self._weights)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the selected weights in the file."""
+        return sum(weight.bytes_before for weight in self._weights)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of what replaces them: factors as stored, and their scales."""
+        return sum(weight.bytes_after for weight in self._weights)
+
+    @property
+    def file_parameters_added(self) -> int:
+        """Numbers that the whole file has more, biases and scales included; negative: fewer."""
+        scales = sum(weight.scale_parameters for weight in self._weights)
+        biases = sum(site.bias_parameters for site in self.factored)
+        return self.parameters_after - self.parameters_before + scales + biases
+
+    @property
+    def file_bytes_added(self) -> int:
+        """Bytes that all numbers of the file take more, biases included; negative: fewer."""
+        biases = sum(site.itemsize * site.bias_parameters for site in self.factored)
+        return self.bytes_after - self.bytes_before + biases
 
     @property
     def parameters_saved(self) -> int:
-        """By how much the whole file's number of parameters falls, biases and scales included."""
-        added = sum(site.bias_parameters for site in self.factored)
-        scales = sum({site.weight: site.scale_parameters for site in self.factored}.values())
-        return self.parameters_before - self.parameters_after - added - scales
+        """:attr:`file_parameters_added`, seen from the other side."""
+        return -self.file_parameters_added
+
+    @property
+    def _weights(self) -> tuple[SitePlan, ...]:
+        """One of the selected sites for each weight."""
+        return tuple({site.weight: site for site in self.selected}.values())
 
 
 def read_plan(path: Path) -> CompressionPlan:

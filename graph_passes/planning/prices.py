@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from compress_onnx.graph_passes.allocation.price import LinearPrice, Price
 from compress_onnx.graph_passes.factorization.storage import Storage, bytes_per_rank
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
 PriceCurve = Callable[[Sequence[LinearSite]], Price | None]
 """The price of the weight that some sites share; None where it is not known."""
@@ -34,13 +34,11 @@ def byte_price(
     ``bias_parameters`` are what bias corrections add, by site name.
     """
     weight = sites[0].weight
-    dtype = weight.initializer.dtype
-    assert dtype is not None
     rows, columns = weight.shape
     return LinearPrice(
-        dense=dtype.itemsize * weight.matrices * rows * columns,
-        per_rank=weight.matrices * bytes_per_rank(rows + columns, store, dtype.itemsize),
-        fixed=dtype.itemsize * sum(bias_parameters.get(site.name, 0) for site in sites),
+        dense=weight.itemsize * weight.matrices * rows * columns,
+        per_rank=weight.matrices * bytes_per_rank(rows + columns, store, weight.itemsize),
+        fixed=weight.itemsize * sum(bias_parameters.get(site.name, 0) for site in sites),
     )
 
 

@@ -1,4 +1,7 @@
-"""What the user asks for: which sites, which method, how small."""
+"""What the user asks for: which sites, which method, how small.
+
+Options that are names are types here, for whoever offers them: a command line, a recipe.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,27 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compress_onnx.graph_passes.allocation import AllocatorName
 from compress_onnx.graph_passes.factorization.storage import Storage
-from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.plan import MethodSpec, Objective
 
+__all__ = [
+    "BUDGETS",
+    "QUANTITIES",
+    "Allocation",
+    "Budget",
+    "CompressionSpec",
+    "Objective",
+    "Selection",
+    "SiblingPolicy",
+    "SiteGroup",
+    "Storage",
+    "budget_changes",
+]
+
+Allocation = Literal["auto", AllocatorName]
+SiblingPolicy = Literal["auto", "never"]
+SiteGroup = Literal["all", "attention", "mlp", "other"]
 Budget = Literal["params", "bytes", "flops", "latency"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
 QUANTITIES: Mapping[Budget, str] = {
@@ -28,7 +49,7 @@ class Selection(BaseModel):
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    group: Literal["all", "attention", "mlp", "other"] = "all"
+    group: SiteGroup = "all"
 
 
 class CompressionSpec(BaseModel):
@@ -57,11 +78,11 @@ class CompressionSpec(BaseModel):
     flops: float | None = Field(default=None, gt=0)
     latency: float | None = Field(default=None, gt=0)
     rank: int | None = Field(default=None, ge=1)
-    allocation: str = "auto"
+    allocation: Allocation = "auto"
     sequential: bool | None = None
-    objective: Literal["positions", "pooled"] | None = None
+    objective: Objective | None = None
     store: Storage = "same"
-    siblings: Literal["auto", "never"] = "never"
+    siblings: SiblingPolicy = "never"
     stand_ins: bool | None = None
     rank_multiple: int = Field(default=8, ge=1)
     allow_larger: bool = False

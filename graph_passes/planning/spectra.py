@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.factorization import Known
 from compress_onnx.graph_passes.factorization.asvd import ASVD
-from compress_onnx.graph_passes.factorization.base import Float64
 from compress_onnx.graph_passes.factorization.projection import squared_spectrum, tail_of
 from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.factorization.svd import SVD
 from compress_onnx.graph_passes.planning.evidence import evidence_in
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,13 +22,14 @@ others share the rest of the budget out, which is that same share of theirs.
 
 from __future__ import annotations
 
+from compress_onnx.graph_passes.allocation import AllocatorName
 from compress_onnx.graph_passes.planning.evidence import Evidence
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 
 AUTO = "auto"
 
-_BEST: dict[Evidence, tuple[str, str]] = {
+_BEST: dict[Evidence, tuple[str, AllocatorName]] = {
     "none": ("svd", "uniform"),
     "activations": ("asvd", "sensitivity"),
     "gradients": ("gauss-newton", "gauss-newton"),

@@ -24,15 +24,23 @@ MAX_INLINED_NODES = 200_000
 """A graph that grows beyond this is left with its functions."""
 
 
-def canonicalize(model: ir.Model) -> None:
-    """Inline functions that hold products, lift constants and make names unique, in place."""
-    inline_functions(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=False)(model)
-    make_names_unique(model)
+class CanonicalizePass(ir.passes.InPlacePass):
+    """Inline functions that hold products, lift constants and make names unique."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Bring ``model`` into the canonical form; one that has it is not modified."""
+        inlined = inline_functions(model)
+        lifted = common.LiftConstantsToInitializersPass(lift_all_constants=False)(model).modified
+        renamed = make_names_unique(model)
+        return ir.passes.PassResult(model, modified=inlined or lifted or renamed)
 
 
-def inline_functions(model: ir.Model) -> None:
-    """Rule 1; inlines nothing where functions call each other in a circle or would explode."""
+def inline_functions(model: ir.Model) -> bool:
+    """Rule 1; inlines nothing where functions call each other in a circle or would explode.
+
+    Returns:
+        Whether any was inlined.
+    """
     nodes = {
         identifier: tuple(ir.traversal.RecursiveGraphIterator(function))
         for identifier, function in model.functions.items()
@@ -41,7 +49,7 @@ def inline_functions(model: ir.Model) -> None:
     try:
         callees_first = tuple(TopologicalSorter(calls).static_order())
     except CycleError:
-        return
+        return False
     size: dict[ir.OperatorIdentifier, int] = {}
     multiplying: set[ir.OperatorIdentifier] = set()
     for identifier in callees_first:
@@ -53,8 +61,9 @@ def inline_functions(model: ir.Model) -> None:
         size.get(node.op_identifier(), 1)
         for node in ir.traversal.RecursiveGraphIterator(model.graph)
     )
-    if inlined and total <= MAX_INLINED_NODES:
-        common.InlinePass(lambda function: function.identifier() in inlined)(model)
+    if not inlined or total > MAX_INLINED_NODES:
+        return False
+    return common.InlinePass(lambda function: function.identifier() in inlined)(model).modified
 
 
 def _can_inline(function: ir.Function, model: ir.Model) -> bool:
@@ -75,15 +84,29 @@ def _can_inline(function: ir.Function, model: ir.Model) -> bool:
     )
 
 
-def make_names_unique(model: ir.Model) -> None:
-    """Rule 3; the first that has a name keeps it, outer graphs before their subgraphs."""
+def make_names_unique(model: ir.Model) -> bool:
+    """Rule 3; the first that has a name keeps it, outer graphs before their subgraphs.
+
+    Returns:
+        Whether anything was renamed.
+    """
     interface = dict.fromkeys(chain(model.graph.inputs, model.graph.outputs))
     value_name = UniqueNames((value.name for value in interface if value.name), separator="_")
     node_name = UniqueNames(separator="_")
+    renamed = False
     for graph in model.graphs():
         outputs = (output for node in graph for output in node.outputs)
         for value in dict.fromkeys(chain(graph.inputs, graph.initializers.values(), outputs)):
             if value.name and value not in interface:
-                value.name = value_name(value.name)
+                renamed |= _rename(value, value_name(value.name))
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        node.name = node_name(node.name or f"{node.op_type}_{node.outputs[0].name}")
+        name = node.name or f"{node.op_type}_{node.outputs[0].name}"
+        renamed |= _rename(node, node_name(name))
+    return renamed
+
+
+def _rename(item: ir.Value | ir.Node, name: str) -> bool:
+    if item.name == name:
+        return False
+    item.name = name
+    return True

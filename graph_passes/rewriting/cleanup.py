@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compress_onnx.graph_passes.rewriting.shapes import DropWrongShapesPass
-from compress_onnx.graph_passes.sites.find import SITE_PROPERTY
+from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY
 from compress_onnx.graph_passes.sites.naming import NAME_SCOPES
 
 _OWN = SITE_PROPERTY.partition(".")[0] + "."
@@ -53,18 +53,6 @@ def _documented(
             yield from node.outputs
 
 
-def cleanup(model: ir.Model, *, keep_metadata: bool = False) -> None:
-    """Remove what nothing reads any more and, unless kept, exporter metadata."""
-    passes: list[ir.passes.InPlacePass] = [
-        common.RemoveUnusedNodesPass(),
-        RemoveUnusedInitializersPass(),
-        DropWrongShapesPass(),
-    ]
-    if not keep_metadata:
-        passes.append(StripMetadataPass())
-    ir.passes.Sequential(*passes)(model)
-
-
 class RemoveUnusedInitializersPass(ir.passes.InPlacePass):
     """Remove weights that nothing reads any more, in the bodies of If, Loop and Scan too."""
 
@@ -77,3 +65,26 @@ class RemoveUnusedInitializersPass(ir.passes.InPlacePass):
                     del graph.initializers[name]
                     modified = True
         return ir.passes.PassResult(model, modified)
+
+
+class CleanupPass(ir.passes.InPlacePass):
+    """Remove what nothing reads any more, shapes that are wrong, and exporter metadata.
+
+    Args:
+        keep_metadata: whether the metadata stays.
+    """
+
+    def __init__(self, *, keep_metadata: bool = False) -> None:
+        super().__init__()
+        self._keep_metadata = keep_metadata
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Tidy ``model``; needs value names that are unique in it."""
+        passes: list[ir.passes.InPlacePass] = [
+            common.RemoveUnusedNodesPass(),
+            RemoveUnusedInitializersPass(),
+            DropWrongShapesPass(),
+        ]
+        if not self._keep_metadata:
+            passes.append(StripMetadataPass())
+        return ir.passes.Sequential(*passes)(model)

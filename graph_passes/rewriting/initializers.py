@@ -17,22 +17,23 @@ Rules:
 2. A new name is that of the weight and a role, after checking that it is free.
 3. int4 needs opset 21 (:func:`~graph_passes.planning.plan.check_opset`), and a file format that
    knows the type.
+4. Numbers are kept in the sink first (:meth:`Initializers.keep`), which changes no graph, and
+   placed in the graph later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization.storage import Packed, Storage
 from compress_onnx.graph_passes.sites.naming import UniqueNames
 
-Array = NDArray[np.generic]
-Store = Callable[[Array, ir.DataType, str], ir.TensorProtocol]
+Sink = Callable[[Array, ir.DataType, str], ir.TensorProtocol]
 """Makes a tensor of an array, given its type and name."""
 
 INT4_IR_VERSION = 10
@@ -44,8 +45,23 @@ _TYPES: Mapping[Storage, ir.DataType] = {
 
 
 def in_memory(array: Array, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
-    """The plain :data:`Store`."""
+    """The plain :data:`Sink`."""
     return ir.Tensor(array, dtype=dtype, name=name)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Numbers that are in the sink, and not in the graph yet.
+
+    Attributes:
+        name: of the value that stands for them in the graph.
+        numbers: as the file holds them.
+        scale: what decodes integers; None for numbers of other types.
+    """
+
+    name: str
+    numbers: ir.TensorProtocol
+    scale: ir.TensorProtocol | None = None
 
 
 @dataclass(frozen=True)
@@ -54,75 +70,100 @@ class Initializers:
 
     Attributes:
         names: hands out free names.
-        store: where the numbers go.
+        sink: where the numbers go.
     """
 
     names: UniqueNames
-    store: Store
+    sink: Sink
 
-    def plain(self, owner: ir.Value, role: str, array: Array) -> ir.Value:
-        """An initializer of ``array``, which has the type of ``owner``, in the same graph."""
-        return self._add(owner, self.names(_name(owner, role)), array, _type(owner))
-
-    def packed(
-        self, owner: ir.Value, role: str, packed: Packed, properties: Mapping[str, str]
-    ) -> ir.Value:
-        """The decoded numbers of ``packed``, in the type of ``owner``.
+    def keep(self, owner: ir.Value, role: str, array: Array, packed: Packed | None = None) -> Kept:
+        """Put numbers that belong to the weight ``owner`` into the sink.
 
         Args:
-            owner: the weight that it is a factor of.
-            role: ``down`` or ``up``.
-            packed: what the file holds.
-            properties: metadata of the nodes that decode it.
+            owner: the weight whose type and graph they are going to have.
+            role: ``down``, ``up`` or ``bias``.
+            array: what the graph computes with, in the type of ``owner``.
+            packed: what the file holds instead, where it does.
         """
-        name, kind = self.names(_name(owner, role)), _type(owner)
+        name = self.names(f"{owner.name}.lowrank.{role}")
+        if packed is None:
+            return Kept(name, self._sunk(array, _type(owner), name))
         stored = _TYPES[packed.storage]
         numbers = packed.numbers.astype(stored.numpy(), copy=False)
-        value = self._add(owner, self.names(f"{name}.{packed.storage}"), numbers, stored)
-        nodes: list[ir.Node] = []
+        kept = self._sunk(numbers, stored, self.names(f"{name}.{packed.storage}"))
+        if packed.scale is None:
+            return Kept(name, kept)
+        return Kept(
+            name, kept, self._sunk(packed.scale, ir.DataType.FLOAT, self.names(f"{name}.scale"))
+        )
 
-        def append(op_type: str, inputs: list[ir.Value], to: ir.DataType) -> ir.Value:
-            output = ir.Value(
-                name=self.names(f"{name}.{op_type.lower()}"),
-                shape=ir.Shape(numbers.shape),
-                type=ir.TensorType(to),
-            )
-            attributes = {"to": to} if op_type == "Cast" else {}
+    def place(self, owner: ir.Value, kept: Kept, properties: Mapping[str, str]) -> ir.Value:
+        """The value of ``kept`` in the graph of ``owner``, and in its type.
+
+        Args:
+            owner: as it was kept for.
+            kept: the numbers.
+            properties: metadata of the nodes that decode them.
+        """
+        graph, kind = _graph(owner), _type(owner)
+        value = register(graph, kept.numbers)
+        nodes: list[ir.Node] = []
+        if kept.scale is not None:
+            scale = register(graph, kept.scale)
+            nodes.append(self._decoder(kept, "Cast", [value], ir.DataType.FLOAT, properties))
             nodes.append(
-                ir.Node(
-                    "",
-                    op_type,
-                    inputs,
-                    ir.convenience.convert_attributes(attributes),
-                    outputs=[output],
-                    name=self.names(f"{name}.{op_type.lower()}"),
-                    metadata_props=dict(properties),
+                self._decoder(
+                    kept, "Mul", [nodes[-1].outputs[0], scale], ir.DataType.FLOAT, properties
                 )
             )
-            return output
-
-        if packed.scale is not None:
-            scale = self._add(owner, self.names(f"{name}.scale"), packed.scale, ir.DataType.FLOAT)
-            value = append("Cast", [value], ir.DataType.FLOAT)
-            value = append("Mul", [value, scale], ir.DataType.FLOAT)
+            value = nodes[-1].outputs[0]
         if value.dtype != kind:
-            value = append("Cast", [value], kind)
-        value.name = name
-        graph = _graph(owner)
-        graph.insert_before(graph[0], nodes)
+            nodes.append(self._decoder(kept, "Cast", [value], kind, properties))
+            value = nodes[-1].outputs[0]
+        if nodes:
+            value.name = kept.name
+            graph.insert_before(graph[0], nodes)
         return value
 
-    def _add(self, owner: ir.Value, name: str, array: Array, dtype: ir.DataType) -> ir.Value:
-        tensor = self.store(np.ascontiguousarray(array), dtype, name)
-        value = ir.Value(
-            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor
+    def _decoder(
+        self,
+        kept: Kept,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        to: ir.DataType,
+        properties: Mapping[str, str],
+    ) -> ir.Node:
+        """A node of ``op_type`` on the way to numbers of the type ``to``."""
+        name = f"{kept.name}.{op_type.lower()}"
+        output = ir.Value(
+            name=self.names(name),
+            shape=ir.Shape(kept.numbers.shape.numpy()),
+            type=ir.TensorType(to),
         )
-        _graph(owner).register_initializer(value)
-        return value
+        return ir.Node(
+            "",
+            op_type,
+            inputs,
+            ir.convenience.convert_attributes({"to": to} if op_type == "Cast" else {}),
+            outputs=[output],
+            name=self.names(name),
+            metadata_props=dict(properties),
+        )
+
+    def _sunk(self, array: Array, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
+        return self.sink(np.ascontiguousarray(array), dtype, name)
 
 
-def _name(owner: ir.Value, role: str) -> str:
-    return f"{owner.name}.lowrank.{role}"
+def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer of ``graph``, by the name of ``tensor``."""
+    value = ir.Value(
+        name=tensor.name,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
 
 
 def _type(owner: ir.Value) -> ir.DataType:

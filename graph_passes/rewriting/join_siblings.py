@@ -24,32 +24,35 @@ Rules:
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.rewriting.initializers import Store, in_memory
+from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory, register
 from compress_onnx.graph_passes.sites.families import Siblings, bias_axes, families, joined_name
 from compress_onnx.graph_passes.sites.find import find_sites
-from compress_onnx.graph_passes.sites.linear_site import SIBLINGS_PROPERTY
+from compress_onnx.graph_passes.sites.linear_site import (
+    SIBLINGS_PROPERTY,
+    LinearSite,
+    factored_names,
+)
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
 from compress_onnx.graph_passes.sites.weights import read
-
-Array = NDArray[np.generic]
 
 _SIZES_ARE_AN_INPUT = 13
 """The opset from which Split takes its sizes as an input instead of an attribute."""
 
 
 class JoinSiblingsPass(ir.passes.InPlacePass):
-    """Write groups of siblings as one site each.
+    """Write groups of siblings as one site each; those that are one already stay so.
 
     Args:
-        groups: names of the sites of each group.
+        groups: names of the sites of each group, in graph order.
     """
 
     def __init__(self, groups: Sequence[Collection[str]]) -> None:
@@ -60,18 +63,33 @@ class JoinSiblingsPass(ir.passes.InPlacePass):
         """Join every group.
 
         Raises:
-            RequestError: a group is not of siblings; nothing was changed then.
+            RequestError: a group is not of siblings, or two have one in common; nothing was changed
+                then.
         """
         sites = find_sites(model).sites
-        allowed = [{site.name for site in family} for family in families(sites)]
-        for group in self._groups:
-            if len(group) < 2 or not any(set(group) <= family for family in allowed):
-                raise RequestError(f"{', '.join(group)}: no siblings that could share a factor")
+        joined = [set(site.siblings) for site in sites if site.siblings]
+        factored = factored_names(model)
+        groups = [
+            group
+            for group in self._groups
+            if not group or (set(group) not in joined and joined_name([*group]) not in factored)
+        ]
+        _check_groups(groups, sites)
         names = UniqueNames(value_names(model), separator="_")
         opset = model.opset_imports[""]
-        for group in self._groups:
+        for group in groups:
             _join([site for site in sites if site.name in group], names, opset)
-        return ir.passes.PassResult(model, modified=bool(self._groups))
+        return ir.passes.PassResult(model, modified=bool(groups))
+
+
+def _check_groups(groups: Sequence[Collection[str]], sites: Sequence[LinearSite]) -> None:
+    allowed = [{site.name for site in family} for family in families(sites)]
+    for group in groups:
+        if len(set(group)) < 2 or not any(set(group) <= family for family in allowed):
+            raise RequestError(f"{', '.join(group)}: no siblings that could share a factor")
+    for name, count in Counter(chain.from_iterable(map(set, groups))).items():
+        if count > 1:
+            raise RequestError(f"{name} is in {count} groups of siblings: leave it in one of them")
 
 
 def _join(siblings: Siblings, names: UniqueNames, opset: int) -> None:
@@ -118,7 +136,7 @@ def _joined_weight(graph: ir.Graph, siblings: Siblings, names: UniqueNames) -> i
         return ir.Tensor(np.hstack([weight.array() for weight in weights]), dtype=dtype, name=name)
 
     tensor = ir.LazyTensor(make, dtype, shape, name=name)
-    return _register(graph, name, tensor)
+    return register(graph, tensor)
 
 
 def _joined_bias(graph: ir.Graph, siblings: Siblings, names: UniqueNames) -> ir.Value:
@@ -134,7 +152,7 @@ def _joined_bias(graph: ir.Graph, siblings: Siblings, names: UniqueNames) -> ir.
     assert bias is not None
     assert bias.value.const_value is not None
     name = names(f"{bias.value.name}.siblings")
-    return _register(graph, name, ir.Tensor(joined, dtype=bias.value.const_value.dtype, name=name))
+    return register(graph, ir.Tensor(joined, dtype=bias.value.const_value.dtype, name=name))
 
 
 def _split(
@@ -146,21 +164,10 @@ def _split(
         attributes: dict[str, int | list[int]] = {"axis": -1, "split": sizes}
         return ir.node("Split", [value], attributes, num_outputs=len(sizes), metadata_props=mark)
     name = names("siblings.sizes")
-    stored = _register(graph, name, ir.Tensor(np.array(sizes, np.int64), name=name))
+    stored = register(graph, ir.Tensor(np.array(sizes, np.int64), name=name))
     return ir.node(
         "Split", [value, stored], {"axis": -1}, num_outputs=len(sizes), metadata_props=mark
     )
-
-
-def _register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(tensor.shape.numpy()),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def _widened(shape: ir.Shape | None, siblings: Siblings) -> ir.Shape | None:
@@ -173,12 +180,12 @@ class PartSiblingsPass(ir.passes.InPlacePass):
     """Take apart what :class:`JoinSiblingsPass` joined: one product and bias a sibling again.
 
     Args:
-        store: where the parts of weights go.
+        sink: where the parts of weights go.
     """
 
-    def __init__(self, store: Store = in_memory) -> None:
+    def __init__(self, sink: Sink = in_memory) -> None:
         super().__init__()
-        self._store = store
+        self._sink = sink
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Take every joined site apart, factored or not."""
@@ -191,7 +198,7 @@ class PartSiblingsPass(ir.passes.InPlacePass):
         for split in splits:
             value = split.inputs[0]
             assert value is not None
-            parts = _Parts(json.loads(split.metadata_props[SIBLINGS_PROPERTY]), names, self._store)
+            parts = _Parts(json.loads(split.metadata_props[SIBLINGS_PROPERTY]), names, self._sink)
             ends = parts.of(value)
             ir.convenience.replace_nodes_and_values(
                 model.graph, split, [split], parts.nodes, split.outputs, ends
@@ -202,10 +209,10 @@ class PartSiblingsPass(ir.passes.InPlacePass):
 class _Parts:
     """Writes a value that joining widened as its parts, one a sibling."""
 
-    def __init__(self, sizes: Sequence[int], names: UniqueNames, store: Store) -> None:
+    def __init__(self, sizes: Sequence[int], names: UniqueNames, sink: Sink) -> None:
         self._sizes = sizes
         self._names = names
-        self._store = store
+        self._sink = sink
         self.nodes: list[ir.Node] = []
 
     def of(self, value: ir.Value) -> list[ir.Value]:
@@ -230,7 +237,7 @@ class _Parts:
         for index, (start, stop) in enumerate(pairwise(accumulate(self._sizes, initial=0))):
             name = self._names(f"{weight.name}.{index}")
             part = np.ascontiguousarray(array[..., start:stop])
-            values.append(_register(weight.graph, name, self._store(part, dtype, name)))
+            values.append(register(weight.graph, self._sink(part, dtype, name)))
         return values
 
     def _node(self, joined: ir.Node, index: int, inputs: Sequence[ir.Value]) -> ir.Value:

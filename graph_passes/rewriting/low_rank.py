@@ -18,46 +18,45 @@ Rules:
 3. Sites that share a weight share its factors.
 4. The rewritten value keeps its name, type and shape; new ones are ``<weight>.lowrank.down`` and
    the like, after checking that the name is free, and their shapes are recorded where known.
-5. Each new node carries the site, method, rank and error in its ``metadata_props``.
+5. Numbers are computed for the whole plan before the graph changes
+   (:mod:`graph_passes.rewriting.replacement`).
+6. Each new node carries the site, method, rank and error in its ``metadata_props``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
-from compress_onnx.graph_passes.factorization.storage import Packed
 from compress_onnx.graph_passes.planning.bound import PlanErrors
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
-from compress_onnx.graph_passes.planning.factoring import FactoredWeight, factor_weights
+from compress_onnx.graph_passes.planning.factoring import factor_weights
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.rewriting.initializers import (
     INT4_IR_VERSION,
-    Array,
     Initializers,
-    Store,
+    Sink,
     in_memory,
 )
-from compress_onnx.graph_passes.sites.find import SITE_PROPERTY, LinearSite, find_sites
+from compress_onnx.graph_passes.rewriting.replacement import Replacement, prepare
+from compress_onnx.graph_passes.sites.find import find_sites
+from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY, LinearSite, factored_names
 from compress_onnx.graph_passes.sites.naming import NAME_SCOPES, UniqueNames, value_names
-from compress_onnx.graph_passes.sites.weights import read
 
 Factors = Sequence[tuple[ir.Value, ir.Value]]
 
 
 class LowRankPass(ir.passes.InPlacePass):
-    """Apply a :class:`CompressionPlan`.
+    """Apply a :class:`CompressionPlan`; on a model that it was applied to already, do nothing.
 
     Args:
         plan: what to do.
         stats: activation statistics by matrix name, for the methods that need them.
         progress: called with the number of weights done, after each.
         ready: factorizations by weight key that need not be computed any more.
-        store: where the new weights go; a model that does not fit into memory needs another place.
+        sink: where the new weights go; a model that does not fit into memory needs another place.
         decompositions: those that there are already, in place of ``stats``.
 
     Attributes:
@@ -71,7 +70,7 @@ class LowRankPass(ir.passes.InPlacePass):
         *,
         progress: Callable[[int], None] | None = None,
         ready: Mapping[str, Factorization] | None = None,
-        store: Store = in_memory,
+        sink: Sink = in_memory,
         decompositions: Decompositions | None = None,
     ) -> None:
         super().__init__()
@@ -79,58 +78,56 @@ class LowRankPass(ir.passes.InPlacePass):
         self._decompositions = decompositions or Decompositions(stats)
         self._progress = progress
         self._ready = ready
-        self._store = store
+        self._sink = sink
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every factored site of the plan.
 
         Raises:
-            RequestError: the plan does not fit the model; nothing was changed then. (Not checked in
-                ``requires``, which would hide the error behind one of its own.)
+            RequestError: the plan does not fit the model, or what comes out does not fit into its
+                types; nothing was changed then. (Not checked in ``requires``, which would hide the
+                error behind one of its own.)
         """
-        names = UniqueNames(value_names(model), separator="_")
-        initializers = Initializers(names, self._store)
+        factored = {site.site for site in self.plan.factored}
+        if factored and factored <= factored_names(model):
+            return ir.passes.PassResult(model, modified=False)
+        initializers = Initializers(UniqueNames(value_names(model), separator="_"), self._sink)
+        replacements, plan = self._prepare(model, initializers)
+        for replacement in replacements:
+            _rewrite(replacement, initializers)
+        if any(site.store == "int4" for site in plan.factored):
+            model.ir_version = max(model.ir_version, INT4_IR_VERSION)
+        self.plan = plan
+        return ir.passes.PassResult(model, modified=bool(replacements))
+
+    def _prepare(
+        self, model: ir.Model, initializers: Initializers
+    ) -> tuple[list[Replacement], CompressionPlan]:
+        """What will stand for each weight, and the plan with its errors; changes no graph."""
         table = find_sites(model)
         errors = PlanErrors(table, self.plan, self._decompositions)
-        weights = factor_weights(table, self.plan, self._decompositions, self._ready)
-        done = 0
-        for done, factored in enumerate(weights, start=1):
-            _rewrite(factored, initializers)
+        replacements: list[Replacement] = []
+        for factored in factor_weights(table, self.plan, self._decompositions, self._ready):
+            replacements.append(prepare(factored, initializers))
             errors.add(factored)
             if self._progress is not None:
-                self._progress(done)
-        if any(site.store == "int4" for site in self.plan.factored):
-            model.ir_version = max(model.ir_version, INT4_IR_VERSION)
-        self.plan = errors.result()
-        return ir.passes.PassResult(model, modified=done > 0)
+                self._progress(len(replacements))
+        return replacements, errors.result()
 
 
-def _rewrite(factored: FactoredWeight, initializers: Initializers) -> None:
-    site = factored.sites[0]
-    weight = site.weight.initializer
-    assert factored.plan.method is not None
-    properties = {
-        "compress_onnx.method": factored.plan.method.name,
-        "compress_onnx.rank": str(factored.plan.rank),
-        "compress_onnx.error": f"{factored.error.reached:.6g}",
-    }
-
-    def value_of(role: str, factor: Array, packed: Packed | None) -> ir.Value:
-        if packed is None:
-            seen = np.swapaxes(factor, -1, -2) if site.on_left else factor
-            return initializers.plain(weight, role, seen)
-        seen_packed = packed.transposed() if site.on_left else packed
-        return initializers.packed(
-            weight, role, seen_packed, {SITE_PROPERTY: site.name, **properties}
-        )
-
-    factors = []
-    for term in factored.factorization.terms:
-        down, up = term.packed or (None, None)
-        factors.append((value_of("down", term.down, down), value_of("up", term.up, up)))
-    for site in factored.sites:
-        rewriter = _SiteRewriter(site, initializers, properties)
-        rewriter.rewrite(factors, factored.factorization.bias)
+def _rewrite(replacement: Replacement, initializers: Initializers) -> None:
+    """Put ``replacement`` into the graph, in the place of its weight."""
+    first = replacement.sites[0]
+    weight, properties = first.weight.initializer, replacement.properties
+    decoding = {SITE_PROPERTY: first.name, **properties}
+    factors = [
+        (initializers.place(weight, down, decoding), initializers.place(weight, up, decoding))
+        for down, up in replacement.factors
+    ]
+    for site in replacement.sites:
+        kept = replacement.biases.get(site.name)
+        bias = None if kept is None else initializers.place(weight, kept, decoding)
+        _SiteRewriter(site, initializers, properties).rewrite(factors, bias)
 
 
 class _SiteRewriter:
@@ -146,32 +143,27 @@ class _SiteRewriter:
         if NAME_SCOPES in site.node.metadata_props:
             self._properties[NAME_SCOPES] = site.node.metadata_props[NAME_SCOPES]
 
-    def rewrite(self, factors: Factors, correction: NDArray[np.float64] | None) -> None:
+    def rewrite(self, factors: Factors, bias: ir.Value | None) -> None:
+        """Replace the site by its ``factors``, and its bias, where it is corrected, by ``bias``."""
         site, node = self._site, self._site.node
-        if correction is not None:
-            correction = site.alpha * correction if site.corrected_bias else None
-        addend = self._gemm_addend(correction)
-        output = self._chain(*factors[-1], addend)
+        output = self._chain(*factors[-1], self._gemm_addend(bias))
         for down, up in factors[:-1]:
             output = self._node("Add", "sum", [output, self._chain(down, up, None)])
-        if correction is not None and site.bias is None:
-            output = self._node("Add", "bias", [output, self._bias(correction)])
+        if bias is not None and site.bias is None:
+            output = self._node("Add", "bias", [output, bias])
         assert node.graph is not None
         ir.convenience.replace_nodes_and_values(
             node.graph, node, [node], self._nodes, [node.outputs[0]], [output]
         )
-        if correction is not None and site.bias is not None and site.bias.node is not node:
-            corrected = self._bias(self._old_bias() + correction)
-            site.bias.node.replace_input_with(site.bias.index, corrected)
+        if bias is not None and site.bias is not None and site.bias.node is not node:
+            site.bias.node.replace_input_with(site.bias.index, bias)
 
-    def _gemm_addend(self, correction: NDArray[np.float64] | None) -> ir.Value | None:
+    def _gemm_addend(self, bias: ir.Value | None) -> ir.Value | None:
         """What the last Gemm of the chain adds; a corrected bias has beta folded in."""
         site = self._site
         if site.node.op_type != "Gemm" or len(site.node.inputs) < 3:
             return None
-        if correction is None or site.bias is None:
-            return site.node.inputs[2]
-        return self._bias(site.beta * self._old_bias() + correction)
+        return site.node.inputs[2] if bias is None or site.bias is None else bias
 
     def _chain(self, down: ir.Value, up: ir.Value, addend: ir.Value | None) -> ir.Value:
         site = self._site
@@ -229,32 +221,3 @@ class _SiteRewriter:
             )
         )
         return output
-
-    def _old_bias(self) -> NDArray[np.float64]:
-        """``[.., N]`` the bias that there is."""
-        site = self._site
-        assert site.bias is not None
-        assert site.bias.value.const_value is not None
-        old = read(site.bias.value.const_value).astype(np.float64)
-        if not site.weight.stacked:
-            return np.broadcast_to(old.reshape(-1), (site.out_features,))
-        column = (site.out_features, 1) if site.on_left else (1, site.out_features)
-        full = np.broadcast_to(old, (*site.weight.leading, *column))
-        return full.reshape(*site.weight.leading, site.out_features)
-
-    def _bias(self, values: NDArray[np.float64]) -> ir.Value:
-        """An initializer of ``values`` [.., N], with as many axes as the bias that it replaces.
-
-        A bias with more axes than the product adds axes to the output.
-        """
-        site = self._site
-        assert site.weight.initializer.const_value is not None
-        dtype = site.weight.initializer.const_value.dtype.numpy()
-        shaped = values
-        if site.on_left or site.weight.stacked:
-            shaped = np.expand_dims(values, -1 if site.on_left else -2)
-        if site.bias is not None:
-            assert site.bias.value.const_value is not None
-            missing = len(site.bias.value.const_value.shape) - shaped.ndim
-            shaped = shaped.reshape((1,) * max(missing, 0) + shaped.shape)
-        return self._initializers.plain(site.weight.initializer, "bias", shaped.astype(dtype))

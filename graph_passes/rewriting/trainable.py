@@ -18,12 +18,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Float32
 from compress_onnx.graph_passes.factorization.balance import balanced
 from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY
-
-Float32 = NDArray[np.float32]
 
 _PRODUCTS = {"MatMul", "Gemm"}
 _WITH_VECTORS = {

@@ -17,6 +17,12 @@ SIBLINGS_PROPERTY = "compress_onnx.siblings"
 """Metadata of a node that several sites were joined into, while they are (JSON)."""
 
 
+def factored_names(model: ir.Model) -> set[str]:
+    """The names of the sites of ``model`` that are low-rank factors already."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return {n.metadata_props[SITE_PROPERTY] for n in nodes if SITE_PROPERTY in n.metadata_props}
+
+
 @dataclass(frozen=True)
 class Bias:
     """The initializer ``value`` that ``node`` (an Add, or the Gemm itself) adds at ``index``."""

@@ -15,7 +15,8 @@ from typing import cast
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+
+from compress_onnx.graph_passes.arrays import Array
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 FLOAT_TYPES = frozenset(
@@ -67,25 +68,31 @@ class Weight:
         return math.prod(self.leading)
 
     @property
+    def itemsize(self) -> int:
+        """How many bytes one number takes."""
+        assert self.initializer.const_value is not None
+        return int(self.initializer.const_value.dtype.itemsize)
+
+    @property
     def _stored_shape(self) -> tuple[int, ...]:
         return _shape_of(self.initializer)
 
-    def array(self) -> NDArray[np.generic]:
+    def array(self) -> Array:
         """``[.., K, N]`` the numbers, in their own dtype."""
         assert self.initializer.const_value is not None
         stored = read(self.initializer.const_value)
         return np.swapaxes(stored, -1, -2) if self.transposed else stored
 
 
-def read(tensor: ir.TensorProtocol) -> NDArray[np.generic]:
+def read(tensor: ir.TensorProtocol) -> Array:
     """The numbers of ``tensor``, in its own dtype and shape.
 
     Those in external data are copied, because a tensor that was read keeps its file mapped: weight
     after weight, a large model would end up in memory as a whole.
     """
     if not isinstance(tensor, ir.ExternalTensor):
-        return cast("NDArray[np.generic]", tensor.numpy())
-    numbers: NDArray[np.generic] = tensor.numpy().copy()
+        return cast("Array", tensor.numpy())
+    numbers: Array = tensor.numpy().copy()
     tensor.release()
     return numbers
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.cli import options
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table

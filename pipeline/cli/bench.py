@@ -41,7 +41,12 @@ def bench(
     plan: Annotated[
         Path | None, typer.Option(help="The plan of CANDIDATE: adds the ideal speed-up.")
     ] = None,
-    gate: options.Gates = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate", metavar="LIMIT", help="Fail (exit 1) unless it holds: speedup.cpu>=1"
+        ),
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures here.")
     ] = None,
@@ -49,7 +54,9 @@ def bench(
     """Time REFERENCE against CANDIDATE, one run each a round, in random order.
 
     Gates can name `speedup.cpu`, `speedup_low.cpu` (the lower end of its 95 % interval),
-    `p50_ms.cpu`, `p99_ms.cpu`, `latency_ratio.cuda`, `size_ratio` and the like.
+    `p50_ms.cpu`, `p99_ms.cpu`, `latency_ratio.cuda`, `size_ratio` and the like:
+
+    `compress-onnx bench model.onnx small.onnx --gate 'size_ratio<=0.9'`
     """
     gates = [parse_gate(text) for text in gate or ()]
     settings = BenchmarkSpec(

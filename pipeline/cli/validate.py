@@ -32,7 +32,10 @@ def validate(
         typer.Option("--inputs", help=".npz to compare on [default: made-up inputs]."),
     ] = None,
     mask: options.Mask = None,
-    gate: options.Gates = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option("--gate", metavar="LIMIT", help="Fail (exit 1) unless it holds: max_abs<=0.1"),
+    ] = None,
     provider: Annotated[options.Device, typer.Option(help="Where both run.")] = "cpu",
     length: Annotated[int, typer.Option(min=1, help="Made-up inputs: sequence length.")] = 32,
     batch_size: options.BatchSize = 32,

@@ -12,9 +12,9 @@ from compress_onnx.graph_passes.allocation import get_allocator
 from compress_onnx.graph_passes.factorization import ActivationStats, Method, make_method
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
 from compress_onnx.graph_passes.planning.damage import damage_curve
-from compress_onnx.graph_passes.planning.decide import make_plan, require_gain
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.planning.planner import make_plan, require_gain
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.sequential import DAMPING

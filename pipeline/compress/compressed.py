@@ -14,13 +14,14 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.errors import ModelFileError
 from compress_onnx.graph_passes.factorization import Factorization, make_method
 from compress_onnx.graph_passes.planning.bound import PlanErrors
-from compress_onnx.graph_passes.planning.decide import group_by_weight
-from compress_onnx.graph_passes.planning.factoring import check_fits, factor_weights
+from compress_onnx.graph_passes.planning.factoring import factor_weights
+from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
-from compress_onnx.graph_passes.rewriting.cleanup import cleanup
-from compress_onnx.graph_passes.rewriting.initializers import Store, in_memory
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
+from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory
 from compress_onnx.graph_passes.rewriting.join_siblings import PartSiblingsPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.compress.basis import Basis
 from compress_onnx.pipeline.files.model_file import data_files, save_model
 from compress_onnx.pipeline.files.spill import spill
@@ -92,12 +93,12 @@ class Compressed:
                 found[site.weight] = decomposition.factorize(site.rank, site.store)
         return found
 
-    def rewritten(self, *, keep_metadata: bool = False, store: Store = in_memory) -> Rewritten:
+    def rewritten(self, *, keep_metadata: bool = False, sink: Sink = in_memory) -> Rewritten:
         """A new model in memory; the original stays as it is.
 
         Args:
             keep_metadata: keep what the exporter wrote about sources.
-            store: where the new weights go.
+            sink: where the new weights go.
 
         Raises:
             RequestError: the plan does not fit the model.
@@ -110,12 +111,12 @@ class Compressed:
                 self.plan,
                 progress=update,
                 ready=self.repaired,
-                store=store,
+                sink=sink,
                 decompositions=self.basis.decompositions,
             )
             low_rank(model)
-        PartSiblingsPass(store)(model)
-        cleanup(model, keep_metadata=keep_metadata)
+        PartSiblingsPass(sink)(model)
+        CleanupPass(keep_metadata=keep_metadata)(model)
         return Rewritten(model, low_rank.plan)
 
     @property
@@ -148,8 +149,8 @@ class Compressed:
             ModelFileError: ONNX Runtime loads the original, but not the result.
         """
         reference = self.basis.original.path
-        with self._store_for(output) as store:
-            model, plan = self.rewritten(keep_metadata=keep_metadata, store=store)
+        with self._sink_for(output) as sink:
+            model, plan = self.rewritten(keep_metadata=keep_metadata, sink=sink)
             save_model(
                 model,
                 output,
@@ -162,7 +163,7 @@ class Compressed:
     def _weights(self) -> int:
         return len({site.weight for site in self.plan.factored})
 
-    def _store_for(self, output: Path) -> AbstractContextManager[Store]:
+    def _sink_for(self, output: Path) -> AbstractContextManager[Sink]:
         large = data_files(self.basis.original.model)
         return spill(output) if large else nullcontext(in_memory)
 

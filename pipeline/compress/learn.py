@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from compress_onnx.graph_passes.allocation import get_allocator
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.factorization import ActivationStats, Factorization, make_method
-from compress_onnx.graph_passes.planning.decide import require_gain
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
-from compress_onnx.graph_passes.planning.factoring import check_fits
+from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.planning.planner import require_gain
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.strategy import concrete
 from compress_onnx.pipeline.compress.basis import Basis, goes_by_gradients, plan_on

@@ -24,15 +24,16 @@ import onnx
 import onnx_ir as ir
 
 from compress_onnx.graph_passes.allocation.price import TabulatedPrice
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.planning.prices import PriceCurve, flop_price
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.measure.product_times import Product, ranks_to_measure, time_product
 from compress_onnx.pipeline.recipe import BenchmarkSpec
-from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 

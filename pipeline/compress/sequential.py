@@ -37,20 +37,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from scipy import linalg
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization import (
     ActivationStats,
     Factorization,
     GradientStats,
     make_method,
 )
-from compress_onnx.graph_passes.factorization.base import Float64
-from compress_onnx.graph_passes.planning.decide import group_by_weight
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
-from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
+from compress_onnx.graph_passes.sites.find import SiteTable
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.calibrate import real_positions
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches
-from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 Values = dict[str, Array]

@@ -15,7 +15,7 @@ from compress_onnx.graph_passes.factorization import ActivationStats
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.sharing import SharedGroup, shared_groups, why_apart
 from compress_onnx.graph_passes.sites.families import families
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.compress.basis import Basis, plan_on
 from compress_onnx.pipeline.evidence.gradients import OutputGradients
 

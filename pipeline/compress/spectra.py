@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress_onnx.graph_passes.factorization.base import Float64
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.spectra import spectrum
 from compress_onnx.pipeline.compress.basis import Basis

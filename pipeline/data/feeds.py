@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.data.npz import load_npz
-from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.samples import Samples
 
 DataLike = Samples | Path | str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 """Samples; an ``.npz`` file; an array for each input; or an iterable of such mappings."""

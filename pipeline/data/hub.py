@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, MissingDependencyError
-from compress_onnx.pipeline.runtime.samples import Array
 from compress_onnx.pipeline.runtime.session import one_line
 
 if TYPE_CHECKING:

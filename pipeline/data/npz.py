@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import one_line
 
 ARCHIVE_ERRORS = (

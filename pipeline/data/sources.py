@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.data import hub
 from compress_onnx.pipeline.data.digits import digit_images
@@ -39,7 +40,7 @@ from compress_onnx.pipeline.recipe import (
     TranslationData,
     VersesData,
 )
-from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.samples import Samples
 
 if TYPE_CHECKING:
     from datasets import Dataset

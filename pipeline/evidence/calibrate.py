@@ -29,14 +29,15 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.routing import row_source
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches
-from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 _FORMAT = "calibration 1"

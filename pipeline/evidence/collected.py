@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.factorization import ActivationStats, Method
-from compress_onnx.graph_passes.planning.decide import group_by_weight
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.evidence.calibrate import Calibration, calibrate
 from compress_onnx.pipeline.evidence.gradients import OutputGradients, output_gradients
 from compress_onnx.pipeline.evidence.objective import Objective

@@ -26,15 +26,15 @@ import onnx
 import onnx_ad
 import onnx_ir as ir
 import onnxruntime as ort
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import DataError, NotDifferentiableError
 from compress_onnx.graph_passes.factorization import (
     ActivationStats,
     GradientStats,
     MomentAccumulator,
 )
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.dead_nodes import without_dead_nodes
 from compress_onnx.pipeline.evidence.objective import Objective, signs
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
@@ -42,10 +42,9 @@ from compress_onnx.pipeline.evidence.slices import gather_slices
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches
-from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, one_line, open_session, run
 
-Float32 = NDArray[np.float32]
 Seeding = Callable[[Array, Batch], Float32]
 """The adjoint that an output starts from, of the output's shape, given its value."""
 

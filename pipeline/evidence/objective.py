@@ -18,11 +18,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compress_onnx.pipeline.runtime.samples import Array, Batch
+from compress_onnx.graph_passes.arrays import Array, Float32, Float64
+from compress_onnx.pipeline.runtime.samples import Batch
 
 Objective = Literal["positions", "pooled"]
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 
 _SHORTEST = 1e-12
 

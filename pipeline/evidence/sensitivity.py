@@ -18,16 +18,16 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.uniform import uniform
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization import Known, Method
-from compress_onnx.graph_passes.factorization.base import Float64
-from compress_onnx.graph_passes.planning.decide import WeightGroups
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.evidence import evidence_in
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.grouping import WeightGroups
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.objective import Objective, change
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches
-from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 

@@ -17,13 +17,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Int64
 from compress_onnx.pipeline.evidence.shifts import shapes_of
 
 _OPSET = 16
-
-Int64 = NDArray[np.int64]
 
 
 def gather_slices(proto: onnx.ModelProto) -> None:

@@ -15,15 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import platformdirs
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import OutputError
 from compress_onnx.pipeline.data.npz import ARCHIVE_ERRORS
 from compress_onnx.pipeline.files.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
-
-Array = NDArray[np.generic]
 
 
 def default_folder() -> Path:

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import onnx
 import onnx_ir as ir
 
-from compress_onnx.graph_passes.rewriting.canonicalize import canonicalize
+from compress_onnx.graph_passes.rewriting.canonicalize import CanonicalizePass
 from compress_onnx.graph_passes.rewriting.join_siblings import JoinSiblingsPass
 from compress_onnx.graph_passes.sites.find import SiteTable, find_sites
 from compress_onnx.pipeline.files.model_file import content_digest, load_model, save_model
@@ -85,5 +85,5 @@ def open_original(model: ModelLike) -> Original:
         model = path
     path = Path(model)
     loaded = load_model(path)
-    canonicalize(loaded)
+    CanonicalizePass()(loaded)
     return Original(path, loaded, find_sites(loaded), folder)

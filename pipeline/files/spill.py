@@ -14,15 +14,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compress_onnx.graph_passes.rewriting.initializers import Store
+from compress_onnx.graph_passes.rewriting.initializers import Sink
 from compress_onnx.pipeline.files.atomic import scratch_folder
 
 _FILE_NAME = "weights.bin"
 
 
 @contextmanager
-def spill(output: Path) -> Iterator[Store]:
-    """Yield a store whose tensors can be read until the context ends.
+def spill(output: Path) -> Iterator[Sink]:
+    """Yield a sink whose tensors can be read until the context ends.
 
     Args:
         output: the model to be written; the file is in a hidden folder beside it meanwhile.
@@ -32,7 +32,7 @@ def spill(output: Path) -> Iterator[Store]:
     """
     with scratch_folder(output) as folder, (folder / _FILE_NAME).open("wb") as stream:
 
-        def store(array: NDArray[np.generic], dtype: ir.DataType, name: str) -> ir.TensorProtocol:
+        def sink(array: NDArray[np.generic], dtype: ir.DataType, name: str) -> ir.TensorProtocol:
             offset = stream.tell()
             length = stream.write(ir.Tensor(array, dtype=dtype).tobytes())
             stream.flush()
@@ -46,4 +46,4 @@ def spill(output: Path) -> Iterator[Store]:
                 base_dir=folder,
             )
 
-        yield store
+        yield sink

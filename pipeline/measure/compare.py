@@ -26,9 +26,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.results import OutputComparison
-from compress_onnx.pipeline.runtime.samples import Array
 
 logger = logging.getLogger(__name__)
 

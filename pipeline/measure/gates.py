@@ -1,6 +1,8 @@
 """Gates: limits on measured quantities, and the names that quantities go by.
 
-A gate on something that was not measured fails, and so does one on NaN.
+A gate on a quantity that is never going to be measured is refused before anything runs
+(:func:`check_quantities`, with the names in :mod:`pipeline.measure.quantities`). One on something
+that could have been measured and was not fails, and so does one on NaN.
 
 =============================================  ==================================================
 ``cosine``, ``accuracy_drop``, …               a metric, by its own name
@@ -25,7 +27,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.recipe import Gate
@@ -66,6 +69,39 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def check_quantities(gates: Sequence[Gate], available: Collection[str]) -> None:
+    """Make sure that every gate is about something that is going to be measured.
+
+    Args:
+        gates: limits on quantities.
+        available: the names that there will be (:mod:`pipeline.measure.quantities`); a star stands
+            for any text.
+
+    Raises:
+        RequestError: a gate names something else; the message says what there is.
+    """
+    for gate in gates:
+        if any(_is_one(gate.quantity, name) for name in available):
+            continue
+        close = get_close_matches(gate.quantity, available, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise RequestError(
+            f"a gate on {gate.quantity!r}, which is not measured here: {hint}There are "
+            f"{', '.join(available)}"
+        )
+
+
+def _is_one(quantity: str, name: str) -> bool:
+    before, star, after = name.partition("*")
+    if not star:
+        return quantity == name
+    return (
+        quantity.startswith(before)
+        and quantity.endswith(after)
+        and len(quantity) > len(before) + len(after)
+    )
 
 
 def check_gates(gates: Sequence[Gate], quantities: Mapping[str, float]) -> tuple[GateResult, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.pipeline.measure.benchmark import benchmark, benchmark_providers
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.results import Benchmark
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs, synthetic_feeds
 from compress_onnx.pipeline.runtime.progress import Progress, Silent
-from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
 
 

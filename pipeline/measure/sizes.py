@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import onnxruntime as ort
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, ModelFileError
 from compress_onnx.pipeline.runtime.inputs import ModelInput, synthetic_feeds
-from compress_onnx.pipeline.runtime.samples import Array
 from compress_onnx.pipeline.runtime.session import run
 
 SIZES = ((2, 7), (3, 12))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, ModelFileError
 from compress_onnx.pipeline.measure.compare import OutputComparator
 from compress_onnx.pipeline.measure.metrics import make_metric
@@ -20,7 +21,7 @@ from compress_onnx.pipeline.measure.sizes import compare_sizes
 from compress_onnx.pipeline.recipe import MetricSpec
 from compress_onnx.pipeline.results import ValidationReport
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
-from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}

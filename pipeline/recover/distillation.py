@@ -27,15 +27,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_ad
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.pipeline.evidence.dead_nodes import without_dead_nodes
-from compress_onnx.pipeline.runtime.samples import Array
 from compress_onnx.pipeline.runtime.session import SessionSpec, one_line, open_session, run
-
-Float32 = NDArray[np.float32]
 
 _OWN = "recovery."
 LOSS = f"{_OWN}loss"

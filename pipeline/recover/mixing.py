@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compress_onnx.pipeline.runtime.samples import Array, Batch
+from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.pipeline.runtime.samples import Batch
 
 
 def mixed(batch: Batch, mask_name: str | None, rng: np.random.Generator) -> Batch:

@@ -10,9 +10,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
+from compress_onnx.graph_passes.arrays import Float32
 
 _FIRST, _SECOND = 0.9, 0.99
 _EPSILON = 1e-12

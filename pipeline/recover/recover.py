@@ -32,10 +32,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Float32
 from compress_onnx.graph_passes.errors import DataError, RequestError
-from compress_onnx.graph_passes.rewriting.canonicalize import canonicalize
+from compress_onnx.graph_passes.rewriting.canonicalize import CanonicalizePass
 from compress_onnx.graph_passes.rewriting.trainable import (
     array_of,
     balanced_factors,
@@ -62,8 +62,6 @@ from compress_onnx.pipeline.results import RecoveryReport
 from compress_onnx.pipeline.runtime.progress import Progress, Update
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
-
-Float32 = NDArray[np.float32]
 
 _PROGRESS_TOTAL = 1000
 _HELD_OUT_EVERY = 10
@@ -291,7 +289,7 @@ def _teacher(
     reference: Path, candidate: ir.Model, settings: RecoverySpec, spec: SessionSpec | None
 ) -> Teacher:
     original = load_model(reference)
-    canonicalize(original)
+    CanonicalizePass()(original)
     importance = Importance(settings.hidden, settings.pooled, settings.labels)
     return Teacher(original, reference.parent, candidate, importance, spec)
 

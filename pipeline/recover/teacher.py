@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY
 from compress_onnx.pipeline.data.masking import UNLABELLED
@@ -31,11 +31,8 @@ from compress_onnx.pipeline.recover.distillation import (
     weight_of,
 )
 from compress_onnx.pipeline.recover.mixing import mixed
-from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
+from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 
 _MEMORY_LIMIT_BYTES = 1 << 30
 _LEAST = 1e-12

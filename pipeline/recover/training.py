@@ -10,14 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.pipeline.recover.distillation import Distillation
 from compress_onnx.pipeline.recover.optimizer import Adam
 from compress_onnx.pipeline.recover.teacher import Teacher
-from compress_onnx.pipeline.runtime.samples import Array
-
-Float32 = NDArray[np.float32]
 
 
 class Training:

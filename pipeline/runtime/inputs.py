@@ -18,8 +18,9 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships none
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, ModelFileError
-from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.samples import Samples
 
 Dimension = int | str | None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import ModelFileError
 from compress_onnx.pipeline.export.checkpoint import (
     load_checkpoint,
@@ -28,7 +29,6 @@ from compress_onnx.pipeline.export.tasks import Task
 from compress_onnx.pipeline.export.torch_model import TorchModel
 from compress_onnx.pipeline.recipe import SourceSpec
 from compress_onnx.pipeline.results import ExportReport
-from compress_onnx.pipeline.runtime.samples import Array
 from compress_onnx.pipeline.runtime.session import open_session, run
 from compress_onnx.pipeline.translate.generation import (
     DECODER,

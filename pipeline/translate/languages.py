@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.pipeline.data.catalogues import Message
 from compress_onnx.pipeline.data.preprocessing import load_tokenizer
 from compress_onnx.pipeline.recipe import TranslationMetric
-from compress_onnx.pipeline.runtime.samples import Array
 
 
 class LanguageTokenizer:

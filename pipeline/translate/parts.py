@@ -24,18 +24,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.factorization import ActivationStats
-from compress_onnx.graph_passes.planning.decide import require_gain
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
+from compress_onnx.graph_passes.planning.planner import require_gain
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
+from compress_onnx.graph_passes.sites.find import SiteTable
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import Original, open_original
-from compress_onnx.pipeline.runtime.samples import Array, Samples
+from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 from compress_onnx.pipeline.translate.generation import DECODER, DECODER_MERGED, ENCODER
 

@@ -12,11 +12,11 @@ from onnx import TensorProto, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.graph_passes.rewriting.canonicalize import canonicalize
-from compress_onnx.graph_passes.rewriting.cleanup import cleanup
+from compress_onnx.graph_passes.rewriting.canonicalize import CanonicalizePass
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
 from compress_onnx.graph_passes.sites.find import SiteTable, find_sites
 from compress_onnx.pipeline.evidence.stacks import part
@@ -48,7 +48,7 @@ def model(text: str, initializers: Mapping[str, Array], opset: int = 17) -> onnx
 def canonical(proto: onnx.ModelProto) -> ir.Model:
     """The model as compression sees it; a copy, because tensors are renamed in place."""
     work = ir.from_proto(deepcopy(proto))
-    canonicalize(work)
+    CanonicalizePass()(work)
     return work
 
 
@@ -72,7 +72,7 @@ def compress(
     work = canonical(proto)
     low_rank = LowRankPass(plan or make_plan(find_sites(work), request, stats or {}), stats)
     low_rank(work)
-    cleanup(work)
+    CleanupPass()(work)
     result = ir.to_proto(work)
     onnx.checker.check_model(result, full_check=True)
     return result, low_rank.plan

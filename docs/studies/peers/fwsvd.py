@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress_onnx.graph_passes.factorization.base import Array, Float64
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import ProjectedWeight
 from compress_onnx.pipeline.evidence.gradients import SiteValues, backward

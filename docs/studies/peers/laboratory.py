@@ -14,21 +14,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from compress_onnx.graph_passes.allocation import Candidate
-from compress_onnx.graph_passes.allocation.uniform import uniform
-from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Array
-from compress_onnx.graph_passes.planning.decide import group_by_weight, make_plan
-from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec, SitePlan
-from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.graph_passes.sites.find import LinearSite
 from compress_onnx.pipeline.compress.study import Researcher
 from compress_onnx.pipeline.compress.subject import Subject, open_subject, statistics
+
+from compress_onnx.graph_passes.allocation import Candidate
+from compress_onnx.graph_passes.allocation.uniform import uniform
+from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.factorization import ActivationStats
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec, SitePlan
+from compress_onnx.graph_passes.planning.planner import make_plan
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.objective import Objective
 from compress_onnx.pipeline.evidence.sensitivity import Probe, probing_samples
 from compress_onnx.pipeline.evidence.shifts import self_contained
-from compress_onnx.pipeline.recipes.experiment import Experiment, requested
+from compress_onnx.pipeline.recipes.experiment import Experiment
+from compress_onnx.pipeline.recipes.single import requested
 from compress_onnx.pipeline.runtime.samples import Samples
 
 Ranks = Mapping[str, int | None]

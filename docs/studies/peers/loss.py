@@ -12,10 +12,11 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from compress_onnx.pipeline.evidence.gradients import Float32, Seeding
+from compress_onnx.graph_passes.arrays import Array, Float32
+from compress_onnx.pipeline.evidence.gradients import Seeding
 from compress_onnx.pipeline.evidence.objective import signs
 from compress_onnx.pipeline.evidence.sensitivity import Trial, change_of
-from compress_onnx.pipeline.runtime.samples import Array, Batch
+from compress_onnx.pipeline.runtime.samples import Batch
 from studies.peers.laboratory import Laboratory
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization import ActivationStats
-from compress_onnx.graph_passes.factorization.base import Array
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import ProjectedWeight
 from studies.peers.contestant import Compressor, Contestant, compressor

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from compress_onnx.graph_passes.planning.decide import make_plan
+from compress_onnx.pipeline.compress.subject import open_subject
+
 from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
-from compress_onnx.pipeline.compress.subject import open_subject, spectra_of
+from compress_onnx.pipeline.compress.spectra import spectra_of
 from compress_onnx.pipeline.recipes.experiment import Experiment
 from compress_onnx.pipeline.report.analysis import CalibrationData, NormalizationTest, analyze
 from compress_onnx.pipeline.report.analysis.layernorm import DIAGONAL, EXACT, as_text

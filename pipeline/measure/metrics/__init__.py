@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from compress_onnx.pipeline.measure.metrics.accuracy import Accuracy
-from compress_onnx.pipeline.measure.metrics.base import Metric, Outputs
+from compress_onnx.pipeline.measure.metrics.base import Outputs, TaskMetric
 from compress_onnx.pipeline.measure.metrics.embedding import EmbeddingFidelity
 from compress_onnx.pipeline.measure.metrics.mask_filling import MaskFilling
 from compress_onnx.pipeline.recipe import (
@@ -21,15 +21,15 @@ from compress_onnx.pipeline.recipe import (
     MetricSpec,
 )
 
-__all__ = ["Metric", "Outputs", "make_metric"]
+__all__ = ["Outputs", "TaskMetric", "make_metric"]
 
-_METRICS: dict[type[MetricSpec], Callable[[Any], Metric]] = {
+_METRICS: dict[type[MetricSpec], Callable[[Any], TaskMetric]] = {
     EmbeddingMetric: EmbeddingFidelity,
     AccuracyMetric: Accuracy,
     MaskFillingMetric: MaskFilling,
 }
 
 
-def make_metric(spec: MetricSpec) -> Metric:
+def make_metric(spec: MetricSpec) -> TaskMetric:
     """A fresh accumulator for the metric that ``spec`` describes."""
     return _METRICS[type(spec)](spec)

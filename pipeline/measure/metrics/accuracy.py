@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.pipeline.measure.metrics.base import Outputs, select_output
 from compress_onnx.pipeline.recipe import AccuracyMetric
-from compress_onnx.pipeline.runtime.samples import Array, Batch
+from compress_onnx.pipeline.runtime.samples import Batch
 
 _Z_95 = 1.959963984540054
 

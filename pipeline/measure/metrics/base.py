@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import ModelFileError, RequestError
-from compress_onnx.pipeline.runtime.samples import Array, Batch
+from compress_onnx.pipeline.runtime.samples import Batch
 
 Outputs = Mapping[str, Array]
 
 
-class Metric(Protocol):
+class TaskMetric(Protocol):
     """Accumulates both models' outputs over batches.
 
     A candidate whose values make the metric undefined (NaN) gets NaN, which no gate accepts, or

@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.pipeline.measure.metrics.base import Outputs, select_output
 from compress_onnx.pipeline.recipe import EmbeddingMetric
-from compress_onnx.pipeline.runtime.samples import Array, Batch
+from compress_onnx.pipeline.runtime.samples import Batch
 
 Vectors = NDArray[np.float64]
 
-_NAMES = (
+FIGURES = (
     "cosine",
     "cosine_p5",
     "neighbour_overlap",
@@ -73,7 +74,7 @@ class EmbeddingFidelity:
             )
         reference, candidate = np.concatenate(self._reference), np.concatenate(self._candidate)
         if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
-            return dict.fromkeys(_NAMES, math.nan)
+            return dict.fromkeys(FIGURES, math.nan)
         reference, candidate = _unit(reference), _unit(candidate)
         cosines = _cosines(reference, candidate)
         mean, margin = float(cosines.mean()), _margin(cosines)
@@ -85,7 +86,7 @@ class EmbeddingFidelity:
             mean - margin,
             min(1.0, mean + margin),
         )
-        return dict(zip(_NAMES, figures, strict=True))
+        return dict(zip(FIGURES, figures, strict=True))
 
 
 def pool(output: Array, mask: NDArray[np.bool_] | None, pooling: str) -> Vectors:

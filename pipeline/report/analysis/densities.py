@@ -20,13 +20,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.arrays import Float64
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.calibrate import observe, tapped, taps_of
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session
-
-Float64 = NDArray[np.float64]
 
 _SHIFT = 20
 _BINS = 2040

@@ -28,18 +28,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats as statistics
 
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization import ActivationStats, Factorization, make_method
-from compress_onnx.graph_passes.factorization.base import Array
 from compress_onnx.graph_passes.factorization.error import activation_error
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.normalization import origin_of
 from compress_onnx.pipeline.evidence.calibrate import taps_of
 from compress_onnx.pipeline.results import Result
-
-Float64 = NDArray[np.float64]
 
 SVD, DIAGONAL, STRONG_DIAGONAL = "svd", "diagonal", "diagonal, α = 1"
 UNCENTRED, EXACT = "exact, uncentred", "exact, centred"

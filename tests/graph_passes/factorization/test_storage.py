@@ -101,7 +101,7 @@ class TestRounding:
         assert np.abs(values).max() <= size
 
     def test_float16_says_what_it_cannot_hold(self) -> None:
-        with pytest.raises(RequestError, match=r"65504.*int8"):
+        with pytest.raises(RequestError, match=r"do not fit into float16"):
             pack(np.full((2, 2), 1e5), "float16", FLOAT32, 0)
         assert pack(np.full((2, 2), 1e5), "int8", FLOAT32, 0).values(FLOAT32).max() > 9e4
 
@@ -499,18 +499,6 @@ class TestFiles:
                 RecoverySpec(budget=None, steps=1),
                 data_folder=output.parent,
             )
-
-
-def test_sequential_repair_sees_the_rounding(tmp_path) -> None:
-    from test_sequential import compressed, error
-
-    options = {"method": "asvd", "store": "int4", "sequential": True}
-    with pytest.raises(RequestError, match="opset 21"):
-        compressed(tmp_path, **options)
-    before, sequential, plan, _ = compressed(tmp_path, **{**options, "store": "int8"})
-    assert {site.store for site in plan.factored} == {"int8"}
-    _, one_shot, _, _ = compressed(tmp_path, **{**options, "store": "int8", "sequential": False})
-    assert error(before, sequential) < error(before, one_shot)
 
 
 @pytest.mark.parametrize("store", ["same", *ROUNDED])

@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.least_damage import least_possible
 from compress_onnx.graph_passes.planning.bound import PlanErrors
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.factoring import factor_weights
 from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
 from compress_onnx.graph_passes.sites.find import find_sites
 

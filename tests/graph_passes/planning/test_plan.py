@@ -9,14 +9,14 @@ import pytest
 from graphs import HALF, canonical, compress, model, sites_of, weights
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.decide import make_plan
-from compress_onnx.graph_passes.planning.factoring import check_fits
+from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import (
     CompressionPlan,
     MethodSpec,
     SitePlan,
     read_plan,
 )
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
 
 GRAPH = model(

@@ -15,9 +15,9 @@ from graphs import canonical, model
 
 from compress_onnx.graph_passes.factorization import ActivationStats, GradientStats, make_method
 from compress_onnx.graph_passes.planning.damage import damage_curve
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.sharing import (
     MARGIN,
@@ -25,7 +25,8 @@ from compress_onnx.graph_passes.planning.sharing import (
     shared_groups,
     why_apart,
 )
-from compress_onnx.graph_passes.sites.find import LinearSite, find_sites
+from compress_onnx.graph_passes.sites.find import find_sites
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.runtime.session import open_session, run
 
 K, N = 40, 32

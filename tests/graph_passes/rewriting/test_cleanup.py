@@ -10,7 +10,7 @@ import pytest
 from graphs import canonical, model, weights
 from onnx import TensorProto, helper
 
-from compress_onnx.graph_passes.rewriting.cleanup import cleanup
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 
 BEFORE = model(
     "g (float[N,8] x) => (float[N,6] y) { m = MatMul(x, w) r = Relu(m) y = Tanh(r) }",
@@ -26,7 +26,7 @@ def recorded(*shapes: tuple[str, int, list[int | str]]) -> onnx.ModelProto:
 
 def cleaned(proto: onnx.ModelProto, *, keep_metadata: bool = False) -> onnx.ModelProto:
     work = canonical(proto)
-    cleanup(work, keep_metadata=keep_metadata)
+    CleanupPass(keep_metadata=keep_metadata)(work)
     return ir.to_proto(work)
 
 

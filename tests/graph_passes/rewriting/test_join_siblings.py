@@ -23,10 +23,10 @@ from onnx import numpy_helper
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
-from compress_onnx.graph_passes.rewriting.cleanup import cleanup
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.join_siblings import JoinSiblingsPass, PartSiblingsPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
 from compress_onnx.graph_passes.sites.families import families, joined_name
@@ -71,7 +71,7 @@ def shared(
     low_rank = LowRankPass(make_plan(find_sites(work), request, stats or {}), stats)
     low_rank(work)
     assert PartSiblingsPass()(work).modified == bool(groups)
-    cleanup(work)
+    CleanupPass()(work)
     result = ir.to_proto(work)
     onnx.checker.check_model(result, full_check=True)
     return result, low_rank.plan

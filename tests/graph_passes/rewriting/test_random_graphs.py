@@ -23,10 +23,10 @@ from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 
 from compress_onnx.graph_passes.errors import ModelFileError
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.graph_passes.rewriting.cleanup import cleanup
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.pipeline.runtime.session import open_session, run
@@ -101,7 +101,7 @@ def test_node_tests_of_onnx_come_to_no_harm() -> None:
         work = canonical(before)
         plan = make_plan(find_sites(work), FULL_RANK)
         LowRankPass(plan)(work)
-        cleanup(work)
+        CleanupPass()(work)
         after = ir.to_proto(work)
         if shape_of_graph(before) == shape_of_graph(after):
             untouched += 1

@@ -16,9 +16,9 @@ from tiny_models import saved, two_layers
 
 from compress_onnx.graph_passes.allocation.price import LinearPrice, TabulatedPrice
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec, read_plan
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.basis import Basis, plan_on
 from compress_onnx.pipeline.compress.meter import Meter, count_rows

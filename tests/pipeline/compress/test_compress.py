@@ -78,13 +78,14 @@ def test_a_result_that_does_not_load_is_not_written(tmp_path, monkeypatch, save,
     source, output = save(small.perceptron(), tmp_path / "in" / "m.onnx"), tmp_path / "out.onnx"
     output.write_bytes(b"what was there before")
     before = small.listing(tmp_path)
-    cleanup = steps.cleanup
 
-    def spoil(model, **options):
-        cleanup(model, **options)
-        model.graph[0].op_type = "NoSuchOperator"
+    class Spoil(steps.CleanupPass):
+        def call(self, model):
+            result = super().call(model)
+            model.graph[0].op_type = "NoSuchOperator"
+            return result
 
-    monkeypatch.setattr(steps, "cleanup", spoil)
+    monkeypatch.setattr(steps, "CleanupPass", Spoil)
     with pytest.raises(ModelFileError, match=r"NoSuchOperator.* though it loads .*m\.onnx"):
         written(source, output, external_data=external)
     assert small.listing(tmp_path) == before

@@ -6,10 +6,10 @@ from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.factorization import make_method
-from compress_onnx.graph_passes.planning.decide import group_by_weight
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.sequential import repaired
 from compress_onnx.pipeline.evidence import collected

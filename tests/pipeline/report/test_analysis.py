@@ -16,8 +16,9 @@ from matplotlib import image
 from onnx import TensorProto, helper
 
 from compress_onnx.graph_passes.factorization import MomentAccumulator
-from compress_onnx.graph_passes.planning.decide import make_plan
+from compress_onnx.graph_passes.factorization.svd import SVD
 from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.spectra import spectrum
 from compress_onnx.graph_passes.sites.naming import kind_of
@@ -35,7 +36,6 @@ from compress_onnx.pipeline.report.analysis.layernorm import (
     DIAGONAL,
     EXACT,
     METHODS,
-    SVD,
     SiteComparison,
     conclude,
 )

@@ -1,0 +1,100 @@
+"""Which quantities a command or a recipe is going to measure, by name, before anything runs.
+
+The names are those of :mod:`pipeline.measure.gates`. Outputs of a model that is not there yet are
+written with a star: ``output.*.cosine``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from compress_onnx.pipeline.measure.metrics.embedding import FIGURES as EMBEDDING_FIGURES
+from compress_onnx.pipeline.recipe import (
+    AccuracyMetric,
+    EmbeddingMetric,
+    MaskFillingMetric,
+    MetricSpec,
+    ParallelData,
+    Recipe,
+    TranslationData,
+    TranslationMetric,
+)
+
+SIZES = ("size_ratio", "parameter_ratio", "candidate_bytes", "candidate_parameters")
+_WORST_OUTPUT = ("max_abs", "relative_l2", "min_output_cosine")
+_OUTPUT = ("max_abs", "relative_l2", "cosine", "snr_db")
+_LATENCY = ("speedup", "speedup_low", "latency_ratio", "p50_ms", "p90_ms", "p99_ms")
+_TRANSLATION_SPEED = ("speedup", "speedup_low")
+_SCORES = tuple(
+    f"{score}{kind}" for score in ("bleu", "chrf") for kind in ("", "_reference", "_drop")
+)
+_ACCURACIES = (
+    "accuracy",
+    "accuracy_reference",
+    "accuracy_drop",
+    "accuracy_drop_low",
+    "accuracy_drop_high",
+    "agreement",
+    "mcnemar_p",
+)
+_METRICS: Mapping[type[MetricSpec], tuple[str, ...]] = {
+    EmbeddingMetric: EMBEDDING_FIGURES,
+    AccuracyMetric: _ACCURACIES,
+    MaskFillingMetric: _ACCURACIES,
+}
+_PROVIDERS = {"auto": ("cpu", "cuda"), "cpu": ("cpu",), "cuda": ("cuda",)}
+_ANY_OUTPUT = ("*",)
+
+
+def validate_quantities(
+    outputs: Iterable[str] = _ANY_OUTPUT, metric: MetricSpec | None = None
+) -> tuple[str, ...]:
+    """What ``validate`` measures.
+
+    Args:
+        outputs: names of the model's outputs.
+        metric: what the outputs are held against besides each other.
+    """
+    names = [f"output.{output}.{figure}" for output in outputs for figure in _OUTPUT]
+    return (*metric_quantities(metric), *_WORST_OUTPUT, *names, *SIZES)
+
+
+def bench_quantities(provider: str = "auto") -> tuple[str, ...]:
+    """What ``bench`` measures; ``auto`` is whatever there is of ``cpu`` and ``cuda``."""
+    return (*_on_providers(_LATENCY, provider), *SIZES)
+
+
+def recipe_quantities(recipe: Recipe, outputs: Iterable[str] = _ANY_OUTPUT) -> tuple[str, ...]:
+    """What a run of ``recipe`` measures, of one graph or of one that translates.
+
+    Args:
+        recipe: what to do.
+        outputs: names of the model's outputs, where it is there already.
+    """
+    if isinstance(recipe.metric, TranslationMetric):
+        return _translation_quantities(recipe)
+    names: tuple[str, ...] = SIZES
+    if recipe.benchmark is not None:
+        names = (*_on_providers(_LATENCY, recipe.benchmark.provider), *names)
+    if recipe.validation is None:
+        return names
+    return tuple(dict.fromkeys((*validate_quantities(outputs, recipe.metric), *names)))
+
+
+def metric_quantities(metric: MetricSpec | None) -> tuple[str, ...]:
+    """What ``metric`` measures of one graph; nothing where there is none."""
+    return () if metric is None else _METRICS[type(metric)]
+
+
+def _translation_quantities(recipe: Recipe) -> tuple[str, ...]:
+    """Scores of all languages and of each, sizes, and how fast the CPU says it."""
+    languages: Iterable[str] = ()
+    if isinstance(recipe.validation, TranslationData | ParallelData):
+        languages = recipe.validation.languages
+    scores = [f"{score}.{language}" for language in languages for score in _SCORES]
+    speeds = _on_providers(_TRANSLATION_SPEED, "cpu") if recipe.benchmark is not None else ()
+    return (*_SCORES, *scores, *speeds, *SIZES)
+
+
+def _on_providers(names: Iterable[str], provider: str) -> tuple[str, ...]:
+    return tuple(f"{name}.{place}" for place in _PROVIDERS[provider] for name in names)
