@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from compress_onnx.pipeline.compress.subject import open_subject
 from ml_dtypes import int4
 from onnx import TensorProto, helper, numpy_helper
 
@@ -30,13 +29,15 @@ from compress_onnx.graph_passes.factorization.projection import Projection, proj
 from compress_onnx.graph_passes.factorization.storage import INTEGERS, Packed, Storage, pack
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.benchmark import benchmark
 from compress_onnx.pipeline.measure.kernel_times import executed_op_counts
 from compress_onnx.pipeline.recipe import BenchmarkSpec, read_recipe
-from compress_onnx.pipeline.recipes.experiment import Experiment, prepare
+from compress_onnx.pipeline.recipes.experiment import settings_of
+from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
@@ -95,7 +96,7 @@ class Bench:
     """A prepared recipe, and the rows that were measured on it already."""
 
     case: Case
-    experiment: Experiment
+    experiment: ModelExperiment
     folder: Path
     known: dict[tuple[Storage, int, float], Row] = field(default_factory=dict)
 
@@ -120,7 +121,7 @@ class Bench:
                 "allow_larger": True,
             }
         )
-        plan = experiment.compress(request, candidate)
+        plan = experiment.write(experiment.compress(request), candidate)
         validation = experiment.validate(candidate)
         assert validation is not None
         return Row(
@@ -141,13 +142,13 @@ def prepared(case: Case) -> Iterator[Bench]:
     recipe = read_recipe(path)
     assert recipe.validation is not None
     held_out = recipe.validation.model_copy(update={"limit": case.samples})
-    settings = {"benchmark": BenchmarkSpec(threads=1), "validation": held_out}
-    recipe = recipe.model_copy(update=settings)
+    changes = {"benchmark": BenchmarkSpec(threads=1), "validation": held_out}
+    recipe = recipe.model_copy(update=changes)
     with TemporaryDirectory(prefix="compress-onnx-") as work:
         folder = Path(work) / "reference"
         folder.mkdir()
-        cache = ArrayCache(default_folder())
-        experiment = prepare(recipe, folder, base_dir=path.parent, cache=cache)
+        settings = settings_of(recipe, ArrayCache(default_folder()))
+        experiment = prepare_model(recipe, folder, base_dir=path.parent, settings=settings)
         yield Bench(case, experiment, Path(work))
 
 
@@ -205,12 +206,9 @@ MIXTURES: tuple[tuple[Storage, ...], ...] = (
 """The storage of each stage; the bytes are shared evenly among stages."""
 
 
-def mixture_table(model: Path, bits: Sequence[float]) -> str:
+def mixture_table(sites: Sequence[LinearSite], bits: Sequence[float]) -> str:
     """Mean relative error in the weights, for each mixture and number of bits a weight."""
-    weights = [
-        project(sites[0].weight.array())
-        for sites in group_by_weight(open_subject(model).table.sites).values()
-    ]
+    weights = [project(alike[0].weight.array()) for alike in group_by_weight(sites).values()]
     header = ["stages", *(f"{size:g} bits a weight" for size in bits)]
     rows = [header]
     for mixture in MIXTURES:
@@ -388,7 +386,8 @@ def main() -> None:
     for case in CASES:
         with prepared(case) as bench:
             parts += pipeline_tables(bench)
-            mixtures += [f"### {case.recipe}\n", mixture_table(bench.experiment.reference, (4, 8))]
+            sites = bench.experiment.learned.original.table.sites
+            mixtures += [f"### {case.recipe}\n", mixture_table(sites, (4, 8))]
     parts += [*mixtures, FORMS, form_table()]
     parts.append(f"{found.processor}, {found.cores} cores; `make stages` measures all this again.")
     with atomic_file(arguments.output) as temporary:

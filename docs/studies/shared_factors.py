@@ -30,7 +30,8 @@ from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.measure.benchmark import benchmark
 from compress_onnx.pipeline.recipe import read_recipe
-from compress_onnx.pipeline.recipes.experiment import Experiment, prepare
+from compress_onnx.pipeline.recipes.experiment import settings_of
+from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.session import SessionSpec
@@ -43,7 +44,7 @@ SHAPES = ((384, 384, 3, 128), (768, 768, 3, 128), (768, 768, 3, 16), (512, 512, 
 logger = logging.getLogger(__name__)
 
 
-def study(
+def document(
     recipes: Sequence[Path], methods: Sequence[str], shares: Sequence[float], command: str
 ) -> str:
     """All tables as Markdown, with the ``command`` that writes them again."""
@@ -51,7 +52,7 @@ def study(
     parts = [
         "# Siblings that share a factor\n",
         f"Written by `{command}` on {found.processor}, {found.cores} cores; rules in "
-        "`graph_passes/sharing.py`.\n",
+        "`graph_passes/planning/sharing.py`.\n",
     ]
     for path in recipes:
         parts += _model_tables(path, methods, shares)
@@ -65,13 +66,8 @@ def _model_tables(path: Path, methods: Sequence[str], shares: Sequence[float]) -
     yield "| method | share | siblings | groups, damage over damage apart | parameters | measured |"
     yield "|:---|---:|:---|:---|---:|:---|"
     with TemporaryDirectory(prefix="compress-onnx-") as work:
-        experiment = prepare(
-            recipe,
-            Path(work),
-            base_dir=path.parent,
-            cache=ArrayCache(default_folder()),
-            progress=ProgressBars(),
-        )
+        settings = settings_of(recipe, ArrayCache(default_folder()), ProgressBars())
+        experiment = prepare_model(recipe, Path(work), base_dir=path.parent, settings=settings)
         for method in methods:
             for share in shares:
                 for siblings in ("never", "auto"):
@@ -80,12 +76,12 @@ def _model_tables(path: Path, methods: Sequence[str], shares: Sequence[float]) -
     yield ""
 
 
-def _row(experiment: Experiment, method: str, share: float, siblings: str) -> str:
+def _row(experiment: ModelExperiment, method: str, share: float, siblings: str) -> str:
     changes = {"method": MethodSpec(name=method), "params": share, "siblings": siblings}
     request = CompressionSpec.model_validate({**dict(experiment.recipe.compression), **changes})
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
         candidate = Path(folder) / "candidate.onnx"
-        plan = experiment.compress(request, candidate)
+        plan = experiment.write(experiment.compress(request), candidate)
         validation = experiment.validate(candidate)
     assert validation is not None
     measured = {"relative L2": validation.outputs[0].relative_l2}
@@ -197,7 +193,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     command = shlex.join(["python", "-m", "studies.shared_factors", *sys.argv[1:]])
-    text = study(
+    text = document(
         arguments.recipes, arguments.method or METHODS, arguments.params or SHARES, command
     )
     with atomic_file(arguments.output) as temporary:

@@ -8,11 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from studies.peers import asvd4llm, flar_svd
-from studies.peers.fwsvd import fisher_weighted, information, row_information
-from studies.peers.laboratory import Laboratory, budget, cost
-from studies.peers.loss import cross_entropy, cross_entropy_adjoint
-from studies.peers.report import render, verdicts
-from studies.peers.study import (
+from studies.peers.course import (
     CONTESTANTS,
     QUICK,
     CourseReport,
@@ -21,6 +17,10 @@ from studies.peers.study import (
     Standing,
     run_course,
 )
+from studies.peers.fwsvd import fisher_weighted, information, row_information
+from studies.peers.laboratory import Laboratory, budget, cost
+from studies.peers.loss import cross_entropy, cross_entropy_adjoint
+from studies.peers.page import render, verdicts
 from studies.peers.svd_llm import whitened
 from tiny_models import LENGTH, samples, saved, two_layers
 
@@ -28,11 +28,12 @@ from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
 from compress_onnx.graph_passes.factorization.svd import SVD
-from compress_onnx.pipeline.compress.subject import open_subject, statistics, write_compressed
 from compress_onnx.pipeline.evidence.gradients import SiteValues
 from compress_onnx.pipeline.evidence.sensitivity import Trial
+from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.recipe import Recipe
-from compress_onnx.pipeline.recipes.experiment import prepare
+from compress_onnx.pipeline.recipes.experiment import settings_of
+from compress_onnx.pipeline.recipes.single import prepare_model
 from compress_onnx.pipeline.results import Environment
 from compress_onnx.pipeline.runtime.samples import Batch
 from compress_onnx.pipeline.runtime.session import open_session, run
@@ -207,13 +208,15 @@ def laboratory(tmp_path_factory):
     data = samples(FEATURES[0], count=64)
     np.savez(folder / "data.npz", **data.inputs)
     npz = {"kind": "npz", "path": "data.npz"}
-    settings = {"calibration": npz, "validation": npz, "benchmark": None}
+    changes = {"calibration": npz, "validation": npz, "benchmark": None}
     compression = {"rank_multiple": 2}
     recipe = Recipe.model_validate(
-        {"name": "t", "source": {"model": path.name}, "compression": compression, **settings}
+        {"name": "t", "source": {"model": path.name}, "compression": compression, **changes}
     )
     (folder / "reference").mkdir()
-    return Laboratory(prepare(recipe, folder / "reference", base_dir=folder), probes=16)
+    settings = settings_of(recipe)
+    experiment = prepare_model(recipe, folder / "reference", base_dir=folder, settings=settings)
+    return Laboratory(experiment, probes=16)
 
 
 @pytest.fixture(scope="module")
@@ -228,15 +231,8 @@ def test_every_contestant_keeps_the_budget_and_runs(laboratory, compressors, nam
     before = run(open_session(reference), feeds)["y"]
     errors = []
     for share in (0.3, 0.6, 0.85):
-        outcome = compressors[name](share)
         small = tmp_path / f"{share}.onnx"
-        plan = write_compressed(
-            open_subject(reference),
-            outcome.plan,
-            outcome.calibration,
-            small,
-            ready=outcome.factorizations,
-        )
+        plan = compressors[name](share).write(small)
         assert plan.parameters_before == sum(c.dense for c in laboratory.candidates)
         assert 0.7 * share < plan.parameters_after / plan.parameters_before <= share
         after = run(open_session(small), feeds)["y"]
@@ -245,8 +241,8 @@ def test_every_contestant_keeps_the_budget_and_runs(laboratory, compressors, nam
 
 
 def test_learning_leaves_the_model_as_it_was(laboratory, compressors):
-    fresh = open_subject(laboratory.experiment.reference)
-    assert [node.name for node in laboratory.subject.model.graph] == [
+    fresh = open_original(laboratory.experiment.reference)
+    assert [node.name for node in laboratory.original.model.graph] == [
         node.name for node in fresh.model.graph
     ]
     assert len(compressors) == len(CONTESTANTS)
@@ -255,7 +251,7 @@ def test_learning_leaves_the_model_as_it_was(laboratory, compressors):
 def test_information_without_labels_is_that_of_random_projections(laboratory):
     """At the last site the gradients are signs: T·N times the mean square, but for chance."""
     found = information(laboratory)["second.weight"]
-    inputs = statistics(laboratory.experiment.calibration)["second"]
+    inputs = laboratory.learned.stats["second"]
     expected = LENGTH * FEATURES[2] * np.diag(inputs.second_moment)
     np.testing.assert_allclose(found, expected, rtol=0.25)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from studies.reproduction import (
     attention,
+    classification,
     fine_tuning,
     future_work,
     measuring,
     published,
-    svdlora,
     translation,
 )
 from studies.reproduction.__main__ import EXPERIMENTS
@@ -107,7 +107,7 @@ def verdicts(claims: list) -> list[str]:
 def stage_verdicts(errors, stored, shares, branches=None):
     shares = {share: row(accuracy, speedup=speed) for share, (accuracy, speed) in shares.items()}
     return verdicts(
-        svdlora._claims(
+        classification._claims(
             {n: row(error=error) for n, error in errors.items()},
             {n: row(error=error) for n, error in stored.items()},
             shares,
@@ -290,7 +290,7 @@ def test_every_experiment_has_its_discussion_and_its_recipes_exist():
     cases = (attention._VIT, attention._BERT, fine_tuning._VIT, fine_tuning._BERT)
     for case in cases:
         assert case.name in EXPERIMENTS
-    every = (svdlora.MODELS, translation.MODELS, future_work.VIT)
+    every = (classification.MODELS, translation.MODELS, future_work.VIT)
     for models in (*every, *(case.models for case in cases)):
         assert (MODELS / f"{models.hub}.yaml").is_file()
         assert (MODELS / f"{models.twin}.yaml").is_file()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import small_models as small
 from graphs import parameters
-from studies import shared_factors as siblings
-from studies.shared_factors import siblings_model, study
+from studies import shared_factors
+from studies.shared_factors import document, siblings_model
 
 from compress_onnx.pipeline.runtime.session import open_session, run
 
@@ -31,7 +31,7 @@ def test_both_layouts_cost_what_factors_of_their_own_cost(share):
 
 def test_the_document_says_which_groups_were_made(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESS_ONNX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(siblings, "SHAPES", ())
+    monkeypatch.setattr(shared_factors, "SHAPES", ())
     small.save(small.encoder(), tmp_path / "model.onnx")
     np.savez(tmp_path / "data.npz", **small.sentences(count=40))
     data = {"kind": "npz", "path": "data.npz"}
@@ -44,7 +44,7 @@ def test_the_document_says_which_groups_were_made(tmp_path, monkeypatch):
         "compression": {"rank_multiple": 1},
     }
     (tmp_path / "tiny.yaml").write_text(json.dumps(recipe))
-    text = study([Path(tmp_path / "tiny.yaml")], ["svd"], [0.5], "python study")
+    text = document([Path(tmp_path / "tiny.yaml")], ["svd"], [0.5], "python study")
     assert "Written by `python study`" in text
     never, auto = (line.split(" | ") for line in text.splitlines() if line.startswith("| svd"))
     assert never[2:4] == ["never", "none"]

@@ -11,8 +11,8 @@ from pathlib import Path
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.runtime.environment import environment
-from studies.peers.report import render
-from studies.peers.study import COURSES, QUICK, CourseReport, run_course
+from studies.peers.course import COURSES, QUICK, CourseReport, run_course
+from studies.peers.page import render
 
 
 def main() -> None:

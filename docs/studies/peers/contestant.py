@@ -5,28 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from compress_onnx.graph_passes.factorization import Decomposition, Factorization
-from compress_onnx.graph_passes.planning.plan import CompressionPlan
-from compress_onnx.pipeline.evidence.calibrate import Calibration
+from compress_onnx.graph_passes.factorization import Decomposition
+from compress_onnx.pipeline.compress.compressed import Compressed
 from studies.peers.laboratory import Laboratory, Ranks
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """A compressed model, as :func:`pipeline.compress.subject.write_compressed` takes it.
-
-    Attributes:
-        plan: what each weight becomes.
-        factorizations: by weight key; None where the plan's own method makes them.
-        calibration: what that method needs.
-    """
-
-    plan: CompressionPlan
-    factorizations: Mapping[str, Factorization] | None = None
-    calibration: Calibration | None = None
-
-
-Compressor = Callable[[float], Outcome]
+Compressor = Callable[[float], Compressed]
 """Compresses to a share of the parameters."""
 
 
@@ -55,14 +38,15 @@ def compressor(
     allocate: Callable[[float], Ranks],
 ) -> Compressor:
     """Decomposed weights, put together at the ranks that ``allocate`` gives for a share."""
+    basis = laboratory.weights_alone.basis(laboratory.base)
 
-    def compress(share: float) -> Outcome:
+    def compress(share: float) -> Compressed:
         ranks = allocate(share)
         factorizations = {
             key: decompositions[key].factorize(rank)
             for key, rank in ranks.items()
             if rank is not None
         }
-        return Outcome(laboratory.plan(share, ranks), factorizations)
+        return Compressed(basis, laboratory.plan(share, ranks), factorizations)
 
     return compress

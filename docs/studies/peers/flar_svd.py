@@ -117,8 +117,8 @@ def feature_error(trials: Sequence[Trial], name: str) -> float:
 def last_feature(laboratory: Laboratory) -> str:
     """What the last site that is not selected reads, or else the model's first output."""
     selected = {layer.site.name for layer in laboratory.layers}
-    heads = [site for site in laboratory.subject.table.sites if site.name not in selected]
-    value = heads[-1].input if heads else laboratory.subject.model.graph.outputs[0]
+    heads = [site for site in laboratory.original.table.sites if site.name not in selected]
+    value = heads[-1].input if heads else laboratory.original.model.graph.outputs[0]
     assert value.name is not None
     return value.name
 

@@ -38,17 +38,17 @@ def row_information(values: SiteValues, samples: int) -> Float64:
 
 def information(laboratory: Laboratory) -> dict[str, Float64]:
     """The Fisher information of each row, by the weight's key, a sample."""
-    experiment = laboratory.experiment
+    settings = laboratory.settings
     keys = {layer.site.name: layer.key for layer in laboratory.layers}
     total = {layer.key: np.zeros(layer.site.in_features) for layer in laboratory.layers}
     for batch, sites in backward(
-        laboratory.subject.model,
+        laboratory.original.model,
         [layer.site for layer in laboratory.layers],
         laboratory.samples,
-        adjoint(laboratory, experiment.recipe.seed),
-        data_folder=laboratory.subject.path.parent,
-        spec=experiment.session,
-        batch_size=experiment.recipe.batch_size,
+        adjoint(laboratory, settings.seed),
+        data_folder=laboratory.original.data_folder,
+        spec=settings.session,
+        batch_size=settings.batch_size,
     ):
         for name, values in sites.items():
             total[keys[name]] += row_information(values, len(batch.index))

@@ -14,9 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from compress_onnx.pipeline.compress.study import Researcher
-from compress_onnx.pipeline.compress.subject import Subject, open_subject, statistics
-
 from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.uniform import uniform
 from compress_onnx.graph_passes.arrays import Array
@@ -27,11 +24,13 @@ from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.evidence.objective import Objective
 from compress_onnx.pipeline.evidence.sensitivity import Probe, probing_samples
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import self_contained
-from compress_onnx.pipeline.recipes.experiment import Experiment
-from compress_onnx.pipeline.recipes.single import requested
+from compress_onnx.pipeline.files.original import Original
+from compress_onnx.pipeline.recipes.single import ModelExperiment, requested
 from compress_onnx.pipeline.runtime.samples import Samples
 
 Ranks = Mapping[str, int | None]
@@ -63,26 +62,41 @@ class Layer:
 
 @dataclass(frozen=True)
 class Laboratory:
-    """An experiment whose calibration is done.
+    """A model, and all that is known about it.
 
     Attributes:
         experiment: the model and its data.
         probes: on how many calibration samples the searches measure.
     """
 
-    experiment: Experiment
+    experiment: ModelExperiment
     probes: int
 
+    @property
+    def learned(self) -> Learned:
+        """What running the model on the calibration data told."""
+        return self.experiment.learned
+
     @cached_property
-    def subject(self) -> Subject:
-        """The original model; contestants read it and leave it as it is."""
-        return open_subject(self.experiment.reference)
+    def weights_alone(self) -> Learned:
+        """The same model without any data, for methods that bring what they know themselves."""
+        return learn(self.original, settings=self.settings)
+
+    @property
+    def original(self) -> Original:
+        """The model as it was; contestants read it and leave it as it is."""
+        return self.learned.original
+
+    @property
+    def settings(self) -> RunSettings:
+        """How the model is run."""
+        return self.experiment.settings
 
     @property
     def samples(self) -> Samples:
         """The calibration data."""
-        assert self.experiment.samples is not None
-        return self.experiment.samples
+        assert self.learned.samples is not None
+        return self.learned.samples
 
     @cached_property
     def base(self) -> CompressionSpec:
@@ -102,9 +116,9 @@ class Laboratory:
             RequestError: a weight is shared, or a stack.
         """
         selected = {site.site for site in self._plan(0.5).selected}
-        stats = statistics(self.experiment.calibration)
-        groups = group_by_weight(self.subject.table.sites)
-        sites = [site for site in self.subject.table.sites if site.name in selected]
+        stats = self.learned.stats
+        groups = group_by_weight(self.original.table.sites)
+        sites = [site for site in self.original.table.sites if site.name in selected]
         for site in sites:
             if len(groups[site.weight.key]) > 1 or site.weight.stacked:
                 raise RequestError(f"{site.name} has a weight of more than one use: exclude it")
@@ -143,30 +157,18 @@ class Laboratory:
             "allocation": "uniform",
             "sequential": False,
         }
-        return make_plan(self.subject.table, self.base.model_copy(update=changes))
+        return make_plan(self.original.table, self.base.model_copy(update=changes))
 
     def probe(self, watched: Sequence[str] | None = None) -> Probe:
         """A probe of all layers, on some of the calibration samples."""
-        proto = self_contained(self.subject.model, self.subject.path.parent)
+        proto = self_contained(self.original.model, self.original.data_folder)
         return Probe(
             proto,
             [layer.site for layer in self.layers],
             probing_samples(self.samples, self.probes),
             watched=watched,
-            spec=self.experiment.session,
-            batch_size=self.experiment.recipe.batch_size,
-        )
-
-    @cached_property
-    def researcher(self) -> Researcher:
-        """Collects what our own methods need."""
-        return Researcher(
-            self.subject,
-            self.samples,
-            known=self.experiment.calibration,
-            spec=self.experiment.session,
-            batch_size=self.experiment.recipe.batch_size,
-            cache=self.experiment.cache,
+            spec=self.settings.session,
+            batch_size=self.settings.batch_size,
         )
 
 

@@ -6,7 +6,7 @@
 ``measuring``          variants of a model, as measured
 ``section``            what an experiment hands over: tables, pictures, claims with their evidence
 ``drawing``            curves
-``stages``, …          one module an experiment, or two where they differ in the model only
+``classification``, …  one module an experiment, or two where they differ in the model only
 ``page``               the document, out of the sections and what ``discussion`` says to each
 =====================  ==========================================================================
 

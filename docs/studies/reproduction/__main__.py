@@ -14,9 +14,9 @@ from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.runtime.environment import environment
 from studies.reproduction import (
     attention,
+    classification,
     fine_tuning,
     future_work,
-    svdlora,
     translation,
 )
 from studies.reproduction.page import keep, kept, write_page
@@ -24,7 +24,7 @@ from studies.reproduction.section import Section
 from studies.reproduction.workplace import Workplace
 
 EXPERIMENTS: Mapping[str, Callable[[Workplace], Section]] = {
-    "svdlora-classification": svdlora.run,
+    "svdlora-classification": classification.run,
     "svdlora-translation": translation.run,
     "vit-attention": attention.run_vit,
     "vit-fine-tuning": fine_tuning.run_vit,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from compress_onnx.pipeline.compress.subject import open_subject
-
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
 from compress_onnx.pipeline.compress.spectra import spectra_of
-from compress_onnx.pipeline.recipes.experiment import Experiment
-from compress_onnx.pipeline.report.analysis import CalibrationData, NormalizationTest, analyze
+from compress_onnx.pipeline.recipes.single import ModelExperiment
+from compress_onnx.pipeline.report.analysis import NormalizationTest, analyze
 from compress_onnx.pipeline.report.analysis.layernorm import DIAGONAL, EXACT, as_text
 from compress_onnx.pipeline.report.analysis.pictures import (
     DENSITIES_NAME,
@@ -107,24 +105,14 @@ def _run(place: Workplace, case: Case) -> Section:
     )
 
 
-def _analysis(experiment: Experiment, place: Workplace) -> NormalizationTest:
+def _analysis(experiment: ModelExperiment, place: Workplace) -> NormalizationTest:
     """The study's pictures, drawn into a folder of the workplace; the test of its explanation."""
-    subject = open_subject(experiment.reference)
-    assert experiment.samples is not None
     assert experiment.held_out is not None
-    assert experiment.calibration is not None
+    learned = experiment.learned
     half = CompressionSpec(method=MethodSpec(name=SVD), params=0.5, rank_multiple=1)
-    plan = make_plan(subject.table, half)
-    analysis = analyze(
-        subject,
-        experiment.recipe.name,
-        plan,
-        spectra_of(subject, plan, experiment.calibration),
-        CalibrationData(experiment.samples, experiment.calibration, experiment.held_out),
-        spec=experiment.session,
-        batch_size=experiment.recipe.batch_size,
-        cache=place.cache,
-    )
+    plan = make_plan(learned.original.table, half)
+    spectra = spectra_of(learned.basis(half), plan)
+    analysis = analyze(learned, experiment.recipe.name, plan, spectra, experiment.held_out)
     draw_analysis(analysis, place.work / "analysis")
     return analysis.report.test
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
 from compress_onnx.pipeline.recipe import BenchmarkSpec, Recipe, SourceSpec
-from compress_onnx.pipeline.recipes.experiment import Experiment
+from compress_onnx.pipeline.recipes.single import ModelExperiment
 from compress_onnx.pipeline.report.formats import MISSING, size
 from compress_onnx.pipeline.results import SweepRow
 from studies.reproduction.measuring import kept, measure, run_time_text
@@ -17,7 +17,7 @@ LATENCY_HEADER = ("asked", "parameters kept", "run time", "ideal", "file")
 _NAME = "vit-base"
 
 
-def vit_base(place: Workplace) -> tuple[Experiment, str]:
+def vit_base(place: Workplace) -> tuple[ModelExperiment, str]:
     """The model, exported, and what a table has to say about it."""
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -41,7 +41,7 @@ def vit_base(place: Workplace) -> tuple[Experiment, str]:
 
 
 def measure_full_size(
-    experiment: Experiment, budget: float, select: Selection | None = None
+    experiment: ModelExperiment, budget: float, select: Selection | None = None
 ) -> SweepRow:
     """Its latency at a share of the parameters, or from 1 on at a rank."""
     chosen = select or experiment.recipe.compression.select

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from compress_onnx.graph_passes.planning.plan import OptionValue
-from compress_onnx.pipeline.recipes.experiment import Experiment
+from compress_onnx.pipeline.recipes.single import ModelExperiment
 from compress_onnx.pipeline.report.formats import MISSING, significant
 from compress_onnx.pipeline.results import SweepRow
 from studies.reproduction.drawing import Panel, draw
@@ -88,7 +88,7 @@ def run(place: Workplace) -> Section:
     )
 
 
-def _switch(place: Workplace, layout: Layout) -> Experiment:
+def _switch(place: Workplace, layout: Layout) -> ModelExperiment:
     """The Switch transformer with its experts in ``layout``."""
     models = Models(SWITCH, SWITCH, "")
     if layout == "stacked":
@@ -99,7 +99,7 @@ def _switch(place: Workplace, layout: Layout) -> Experiment:
     return place.prepare(recipe, MODELS)
 
 
-def _measure(experiment: Experiment, shares: Sequence[float]) -> Rows:
+def _measure(experiment: ModelExperiment, shares: Sequence[float]) -> Rows:
     options: Mapping[str, Mapping[str, OptionValue]] = {SVDLORA: {"stages": 3}}
     return {
         (method, share): measure(experiment, method, options=options.get(method), params=share)

@@ -9,8 +9,7 @@ from dataclasses import replace
 from compress_onnx.graph_passes.planning.plan import MethodSpec, OptionValue
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recipes.experiment import Experiment
-from compress_onnx.pipeline.recipes.sweep import measure_variant
+from compress_onnx.pipeline.recipes.single import ModelExperiment
 from compress_onnx.pipeline.report.formats import MISSING, significant
 from compress_onnx.pipeline.results import SweepRow
 
@@ -18,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def measure(
-    experiment: Experiment,
+    experiment: ModelExperiment,
     method: str,
     *,
     options: Mapping[str, OptionValue] | None = None,
@@ -47,7 +46,7 @@ def measure(
     )
     settings = {"benchmark": recipe.benchmark if benchmark else None, "recovery": recovery}
     tried = replace(experiment, recipe=recipe.model_copy(update=settings))
-    row = measure_variant(tried, variant)
+    row = tried.row(variant)
     details = {**(options or {}), **request}
     asked = ", ".join(f"{name} {value}" for name, value in details.items() if name != "select")
     logger.info("%s, %s, %s: %s", recipe.name, method, asked, row.metrics.get("accuracy", ""))

@@ -11,13 +11,11 @@ from typing import NamedTuple
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
 from compress_onnx.graph_passes.planning.spectra import spectrum
-from compress_onnx.pipeline.compress.subject import open_subject
 from compress_onnx.pipeline.recipe import ParallelData, Recipe, TranslationData, read_recipe
+from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.report.formats import MISSING
 from compress_onnx.pipeline.results import SweepRow, TranslationScores
 from compress_onnx.pipeline.translate.experiment import TranslationExperiment, prepare_translation
-from compress_onnx.pipeline.translate.generation import DECODER, ENCODER
-from compress_onnx.pipeline.translate.run import measure_translation
 from studies.reproduction import published, workplace
 from studies.reproduction.drawing import Panel, draw
 from studies.reproduction.measuring import ranks
@@ -70,7 +68,7 @@ def run(place: Workplace) -> Section:
     methods = {SVDLORA: greedy}
     for method in (EXACT, AUTO):
         compared = place.some(COMPARED_SHARES)
-        methods[method] = _searched(experiment, method, compared, 1, greedy.original)
+        methods[method] = _searched(experiment, method, compared, 1)
     _draw(place, methods, beamed)
     return Section(
         name=NAME,
@@ -100,10 +98,10 @@ def _prepared(place: Workplace) -> TranslationExperiment:
     path = workplace.MODELS / f"{name}.yaml"
     folder = place.work / NAME
     folder.mkdir()
-    recipe = read_recipe(path).model_copy(update={"gates": (), "benchmark": None})
-    return prepare_translation(
-        place.reduced(_sized(recipe)), folder, base_dir=path.parent, cache=place.cache
-    )
+    changes = {"gates": (), "benchmark": None}
+    recipe = place.reduced(_sized(read_recipe(path).model_copy(update=changes)))
+    settings = settings_of(recipe, place.cache)
+    return prepare_translation(recipe, folder, base_dir=path.parent, settings=settings)
 
 
 def _sized(recipe: Recipe) -> Recipe:
@@ -120,22 +118,15 @@ def _description(place: Workplace) -> str:
 
 
 def _searched(
-    experiment: TranslationExperiment,
-    method: str,
-    shares: Sequence[float],
-    beams: int,
-    original: TranslationScores | None = None,
+    experiment: TranslationExperiment, method: str, shares: Sequence[float], beams: int
 ) -> Searched:
-    if original is None:
-        original = experiment.scores(experiment.translate(experiment.reference, beams))
     rows = {}
     for share in shares:
-        variant = _variant(method, share)
-        rows[share] = row = measure_translation(experiment, original, variant, beams)
+        rows[share] = row = experiment.row(_variant(method, share), beams)
         logger.info(
             "%s, %s, params %s, %s beams: %s", NAME, method, share, beams, row.metrics["bleu"]
         )
-    return Searched(original, rows)
+    return Searched(experiment.original_scores(beams), rows)
 
 
 def _variant(method: str, share: float) -> CompressionSpec:
@@ -152,8 +143,8 @@ def _variant(method: str, share: float) -> CompressionSpec:
 def _weight_errors(experiment: TranslationExperiment, shares: Sequence[float]) -> ByError:
     """Least and largest relative error of a weight that is kept to each of ``shares``."""
     errors: dict[float, list[float]] = {share: [] for share in shares}
-    for part in (ENCODER, DECODER):
-        for site in open_subject(experiment.reference / part).table.sites:
+    for part in (experiment.learned.encoder, experiment.learned.decoder):
+        for site in part.original.table.sites:
             if site.name in LAYERS.exclude:
                 continue
             tail = spectrum(site, (None,)).weight_tail

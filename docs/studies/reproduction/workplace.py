@@ -21,7 +21,8 @@ from compress_onnx.pipeline.recipe import (
     RecoverySpec,
     read_recipe,
 )
-from compress_onnx.pipeline.recipes.experiment import Experiment, prepare
+from compress_onnx.pipeline.recipes.experiment import settings_of
+from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 
 MODELS = Path(__file__).parents[3] / "models"
 _QUICK_SAMPLES = 96
@@ -81,9 +82,9 @@ class Workplace:
     quick: bool = False
     published: bool = False
     cache: ArrayCache | None = None
-    prepared: dict[str, Experiment] = field(default_factory=dict)
+    prepared: dict[str, ModelExperiment] = field(default_factory=dict)
 
-    def experiment(self, models: Models, recovery: RecoverySpec | None = None) -> Experiment:
+    def experiment(self, models: Models, recovery: RecoverySpec | None = None) -> ModelExperiment:
         """One of ``models``, exported and calibrated; without gates.
 
         Args:
@@ -106,7 +107,7 @@ class Workplace:
             self.prepared[key] = self.prepare(reduced, path.parent)
         return self.prepared[key]
 
-    def description(self, models: Models, experiment: Experiment, accuracy: float) -> str:
+    def description(self, models: Models, experiment: ModelExperiment, accuracy: float) -> str:
         """What ``experiment`` runs, in words, with the ``accuracy`` of the original."""
         published = f"The published set-up, `models/{models.hub}.yaml`"
         assert experiment.held_out is not None
@@ -115,11 +116,12 @@ class Workplace:
             f"{len(experiment.held_out)} held-out samples)"
         )
 
-    def prepare(self, recipe: Recipe, base_dir: Path) -> Experiment:
+    def prepare(self, recipe: Recipe, base_dir: Path) -> ModelExperiment:
         """Export and calibrate ``recipe``, whose paths are relative to ``base_dir``."""
         folder = self.work / f"reference-{recipe.name}"
         folder.mkdir()
-        return prepare(recipe, folder, base_dir=base_dir, cache=self.cache)
+        settings = settings_of(recipe, self.cache)
+        return prepare_model(recipe, folder, base_dir=base_dir, settings=settings)
 
     def reduced(self, recipe: Recipe) -> Recipe:
         """``recipe``, in a quick run with less data and shorter benchmarks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from compress_onnx.pipeline.recipes.experiment import Experiment
+from compress_onnx.pipeline.recipes.single import ModelExperiment
 from compress_onnx.pipeline.results import SweepRow
 from studies.reproduction import published
 from studies.reproduction.drawing import Panel, draw
@@ -72,7 +72,11 @@ def run(place: Workplace) -> Section:
 
 
 def _svdlora(
-    experiment: Experiment, stages: int, share: float, layout: str = "merged", store: str = "same"
+    experiment: ModelExperiment,
+    stages: int,
+    share: float,
+    layout: str = "merged",
+    store: str = "same",
 ) -> SweepRow:
     return measure(
         experiment,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from compress_onnx.pipeline.compress.subject import open_subject, write_compressed
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
-from compress_onnx.pipeline.recipes.experiment import Experiment, prepare
+from compress_onnx.pipeline.recipes.experiment import settings_of
+from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 from compress_onnx.pipeline.recover.recover import recover_file
 from compress_onnx.pipeline.results import Result
 from studies.peers.asvd4llm import ASVD4LLM
@@ -147,15 +147,15 @@ def run_course(
     with TemporaryDirectory(prefix="compress-onnx-peers-") as folder:
         work = Path(folder)
         (work / "reference").mkdir()
-        experiment = prepare(
+        experiment = prepare_model(
             recipe,
             work / "reference",
             base_dir=course.recipe.parent,
-            cache=cache or ArrayCache(work / "cache"),
+            settings=settings_of(recipe, cache),
         )
         laboratory = Laboratory(experiment, course.probes)
         standings = tuple(_standing(c, laboratory, course, work) for c in contestants)
-        assert experiment.calibration is not None
+        assert experiment.learned.calibration is not None
         assert experiment.held_out is not None
         assert recipe.metric is not None
         return CourseReport(
@@ -164,7 +164,7 @@ def run_course(
             layers=len(laboratory.layers),
             parameters=sum(candidate.dense for candidate in laboratory.candidates),
             multiple=laboratory.multiple,
-            calibration=experiment.calibration.origin,
+            calibration=experiment.learned.calibration.origin,
             validation=f"{len(experiment.held_out)} samples of {experiment.held_out.origin}",
             labelled=laboratory.samples.labels is not None,
             probes=min(course.probes, len(laboratory.samples)),
@@ -206,20 +206,12 @@ def _standing(
 
 
 def _entry(
-    compress: Compressor, experiment: Experiment, course: Course, share: float, work: Path
+    compress: Compressor, experiment: ModelExperiment, course: Course, share: float, work: Path
 ) -> Entry:
     with TemporaryDirectory(dir=work) as folder:
         candidate = Path(folder) / "candidate.onnx"
-        subject = open_subject(experiment.reference)
         begun = time.perf_counter()
-        outcome = compress(share)
-        plan = write_compressed(
-            subject,
-            outcome.plan,
-            outcome.calibration,
-            candidate,
-            ready=outcome.factorizations,
-        )
+        plan = compress(share).write(candidate)
         seconds = time.perf_counter() - begun
         return Entry(
             share=share,
@@ -232,21 +224,22 @@ def _entry(
         )
 
 
-def _recover(experiment: Experiment, candidate: Path, steps: int) -> Recovered:
-    assert experiment.samples is not None
+def _recover(experiment: ModelExperiment, candidate: Path, steps: int) -> Recovered:
+    settings, samples = experiment.settings, experiment.learned.samples
+    assert samples is not None
     report = recover_file(
         experiment.reference,
         candidate,
-        experiment.samples,
+        samples,
         RecoverySpec(budget=None, steps=steps),
-        seed=experiment.recipe.seed,
-        spec=experiment.session,
-        batch_size=experiment.recipe.batch_size,
+        seed=settings.seed,
+        spec=settings.session,
+        batch_size=settings.batch_size,
     )
     return Recovered(figures=_figures(experiment, candidate), seconds=report.seconds)
 
 
-def _figures(experiment: Experiment, candidate: Path) -> Figures:
+def _figures(experiment: ModelExperiment, candidate: Path) -> Figures:
     validation = experiment.validate(candidate)
     assert validation is not None
     return Figures(

@@ -1,4 +1,4 @@
-"""The study as Markdown: figures, verdicts, seconds, and the protocol beside them."""
+"""The document: figures, verdicts, seconds, and the protocol beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import fmean
 from compress_onnx.pipeline.report.formats import MISSING
 from compress_onnx.pipeline.report.markdown import Markdown, template
 from compress_onnx.pipeline.results import Environment
-from studies.peers.study import CourseReport, Entry, Figures, Standing
+from studies.peers.course import CourseReport, Entry, Figures, Standing
 
 CHAMPION = "auto"
 PLAINEST = "svd"
