@@ -1,8 +1,8 @@
 """The report of a run: ``report.json`` for machines, a Markdown summary and pictures for people."""
 
+from compress_onnx.pipeline.report.drawing import require_pictures
 from compress_onnx.pipeline.report.markdown import render_summary
 from compress_onnx.pipeline.report.pictures import SiteSpectrum, draw_pictures
-from compress_onnx.pipeline.report.translations import render_translation, write_translation_report
 from compress_onnx.pipeline.report.writer import read_report, write_report
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "draw_pictures",
     "read_report",
     "render_summary",
-    "render_translation",
+    "require_pictures",
     "write_report",
-    "write_translation_report",
 ]

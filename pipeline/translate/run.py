@@ -22,7 +22,7 @@ from compress_onnx.pipeline.files.bundle import is_bundle, write_manifest
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.measure.gates import check_gates, translation_quantities
 from compress_onnx.pipeline.recipe import Recipe
-from compress_onnx.pipeline.report import write_translation_report
+from compress_onnx.pipeline.report import write_report
 from compress_onnx.pipeline.results import (
     SweepReport,
     SweepRow,
@@ -140,7 +140,7 @@ def _fill(bundle: Path, experiment: TranslationExperiment, command: str) -> Tran
         timings_s=experiment.watch.timings_s,
         notes=tuple(dict.fromkeys(notes)),
     )
-    write_translation_report(report, bundle)
+    write_report(report, bundle)
     for name, plan in (("encoder", plans.encoder), ("decoder", plans.decoder)):
         text = plan.model_dump_json(indent=2)
         (bundle / f"{name}-plan.json").write_text(text, encoding="utf-8")

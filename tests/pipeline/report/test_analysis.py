@@ -24,21 +24,21 @@ from compress_onnx.graph_passes.sites.naming import kind_of
 from compress_onnx.pipeline.compress.subject import calibrate_subject, open_subject, spectra_of
 from compress_onnx.pipeline.evidence.calibrate import taps_of
 from compress_onnx.pipeline.report.analysis import CalibrationData, analyze
+from compress_onnx.pipeline.report.analysis.conclusion import conclude
 from compress_onnx.pipeline.report.analysis.densities import (
     MagnitudeHistogram,
     deviation_density,
     magnitudes,
 )
+from compress_onnx.pipeline.report.analysis.labels import drawn_kinds, joined, labels
 from compress_onnx.pipeline.report.analysis.layernorm import (
     DIAGONAL,
     EXACT,
     METHODS,
     SVD,
     SiteComparison,
-    conclude,
 )
 from compress_onnx.pipeline.report.analysis.page import render_analysis, write_analysis
-from compress_onnx.pipeline.report.analysis.pictures import drawn_kinds, joined, labels
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
 

@@ -1,18 +1,10 @@
-"""Pictures of a run, as PNG.
-
-=========================  =====================================================================
-``explained-variance``     cumulative energy of every site's spectrum against its rank share
-``error-against-rank``     the least error at every rank for a selection of sites, and the choice
-``before-and-after``       sizes and latencies
-=========================  =====================================================================
-"""
+"""Spectra of sites: how much energy is in how many ranks, and what the chosen rank leaves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,23 +13,17 @@ from numpy.typing import NDArray
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.drawing import (
     BLUE,
+    COLOURS,
     GREY,
     ORANGE,
-    STYLE,
     new_figure,
-    save_figure,
     shorten,
 )
-from compress_onnx.pipeline.report.markdown import printable
-from compress_onnx.pipeline.results import RunReport, SweepReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PICTURES_FOLDER = "pictures"
-
-_GROUP_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANELS = 12
 _COLUMNS = 4
 
@@ -69,37 +55,8 @@ class SiteSpectrum:
     input_tail: NDArray[np.float64] | None = None
 
 
-def draw_pictures(report: RunReport, spectra: Sequence[SiteSpectrum], folder: Path) -> list[Path]:
-    """Draw into ``folder/pictures``; pictures for which there is nothing to show are left out.
-
-    Args:
-        report: the run.
-        spectra: the sites whose spectra are known, in any number and order.
-        folder: the folder of the report.
-
-    Returns:
-        The pictures written.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    import matplotlib as mpl
-
-    factored = [spectrum for spectrum in spectra if spectrum.rank is not None]
-    with mpl.rc_context(STYLE):
-        figures: dict[str, Figure] = {}
-        if spectra:
-            figures["explained-variance"] = _explained_variance(spectra)
-        if factored:
-            figures["error-against-rank"] = _error_against_rank(factored)
-        figures["before-and-after"] = _before_and_after(report)
-        return [
-            save_figure(figure, folder / PICTURES_FOLDER / f"{name}.png")
-            for name, figure in figures.items()
-        ]
-
-
-def _explained_variance(spectra: Sequence[SiteSpectrum]) -> Figure:
+def explained_variance(spectra: Sequence[SiteSpectrum]) -> Figure:
+    """One line a site and the median of each group, of the weights and of calibrated outputs."""
     tails = {"of the weights": [(s.group, s.weight_tail) for s in spectra]}
     calibrated = [(s.group, s.activation_tail) for s in spectra if s.activation_tail is not None]
     if calibrated:
@@ -118,7 +75,7 @@ def _explained_variance(spectra: Sequence[SiteSpectrum]) -> Figure:
 
 
 def _group_colour(index: int) -> str:
-    return _GROUP_COLOURS[index] if index < len(_GROUP_COLOURS) else GREY
+    return COLOURS[index] if index < len(COLOURS) else GREY
 
 
 def _draw_group(panel: Axes, tails: Sequence[NDArray[np.float64]], group: str, colour: str) -> None:
@@ -133,7 +90,8 @@ def _draw_group(panel: Axes, tails: Sequence[NDArray[np.float64]], group: str, c
     panel.plot(share, np.median(kept, axis=0), color=colour, linewidth=2, label=label)
 
 
-def _error_against_rank(factored: Sequence[SiteSpectrum]) -> Figure:
+def error_against_rank(factored: Sequence[SiteSpectrum]) -> Figure:
+    """The least error at every rank and the rank chosen; a panel a site."""
     shown = _selection(factored)
     columns = min(_COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -204,90 +162,3 @@ def _mark_choice(panel: Axes, rank: int, reached: float | None) -> None:
 
 def _error(tail: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.clip(tail, 0, None))
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """One quantity before and after; ``ideal`` is what ``after`` could be at best."""
-
-    title: str
-    before: float
-    after: float
-    text: Callable[[float], str]
-    ideal: float | None = None
-
-
-def _before_and_after(report: RunReport) -> Figure:
-    pairs = list(_pairs(report))
-    figure = new_figure(max(2.1 * len(pairs), 4.2), 3.2)
-    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
-    for panel, pair in zip(panels, pairs, strict=True):
-        _draw_pair(panel, pair)
-    return figure
-
-
-def _pairs(report: RunReport) -> Iterator[_Pair]:
-    size, plan = report.size, report.plan
-    yield _Pair("File size", size.reference_bytes, size.candidate_bytes, formats.size)
-    before, after = size.reference_parameters, size.candidate_parameters
-    yield _Pair("Parameters", before, after, formats.short_count)
-    before, after = plan.parameters_before, plan.parameters_after
-    yield _Pair("Selected linear\nparameters", before, after, formats.short_count)
-    for benchmark in report.benchmarks:
-        yield _Pair(
-            f"Latency p50\n({benchmark.provider})",
-            benchmark.reference.p50_ms,
-            benchmark.candidate.p50_ms,
-            formats.milliseconds,
-            benchmark.reference.p50_ms / benchmark.ideal_speedup
-            if benchmark.ideal_speedup
-            else None,
-        )
-
-
-def _draw_pair(panel: Axes, pair: _Pair) -> None:
-    labels = ["before", f"after\n{formats.ratio(pair.after, pair.before)}"]
-    bars = panel.bar(labels, [pair.before, pair.after], color=[GREY, BLUE], width=0.6)
-    panel.bar_label(bars, [pair.text(pair.before), pair.text(pair.after)], padding=2, fontsize=8)
-    if pair.ideal is not None:
-        panel.hlines(pair.ideal, 1.32, 1.42, color=ORANGE, linewidth=2)
-        panel.text(1.46, pair.ideal, "ideal", color=ORANGE, fontsize=8, va="center")
-    panel.set_title(pair.title)
-    panel.set_yticks([])
-    panel.spines["left"].set_visible(False)
-    panel.grid(visible=False)
-    panel.margins(y=0.15)
-
-
-def draw_pareto(report: SweepReport, path: Path) -> None:
-    """Draw the first metric of a sweep against the parameters kept, one line a method.
-
-    Raises:
-        OutputError: ``path`` cannot be written.
-    """
-    import matplotlib as mpl
-
-    with mpl.rc_context(STYLE):
-        figure = new_figure(5.2, 3.6)
-        panel = figure.subplots()
-        for index, (label, points) in enumerate(_pareto_lines(report).items()):
-            share, value = zip(*sorted(points), strict=True)
-            panel.plot(share, value, marker="o", markersize=3.5, label=label, color=f"C{index}")
-        panel.set_xlabel("linear parameters kept [%]")
-        panel.set_ylabel(next((name for row in report.rows for name in row.metrics), "cosine"))
-        panel.legend(fontsize=7)
-        save_figure(figure, path)
-
-
-def _pareto_lines(report: SweepReport) -> dict[str, list[tuple[float, float]]]:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in report.rows:
-        if row.parameters_after is None or not row.parameters_before:
-            continue
-        values = [*row.metrics.values(), *(output.cosine for output in row.outputs)]
-        method = " ".join([row.variant.method.name, *map(str, row.variant.method.options.values())])
-        stored = "" if row.variant.store == "same" else f" as {row.variant.store}"
-        label = printable(f"{method}{stored}, {row.variant.allocation}")
-        share = 100 * row.parameters_after / row.parameters_before
-        lines.setdefault(label, []).append((share, values[0]))
-    return lines
