@@ -29,6 +29,7 @@ from compress_onnx.graph_passes.sites.normalization import origin_of
 from compress_onnx.pipeline.compress.subject import Subject, calibrate_subject
 from compress_onnx.pipeline.evidence.calibrate import Calibration, taps_of
 from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.report.analysis.conclusion import conclude
 from compress_onnx.pipeline.report.analysis.densities import Density, deviation_density, magnitudes
 from compress_onnx.pipeline.report.analysis.layernorm import (
     NormalizationTest,
@@ -192,7 +193,7 @@ def analyze(
         )
     ranks = {site.site: site.rank for site in plan.factored if site.rank is not None}
     with progress.step("compare methods", len(ranks)) as update:
-        test = compare(sites, ranks, known.stats, unseen.stats, update)
+        test = conclude(compare(sites, ranks, known.stats, unseen.stats, update))
     readers = _readers(sites)
     stats = {key: known.stats[members[0].name] for key, members in readers.items()}
     report = AnalysisReport(
