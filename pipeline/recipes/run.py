@@ -115,5 +115,5 @@ def _fill(
     )
     write_report(report, bundle, experiment.spectra(plan))
     (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")
-    copy_assets(exported.assets, bundle)
+    copy_assets(exported.assets, bundle, exported.asset_root)
     return report
