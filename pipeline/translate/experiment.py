@@ -30,7 +30,7 @@ from compress_onnx.pipeline.export.huggingface import checkpoint_of
 from compress_onnx.pipeline.export.source import FolderSource, HubSource, resolve_source
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.measure.benchmark import speedup_interval, total_speedup
+from compress_onnx.pipeline.measure.benchmark import speedup, speedup_interval
 from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
 from compress_onnx.pipeline.recipe import ParallelData, Recipe, TranslationData, TranslationMetric
 from compress_onnx.pipeline.recipes.experiment import Stopwatch, session_spec
@@ -193,7 +193,7 @@ class TranslationExperiment:
     ) -> GenerationTiming:
         reference_s, candidate_s = (float(total) for total in seconds.sum(axis=0))
         characters = [sum(map(len, found)) for found in texts]
-        interval = speedup_interval(seconds, rng, total_speedup)
+        interval = speedup_interval(seconds, rng, np.sum)
         return GenerationTiming(
             provider="cpu",
             threads=session_spec(self.recipe).thread_count,
@@ -202,7 +202,7 @@ class TranslationExperiment:
             candidate_s=candidate_s,
             reference_texts_per_s=len(self.held_out) / reference_s,
             candidate_texts_per_s=len(self.held_out) / candidate_s,
-            speedup=total_speedup(seconds),
+            speedup=speedup(seconds, np.sum),
             speedup_low=interval.low,
             speedup_high=interval.high,
             length_ratio=characters[1] / max(characters[0], 1),
