@@ -151,7 +151,7 @@ def benchmark(
     if sites:
         runs = min(iterations, _MAX_PROFILED_RUNS)
         ideal = _ideal(linear_shares(reference, feeds, spec, list(sites), runs), sites)
-    settings = _settings(session, spec) | ideal.settings
+    settings = {**_settings(session, spec), **ideal.settings}
     if spec.provider == "cpu":
         settings |= _quality(cpu_per_wall, interval, ideal.speedup)
     return Benchmark(
