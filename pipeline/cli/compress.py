@@ -23,6 +23,7 @@ from compress_onnx.pipeline.cli.console import (
     print_plan,
     print_recovery,
     print_search,
+    print_size,
 )
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
 from compress_onnx.pipeline.compress.meter import Meter
@@ -38,6 +39,7 @@ from compress_onnx.pipeline.compress.subject import (
 from compress_onnx.pipeline.evidence.calibrate import Calibration
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recipes.experiment import of_file
 from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
@@ -205,6 +207,7 @@ def compress(
         with atomic_file(save_plan) as temporary:
             temporary.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
     if output is not None and not dry_run:
+        print_size(model_size(model, output))
         out.print(f"written: {output}", markup=False, highlight=False)
 
 

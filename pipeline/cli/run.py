@@ -21,6 +21,7 @@ from compress_onnx.pipeline.cli.console import (
     print_plan,
     print_recovery,
     print_search,
+    print_size,
     print_translations,
     print_validation,
 )
@@ -90,6 +91,7 @@ def run(
 def _run(recipe: Recipe, folder: Path, **settings: Any) -> Report:  # noqa: ANN401
     report = run_recipe(recipe, folder, **settings)
     print_plan(report.plan)
+    print_size(report.size)
     if report.search is not None:
         print_search(report.search)
     if report.recovery is not None:
@@ -104,6 +106,7 @@ def _translate(recipe: Recipe, folder: Path, **settings: Any) -> Report:  # noqa
     report = run_translation(recipe, folder, **settings)
     for plan in (report.encoder, report.decoder):
         print_plan(plan)
+    print_size(report.size)
     print_translations(report)
     return report
 
