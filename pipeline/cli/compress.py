@@ -20,6 +20,7 @@ from compress_onnx.pipeline.cli.console import (
     print_plan,
     print_recovery,
     print_search,
+    print_size,
 )
 from compress_onnx.pipeline.cli.grouped import grouped
 from compress_onnx.pipeline.compress.compressed import Compressed
@@ -28,6 +29,7 @@ from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.compress.search import smallest_within
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
 from compress_onnx.pipeline.results import RecoveryReport, SearchReport
@@ -213,6 +215,8 @@ def compress(
         with atomic_file(plan.save_plan) as temporary:
             temporary.write_text(done.model_dump_json(indent=2), encoding="utf-8")
     if not plan.dry_run:
+        assert output.output is not None  # see _check_output
+        print_size(model_size(model, output.output))
         out.print(f"written: {output.output}", markup=False, highlight=False)
 
 

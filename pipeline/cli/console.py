@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,14 +20,17 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, PlanError, SitePlan
+from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
     RecoveryReport,
     SearchReport,
+    SizeReport,
     TranslationReport,
     ValidationReport,
 )
@@ -59,21 +65,47 @@ class ProgressBars:
             bars.update(task, completed=total or 1, total=total or 1)
 
 
+class Name:
+    """A module path in a table: lines break behind its dots and slashes, never inside a word."""
+
+    def __init__(self, name: str) -> None:
+        self._parts = re.split(r"(?<=[./])", name)
+
+    @property
+    def longest_part(self) -> int:
+        """The least width in which no word breaks."""
+        return max(map(cell_len, self._parts))
+
+    def __rich_measure__(self, _console: Console, options: ConsoleOptions) -> Measurement:
+        """From the longest part to the whole name on one line."""
+        whole = sum(map(cell_len, self._parts))
+        return Measurement(self.longest_part, whole).with_maximum(options.max_width)
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        """As many parts on each line as fit."""
+        lines = [""]
+        for part in self._parts:
+            if lines[-1] and cell_len(lines[-1] + part) > options.max_width:
+                lines.append("")
+            lines[-1] += part
+        yield Text("\n".join(lines))
+
+
 def print_plan(plan: CompressionPlan) -> None:
-    """The plan as a table, one row a site, then the skipped nodes and the sums."""
+    """The plan as a table, one row a site, then the skipped nodes and the sums.
+
+    A plan knows parameters only; what the files take in bytes is for :func:`print_size`.
+    """
     shown = table("site", "shape", "rank", "parameters", "error", "bound", "decision", "reason")
-    for site in plan.sites:
-        shown.add_row(*_plan_row(site))
-    out.print(shown)
+    names = [Name(site.site) for site in plan.sites]
+    shown.columns[0].min_width = max((name.longest_part for name in names), default=0)
+    for name, site in zip(names, plan.sites, strict=True):
+        shown.add_row(name, *_plan_row(site))
+    out.print(shown, crop=False)
     for node in plan.skipped:
         out.print(f"skipped {node.op_type} {node.node}: {node.reason}", style="dim", markup=False)
-    before, after = plan.parameters_before, plan.parameters_after
-    share = f" ({after / before:.1%})" if before else ""
-    out.print(
-        f"{len(plan.factored)} of {len(plan.sites)} sites factored; parameters of the selected "
-        f"sites {before:,} -> {after:,}{share}; the whole file loses {plan.parameters_saved:,}",
-        highlight=False,
-    )
+    for line in _plan_sums(plan):
+        out.print(line, markup=False, highlight=False)
     if (cost := plan.cost) is not None:
         out.print(
             f"predicted {cost.unit} {significant(cost.before)} -> {significant(cost.after)} "
@@ -82,6 +114,34 @@ def print_plan(plan: CompressionPlan) -> None:
         )
     if plan.error is not None:
         print_plan_error(plan.error)
+
+
+def _plan_sums(plan: CompressionPlan) -> Iterator[str]:
+    before, after = plan.parameters_before, plan.parameters_after
+    share = f" ({after / before:.1%})" if before else ""
+    yield (
+        f"{len(plan.factored)} of {len(plan.sites)} sites factored; parameters of the selected "
+        f"sites {before:,} -> {after:,}{share}"
+    )
+    saved = plan.parameters_saved
+    change = f"{abs(saved):,} {'fewer' if saved > 0 else 'more'} than before"
+    if not saved:
+        change = "as many as before"
+    stores = sorted({site.store for site in plan.factored} - {"same"})
+    stored = f"; factors are stored as {', '.join(stores)}" if stores else ""
+    yield f"parameters of the whole model, with biases and scales: {change}{stored}"
+
+
+def print_size(size: SizeReport) -> None:
+    """Bytes and parameters of the files that were written, beside the original's."""
+    reference, candidate = size.reference_parameters, size.candidate_parameters
+    out.print(
+        f"files {formats.size(size.reference_bytes)} -> {formats.size(size.candidate_bytes)} "
+        f"({formats.ratio(size.candidate_bytes, size.reference_bytes)}), parameters "
+        f"{reference:,} -> {candidate:,} ({formats.ratio(candidate, reference)})",
+        markup=False,
+        highlight=False,
+    )
 
 
 def print_plan_error(error: PlanError) -> None:
@@ -102,7 +162,6 @@ def print_plan_error(error: PlanError) -> None:
 def _plan_row(site: SitePlan) -> Sequence[str]:
     error = site.error
     return (
-        escape(site.site),
         f"{site.in_features}x{site.out_features}",
         str(site.rank or ""),
         f"{site.parameters_before:,} -> {site.parameters_after:,}",

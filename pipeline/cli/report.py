@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from compress_onnx.pipeline.files.bundle import verify_manifest
-from compress_onnx.pipeline.report import read_report, render_summary, render_translation
-from compress_onnx.pipeline.results import RunReport
+from compress_onnx.pipeline.report import read_report, render_summary
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +26,6 @@ def report(
     found = read_report(folder)
     if check:
         verify_manifest(folder)
-    typer.echo(render_summary(found) if isinstance(found, RunReport) else render_translation(found))
+    typer.echo(render_summary(found))
     if not found.passed:
         raise typer.Exit(1)

@@ -21,6 +21,7 @@ from compress_onnx.pipeline.cli.console import (
     print_plan,
     print_recovery,
     print_search,
+    print_size,
     print_translations,
     print_validation,
 )
@@ -72,12 +73,6 @@ def run(
         progress=ProgressBars(),
     )
     _print_report(report)
-    size = report.size
-    out.print(
-        f"file {size.reference_bytes / 1e6:.1f} MB -> {size.candidate_bytes / 1e6:.1f} MB "
-        f"({size.candidate_bytes / size.reference_bytes:.1%})",
-        highlight=False,
-    )
     for note in report.notes:
         errors.print(f"note: {note}", markup=False, highlight=False)
     passed = print_gates(report.gates)
@@ -90,10 +85,12 @@ def _print_report(report: Report) -> None:
     if isinstance(report, TranslationReport):
         for plan in (report.encoder, report.decoder):
             print_plan(plan)
+        print_size(report.size)
         print_translations(report)
     if not isinstance(report, RunReport):
         return
     print_plan(report.plan)
+    print_size(report.size)
     if report.search is not None:
         print_search(report.search)
     if report.recovery is not None:

@@ -1,6 +1,7 @@
 """Bring a model of the Hugging Face hub onto this machine: configuration, tokenizer, weights.
 
-Only safetensors weights are asked for, so that no pickle is ever downloaded.
+Only safetensors weights are asked for, so that no pickle is ever downloaded. Sub-folders are left
+out, but for those that a sentence encoder's ``modules.json`` names.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from pathlib import Path
 
 from compress_onnx.graph_passes.errors import ModelFileError
 from compress_onnx.pipeline.export.quiet import quiet
+from compress_onnx.pipeline.export.sentence_encoder import MODULES_NAME, read_modules
 from compress_onnx.pipeline.runtime.session import one_line
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 # Sub-folders hold the same weights for other runtimes.
-_UNWANTED = ["*/*", "*.fp16.safetensors"]
+_SUBFOLDERS = "*/*"
+_UNWANTED = ["*.fp16.safetensors"]
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
@@ -24,8 +27,20 @@ def download(repo_id: str, revision: str | None = None) -> Path:
         revision: a branch, tag or commit; the newest of the main branch when None.
 
     Raises:
-        ModelFileError: the hub has no such model, refuses it, or cannot be reached.
+        ModelFileError: the hub has no such model, refuses it, or cannot be reached; or its
+            ``modules.json`` is damaged.
     """
+    folder = _snapshot(repo_id, revision, _WANTED, [_SUBFOLDERS, *_UNWANTED])
+    if (folder / MODULES_NAME).is_file():
+        inner = [module.path for module in read_modules(folder) if module.path]
+        if inner:
+            # A snapshot's folder has the name of its commit: both downloads are of one.
+            wanted = [f"{path}/{pattern}" for path in inner for pattern in _WANTED]
+            _snapshot(repo_id, folder.name, wanted, _UNWANTED)
+    return folder
+
+
+def _snapshot(repo_id: str, revision: str | None, wanted: list[str], unwanted: list[str]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -34,8 +49,8 @@ def download(repo_id: str, revision: str | None = None) -> Path:
                 snapshot_download(
                     repo_id,
                     revision=revision,
-                    allow_patterns=_WANTED,
-                    ignore_patterns=_UNWANTED,
+                    allow_patterns=wanted,
+                    ignore_patterns=unwanted,
                 )
             )
     except errors.LocalEntryNotFoundError as error:

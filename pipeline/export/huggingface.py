@@ -1,4 +1,7 @@
-"""Export a Hugging Face model from the hub or from a folder in its layout."""
+"""Export a Hugging Face model from the hub or from a folder in its layout.
+
+Of a sentence encoder it is the transformer (:mod:`pipeline.export.sentence_encoder`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from compress_onnx.pipeline.export.dynamo import export_dynamo
 from compress_onnx.pipeline.export.exported import ExportedModel
 from compress_onnx.pipeline.export.hub import download
 from compress_onnx.pipeline.export.optimum_export import export_optimum
+from compress_onnx.pipeline.export.sentence_encoder import read_sentence_encoder
 from compress_onnx.pipeline.export.source import FolderSource, HubSource
 from compress_onnx.pipeline.export.tasks import require_task
 from compress_onnx.pipeline.recipe import SourceSpec
@@ -42,17 +46,27 @@ def export_huggingface(
         MissingDependencyError: a package of the ``export`` extra is not installed.
     """
     require_export_extra("torch", "transformers", "onnxscript", "safetensors")
-    checkpoint = checkpoint_of(source, spec.revision)
+    root = checkpoint_of(source, spec.revision)
+    encoder = read_sentence_encoder(root)
+    checkpoint = encoder.transformer if encoder else root
+    if encoder and spec.task is None:
+        spec = spec.model_copy(update={"task": "feature-extraction"})
     if spec.exporter == "optimum":
         require_export_extra("optimum")
         exported = export_optimum(checkpoint, spec, folder, seed=seed)
     else:
         exported = _export_dynamo(checkpoint, spec, folder, seed)
     preprocessor = _files(checkpoint, _PREPROCESSOR_FILES)
+    described = encoder.files if encoder else ()
     return dataclasses.replace(
         exported,
-        assets=(*_files(checkpoint, _CONFIG_FILES), *preprocessor),
+        assets=tuple(
+            dict.fromkeys((*_files(checkpoint, _CONFIG_FILES), *preprocessor, *described))
+        ),
+        asset_root=root,
         tokenizer_dir=checkpoint if preprocessor else None,
+        pooling=encoder.pooling if encoder else None,
+        notes=(*exported.notes, *(encoder.notes if encoder else ())),
     )
 
 

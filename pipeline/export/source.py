@@ -113,7 +113,8 @@ def _module(model: str, _path: Path) -> Source | None:
 
 def _huggingface(model: str, path: Path) -> Source | None:
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        # Of a sentence encoder, the configuration may lie in a folder of the transformer's own.
+        if not any((path / name).is_file() for name in ("config.json", "modules.json")):
             raise ModelFileError(
                 f"{path} has no config.json: give a folder in the Hugging Face hub's layout, or "
                 "the .onnx file itself"

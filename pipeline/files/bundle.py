@@ -90,8 +90,10 @@ def is_bundle(folder: Path) -> bool:
         return False
 
 
-def copy_assets(files: Iterable[Path], folder: Path) -> list[Path]:
-    """Copy files such as a tokenizer's and a configuration flat into ``folder``.
+def copy_assets(files: Iterable[Path], folder: Path, root: Path | None = None) -> list[Path]:
+    """Copy files such as a tokenizer's and a configuration into ``folder``.
+
+    They lie there as they do below ``root``; flat without one.
 
     Links are followed, so that what arrives is the content.
 
@@ -102,15 +104,20 @@ def copy_assets(files: Iterable[Path], folder: Path) -> list[Path]:
         ModelFileError: a file is missing or not a regular file.
         OutputError: the folder already holds a file of that name, or cannot be written.
     """
-    return [_copy(file, folder / file.name) for file in files]
+    return [
+        _copy(file, folder, file.relative_to(root) if root else Path(file.name)) for file in files
+    ]
 
 
-def _copy(source: Path, target: Path) -> Path:
+def _copy(source: Path, folder: Path, inner: Path) -> Path:
+    target = folder / inner
     if not source.is_file():
         raise ModelFileError(f"cannot bundle {source}: there is no such file")
     if target.exists():
-        raise OutputError(f"cannot bundle {source}: the bundle already has a file {target.name}")
+        raise OutputError(f"cannot bundle {source}: the bundle already has a file {inner}")
     try:
+        for parent in reversed(inner.parents[:-1]):  # not the bundle itself
+            (folder / parent).mkdir(exist_ok=True)
         shutil.copyfile(source, target)
     except OSError as error:
         raise OutputError(f"cannot copy {source} to {target}: {error.strerror}") from error

@@ -19,9 +19,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from scipy.stats import bootstrap
 
 from compress_onnx.graph_passes.errors import DataError, ProviderError
-from compress_onnx.pipeline.measure.kernel_times import ideal_speedup, linear_shares
+from compress_onnx.pipeline.measure.kernel_times import LinearShares, ideal_speedup, linear_shares
 from compress_onnx.pipeline.results import Benchmark, LatencyStats
 from compress_onnx.pipeline.runtime.session import (
     EXECUTION_PROVIDERS,
@@ -33,6 +34,9 @@ from compress_onnx.pipeline.runtime.session import (
 )
 
 Times = NDArray[np.float64]
+
+Summary = Callable[..., Times]
+"""What stands for many numbers along an ``axis``, such as ``np.median`` or ``np.sum``."""
 
 _RESAMPLES = 1000
 _MAX_PROFILED_RUNS = 20
@@ -139,22 +143,13 @@ def benchmark(
     cpu_per_wall = (time.process_time() - cpu_start) / (time.perf_counter() - wall_start)
     interval = speedup_interval(times_ms, rng)
     session = models[0].session
-    settings = _settings(session, spec)
-    share, ideal = None, None
+    ideal = _Ideal()
     if sites:
-        profiled = linear_shares(
-            reference, feeds, spec, list(sites), min(iterations, _MAX_PROFILED_RUNS)
-        )
-        if profiled.by_node is not None:
-            share = sum(profiled.by_node.values())
-            ideal = ideal_speedup(profiled.by_node, sites)
-        else:
-            settings["ideal_speedup"] = f"unknown: {profiled.note}"
+        runs = min(iterations, _MAX_PROFILED_RUNS)
+        ideal = _ideal(linear_shares(reference, feeds, spec, list(sites), runs), sites)
+    settings = {**_settings(session, spec), **ideal.settings}
     if spec.provider == "cpu":
-        settings["cpu_per_wall"] = f"{cpu_per_wall:.2f}"
-        if found := doubts(cpu_per_wall, interval, ideal):
-            settings["doubts"] = "; ".join(found)
-            _log.warning("latency on %s: %s", spec.provider, settings["doubts"])
+        settings |= _quality(cpu_per_wall, interval, ideal.speedup)
     return Benchmark(
         provider=spec.provider,
         providers=tuple(session.get_providers()),
@@ -166,10 +161,33 @@ def benchmark(
         speedup=speedup(times_ms),
         speedup_low=interval.low,
         speedup_high=interval.high,
-        linear_share=share,
-        ideal_speedup=ideal,
+        linear_share=ideal.linear_share,
+        ideal_speedup=ideal.speedup,
         settings=settings,
     )
+
+
+class _Ideal(NamedTuple):
+    """The ideal speed-up and what it is made of; None where it is not known."""
+
+    linear_share: float | None = None
+    speedup: float | None = None
+    settings: Mapping[str, str] = {}
+
+
+def _ideal(profiled: LinearShares, sites: Mapping[str, float]) -> _Ideal:
+    if profiled.by_node is None:
+        return _Ideal(settings={"ideal_speedup": f"unknown: {profiled.note}"})
+    return _Ideal(sum(profiled.by_node.values()), ideal_speedup(profiled.by_node, sites))
+
+
+def _quality(cpu_per_wall: float, interval: Interval, ideal: float | None) -> dict[str, str]:
+    """How far a measurement on the CPU can be trusted, as text for the report."""
+    quality = {"cpu_per_wall": f"{cpu_per_wall:.2f}"}
+    if found := doubts(cpu_per_wall, interval, ideal):
+        quality["doubts"] = "; ".join(found)
+        _log.warning("latency on cpu: %s", quality["doubts"])
+    return quality
 
 
 def benchmark_providers(
@@ -275,26 +293,37 @@ def latency_stats(times_ms: Times) -> LatencyStats:
     )
 
 
-def speedup(times: Times) -> float:
-    """Median of the reference over median of the candidate, ``[rounds, 2]``."""
-    medians = np.median(times, axis=0)
-    return float(medians[0] / medians[1])
+def speedup(times: Times, summary: Summary = np.median) -> float:
+    """The reference's time over the candidate's, ``[rounds, 2]``.
 
-
-def total_speedup(times: Times) -> float:
-    """Sum of the reference over sum of the candidate, for rounds ``[rounds, 2]`` of unlike work."""
-    reference, candidate = times.sum(axis=0)
+    ``summary`` is over the rounds: their median, or ``np.sum`` where they are of unlike work.
+    """
+    reference, candidate = summary(times, axis=0)
     return float(reference / candidate)
 
 
 def speedup_interval(
-    times: Times, rng: np.random.Generator, ratio: Callable[[Times], float] = speedup
+    times: Times, rng: np.random.Generator, summary: Summary = np.median
 ) -> Interval:
-    """A 95 % percentile bootstrap interval of ``ratio`` over the rounds ``[rounds, 2]``."""
-    rounds = len(times)
-    resampled = [ratio(times[rng.integers(rounds, size=rounds)]) for _ in range(_RESAMPLES)]
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(float(low), float(high))
+    """A 95 % percentile bootstrap interval of :func:`speedup`.
+
+    Whole rounds are drawn, so that what hits both models alike stays out of the interval. A single
+    round gives a point.
+    """
+    if len(times) == 1:
+        return Interval(*[speedup(times, summary)] * 2)
+    found = bootstrap(
+        (times[:, 0], times[:, 1]),
+        lambda reference, candidate, axis: (
+            summary(reference, axis=axis) / summary(candidate, axis=axis)
+        ),
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        method="percentile",
+        rng=rng,
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
 
 
 def _settings(session: ort.InferenceSession, spec: SessionSpec) -> dict[str, str]:

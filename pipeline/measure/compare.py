@@ -10,7 +10,7 @@ Of ‖e‖² and ‖r‖² each sample's part is kept, because relative L2² is 
 95 % interval over samples like these is that of a ratio estimator (Cochran 1977, "Sampling
 Techniques", 6.3), with the residuals d_i = ‖e_i‖² − relative L2²·‖r_i‖² of n samples::
 
-    relative L2² ± 1.96·sqrt(Σ d_i² · n / (n − 1)) / ‖r‖²
+    relative L2² ± z·sqrt(Σ d_i² · n / (n − 1)) / ‖r‖²
 
 A pair that cannot be compared (another shape or kind of dtype, or NaN and infinity where the
 other model has something else) is the worst possible result: infinite error, cosine 0, SNR −∞.
@@ -25,6 +25,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
@@ -148,7 +149,9 @@ def _interval(
         return None, None
     ratio = errors.sum() / reference
     residuals = errors - ratio * references
-    margin = 1.96 * math.sqrt(residuals @ residuals * count / (count - 1)) / reference
+    margin = (
+        float(norm.ppf(0.975)) * math.sqrt(residuals @ residuals * count / (count - 1)) / reference
+    )
     return math.sqrt(max(ratio - margin, 0.0)), math.sqrt(ratio + margin)
 
 

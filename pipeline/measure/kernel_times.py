@@ -6,10 +6,10 @@ of its time: one over that is the ideal speed-up.
 
 ONNX Runtime renames the nodes that it fuses, always around the name of the MatMul or Gemm:
 ``X/MatMulAddFusion``, ``X/MatMulScaleFusion/``, ``X/MatmulTransposeFusion/``, ``fused X``,
-``fused X/MatMulAddFusion``. A kernel therefore belongs to the original node that is left when the
-prefix and then the parts after the last slashes are taken off, and only if it is a MatMul or Gemm
-of some kind. Where a node is not found (``Attention`` swallowed it, or it was merged with an equal
-one) there is no answer rather than a wrong one.
+``fused X/MatMulAddFusion``. To find the original node of a kernel, the prefix and then the parts
+after the last slashes are taken off. The kernel has to be a MatMul or Gemm of some kind. A node may
+not be found: ``Attention`` took it in, or it was merged with an equal one. The ideal speed-up is
+then unknown, and a note says why.
 """
 
 from __future__ import annotations

@@ -3,15 +3,16 @@
     dense:    y = x·W               x [rows, K], W [K, N]
     rank r:   y = (x·down)·up       down [K, r], up [r, N]
 
-A graph of a small product holds several copies of it, each with weights of its own, to spread the
-fixed cost of a run over them. All graphs of one product take turns, in random order in each round,
-so that drift of the machine hits them alike, and no weights stay in the innermost cache, as they
-would not in a whole model. What counts is the least time over the rounds: other processes can only
-add to it, and they hit long runs more often than short ones, which medians would take for the
-kernels' doing (on a machine with four processes a core they were off by a factor of three).
+1. A graph of a small product holds several copies of it, each with weights of its own. They share
+   the fixed cost of a run.
+2. All graphs of one product take turns, in random order in each round. Drift of the machine hits
+   them alike. No weights stay in the innermost cache, as they would not in a whole model.
+3. The least time over the rounds counts. Other processes can only add to it, and they hit long runs
+   more often than short ones. Medians were off by a factor of three on a machine with four
+   processes a core.
 
-Ranks are measured on the grid that ranks are allocated on, as far as factors are smaller than the
-weight; of a fine grid only evenly spread points, with straight lines in between.
+Measured are multiples of the rank multiple, as far as factors are smaller than the weight. Of many
+such ranks a few are measured, evenly spread, with straight lines in between.
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ class ModelExperiment:
             spectra = spectra_of(compressed.basis, plan, self.settings.progress)
         write_report(report, bundle, spectra)
         (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")
-        copy_assets(self.exported.assets, bundle)
+        copy_assets(self.exported.assets, bundle, self.exported.asset_root)
         return report
 
     def _notes(self, plan: CompressionPlan) -> Sequence[str]:

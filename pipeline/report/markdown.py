@@ -11,13 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
-from itertools import groupby
 
 import jinja2
 
-from compress_onnx.graph_passes.sites.find import SkippedNode
+from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.pipeline.report import formats
-from compress_onnx.pipeline.results import GateResult, Report, RunReport
+from compress_onnx.pipeline.results import GateResult, Report, RunReport, TranslationReport
 
 _MARKUP = re.compile(
     r"[\\`*\[|~$]"  # markup wherever it stands
@@ -35,21 +34,18 @@ class Markdown(str):
     __slots__ = ()
 
 
-def render_summary(report: RunReport, pictures: Sequence[str] = ()) -> str:
+def render_summary(report: RunReport | TranslationReport, pictures: Sequence[str] = ()) -> str:
     """Render the summary of a run as GitHub-flavoured Markdown.
 
     Args:
         report: the run.
         pictures: paths of pictures to show, relative to where the summary will be.
     """
-    return template("summary.md.jinja").render(
-        report=report,
-        metrics=metric_rows(report),
-        skipped=skipped_by_reason(report.plan.skipped),
-        operators=changed_operators(report),
-        decisions=Counter(site.decision for site in report.plan.sites),
-        pictures=pictures,
-    )
+    if isinstance(report, RunReport):
+        file, plans = "run.md.jinja", {"model": report.plan}
+    else:
+        file, plans = "translation.md.jinja", {"encoder": report.encoder, "decoder": report.decoder}
+    return template(file).render(report=report, plans=plans, pictures=pictures)
 
 
 def printable(text: object) -> str:
@@ -71,7 +67,7 @@ def name(text: object) -> Markdown:
     return Markdown(f"`{line}`") if _HARMLESS_NAME.fullmatch(line) else escape(line)
 
 
-def verdict(report: Report) -> Markdown:
+def _verdict(report: Report) -> Markdown:
     """``PASSED``, or ``FAILED`` with each gate that did."""
     failed = [gate for gate in report.gates if not gate.passed]
     if failed:
@@ -98,7 +94,7 @@ def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def metric_rows(report: RunReport) -> list[tuple[str, float | None, float]]:
+def _metric_rows(report: RunReport) -> list[tuple[str, float | None, float]]:
     """``(metric, before, after)``, where ``before`` is ``NAME_reference`` if that was measured."""
     metrics = report.validation.metrics if report.validation is not None else {}
     before = {f"{metric}_reference" for metric in metrics} & metrics.keys()
@@ -109,15 +105,23 @@ def metric_rows(report: RunReport) -> list[tuple[str, float | None, float]]:
     ]
 
 
-def skipped_by_reason(skipped: Iterable[SkippedNode]) -> list[tuple[str, int, str]]:
-    """``(reason, nodes, an example)``, most frequent first."""
-    by_reason = sorted(skipped, key=lambda node: node.reason)
-    groups = [(reason, list(nodes)) for reason, nodes in groupby(by_reason, lambda n: n.reason)]
-    rows = [(reason, len(nodes), nodes[0].node) for reason, nodes in groups]
-    return sorted(rows, key=lambda row: -row[1])
+def _skipped_by_reason(plans: Iterable[CompressionPlan]) -> list[tuple[str, int, str]]:
+    """``(reason, nodes, an example)`` over all plans, most frequent first."""
+    skipped = [node for plan in plans for node in plan.skipped]
+    examples = {node.reason: node.node for node in reversed(skipped)}
+    counts = Counter(node.reason for node in skipped)
+    return [
+        (reason, counts[reason], examples[reason])
+        for reason in sorted(counts, key=lambda reason: (-counts[reason], reason))
+    ]
 
 
-def changed_operators(report: RunReport) -> list[tuple[str, int, int]]:
+def _decisions(plan: CompressionPlan) -> Counter[str]:
+    """How many sites there are of each decision."""
+    return Counter(site.decision for site in plan.sites)
+
+
+def _changed_operators(report: RunReport) -> list[tuple[str, int, int]]:
     """``(operator, executed before, executed after)`` where the two differ."""
     before = report.op_counts.get("reference", {})
     after = report.op_counts.get("candidate", {})
@@ -141,7 +145,11 @@ def template(file: str, package: str = "compress_onnx.pipeline.report") -> jinja
     )
     environment.filters |= {
         "name": name,
-        "verdict": verdict,
+        "verdict": _verdict,
+        "metric_rows": _metric_rows,
+        "changed_operators": _changed_operators,
+        "decisions": _decisions,
+        "skipped": _skipped_by_reason,
         "gate_figures": _gate_figures,
         "count": formats.count,
         "milliseconds": formats.milliseconds,

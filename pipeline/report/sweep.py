@@ -7,16 +7,17 @@ from pathlib import Path
 
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
-from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.markdown import escape
 from compress_onnx.pipeline.report.pictures import draw_pareto
-from compress_onnx.pipeline.report.writer import report_json
+from compress_onnx.pipeline.report.writer import report_json, write_text
 from compress_onnx.pipeline.results import SweepReport, SweepRow
 
 TABLE_NAME = "sweep.md"
 JSON_NAME = "sweep.json"
 PICTURE_NAME = "pareto.png"
+
+_TEXT_COLUMNS = 2
 
 
 def write_sweep(report: SweepReport, folder: Path) -> None:
@@ -24,12 +25,11 @@ def write_sweep(report: SweepReport, folder: Path) -> None:
 
     Raises:
         OutputError: ``folder`` cannot be written.
+        MissingDependencyError: matplotlib is not installed.
     """
-    texts = {JSON_NAME: report_json(report), TABLE_NAME: markdown(report)}
-    for name, text in texts.items():
-        with atomic_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
     draw_pareto(report, folder / PICTURE_NAME)
+    write_text(folder / JSON_NAME, report_json(report))
+    write_text(folder / TABLE_NAME, markdown(report))
 
 
 def markdown(report: SweepReport) -> str:
@@ -48,9 +48,6 @@ def markdown(report: SweepReport) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-_TEXT_COLUMNS = 2
 
 
 def cells(report: SweepReport) -> list[list[str]]:

@@ -26,21 +26,34 @@ REPORT_NAME = "report.json"
 SUMMARY_NAME = "summary.md"
 
 
-def write_report(report: RunReport, folder: Path, spectra: Sequence[SiteSpectrum] = ()) -> None:
+def write_report(
+    report: RunReport | TranslationReport,
+    folder: Path,
+    spectra: Sequence[SiteSpectrum] = (),
+    *,
+    pictures: bool = True,
+) -> None:
     """Write ``report.json``, ``summary.md`` and ``pictures/*.png`` into ``folder``.
+
+    A translation's report has no pictures.
 
     Args:
         report: the run.
         folder: created where it is missing.
         spectra: one for each site that the pictures of spectra can show; without any, those
             pictures are left out.
+        pictures: whether to draw at all.
 
     Raises:
         OutputError: ``folder`` cannot be written.
+        MissingDependencyError: pictures are to be drawn, and matplotlib is not installed.
     """
+    # Pictures first: where they cannot be drawn, nothing is written.
+    drawn = (
+        draw_pictures(report, spectra, folder) if pictures and isinstance(report, RunReport) else []
+    )
+    names = [picture.relative_to(folder).as_posix() for picture in drawn]
     write_text(folder / REPORT_NAME, report_json(report))
-    pictures = draw_pictures(report, spectra, folder)
-    names = [picture.relative_to(folder).as_posix() for picture in pictures]
     write_text(folder / SUMMARY_NAME, render_summary(report, names))
 
 

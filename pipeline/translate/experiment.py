@@ -31,12 +31,12 @@ from compress_onnx.pipeline.export.dependencies import require_export_extra
 from compress_onnx.pipeline.export.huggingface import checkpoint_of
 from compress_onnx.pipeline.export.source import FolderSource, HubSource, resolve_source
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.measure.benchmark import speedup_interval, total_speedup
+from compress_onnx.pipeline.measure.benchmark import speedup, speedup_interval
 from compress_onnx.pipeline.measure.gates import check_gates, translation_quantities
 from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
 from compress_onnx.pipeline.recipe import ParallelData, Recipe, TranslationData, TranslationMetric
 from compress_onnx.pipeline.report.heading import Heading
-from compress_onnx.pipeline.report.translations import write_translation_report
+from compress_onnx.pipeline.report.writer import write_report
 from compress_onnx.pipeline.results import (
     GenerationTiming,
     SizeReport,
@@ -151,7 +151,7 @@ class TranslationExperiment:
             timings_s=self.watch.timings_s,
             notes=tuple(dict.fromkeys(notes)),
         )
-        write_translation_report(report, bundle)
+        write_report(report, bundle)
         for name, plan in (("encoder", plans.encoder), ("decoder", plans.decoder)):
             text = plan.model_dump_json(indent=2)
             (bundle / f"{name}-plan.json").write_text(text, encoding="utf-8")
@@ -274,7 +274,7 @@ class TranslationExperiment:
     ) -> GenerationTiming:
         reference_s, candidate_s = (float(total) for total in seconds.sum(axis=0))
         characters = [sum(map(len, found)) for found in texts]
-        interval = speedup_interval(seconds, rng, total_speedup)
+        interval = speedup_interval(seconds, rng, np.sum)
         return GenerationTiming(
             provider="cpu",
             threads=self.settings.session.thread_count,
@@ -283,7 +283,7 @@ class TranslationExperiment:
             candidate_s=candidate_s,
             reference_texts_per_s=len(self.held_out) / reference_s,
             candidate_texts_per_s=len(self.held_out) / candidate_s,
-            speedup=total_speedup(seconds),
+            speedup=speedup(seconds, np.sum),
             speedup_low=interval.low,
             speedup_high=interval.high,
             length_ratio=characters[1] / max(characters[0], 1),

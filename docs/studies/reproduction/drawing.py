@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress_onnx.pipeline.report.drawing import BLUE, GREY, ORANGE, STYLE, new_figure, save_figure
+from compress_onnx.pipeline.report.drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    new_figure,
+    save_figure,
+    styled,
+)
 
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)
 
@@ -31,9 +38,7 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
     Raises:
         OutputError: ``path`` cannot be written.
     """
-    import matplotlib as mpl
-
-    with mpl.rc_context(STYLE):
+    with styled():
         figure = new_figure(4.2 * len(panels), 3.4)
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         shared = len(panels) > 1 and len({tuple(panel.lines) for panel in panels}) == 1

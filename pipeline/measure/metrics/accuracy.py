@@ -9,8 +9,8 @@ in Medicine 33) recommend: p = (b+1)/(n+2), q = (c+1)/(n+2),
 
     p − q ± z·sqrt((p + q − (p − q)²)/(n + 2))
 
-It stays honest where a bootstrap collapses to a point (b = c = 0). ``mcnemar_p`` is the exact
-binomial test of b against c.
+scipy has no interval of paired proportions. This one stays honest where a bootstrap collapses to a
+point (b = c = 0). ``mcnemar_p`` is the exact binomial test of b against c.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, RequestError
@@ -27,7 +27,7 @@ from compress_onnx.pipeline.measure.metrics.base import Outputs, select_output
 from compress_onnx.pipeline.recipe import AccuracyMetric
 from compress_onnx.pipeline.runtime.samples import Batch
 
-_Z_95 = 1.959963984540054
+_Z_95 = float(norm.ppf(0.975))
 
 
 class Accuracy:

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import norm, sem, spearmanr
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, RequestError
@@ -131,7 +131,7 @@ def _cosines(reference: Vectors, candidate: Vectors) -> Vectors:
 
 def _margin(values: Vectors) -> float:
     """Half of the 95 % interval of the mean, by the central limit theorem."""
-    return float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(norm.ppf(0.975) * sem(values))
 
 
 def _neighbour_overlap(reference: Vectors, candidate: Vectors, k: int) -> float:

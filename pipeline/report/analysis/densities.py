@@ -1,10 +1,10 @@
 """How large the numbers are that linear sites read: densities of |x| and of deviations by unit.
 
 x is the input of a site [positions, K], before it is multiplied by W; a unit is one of its K
-features. Magnitudes are counted over all units and positions, batch by batch, in fixed bins: the
-bits of a float32 without its sign and its last 20 are the bin's number, so that a bin is an eighth
-of an octave, its edges are exact, and nothing has to be known about the data beforehand. Standard
-deviations are those of the covariance's diagonal, one for each unit.
+features. Magnitudes are counted over all units and positions, batch by batch, in fixed bins. The
+number of a bin is the bits of a float32 without its sign and its last 20: a bin is an eighth of an
+octave, its edges are exact, and nothing has to be known about the data beforehand. Standard
+deviations are square roots of the covariance's diagonal, one for each unit.
 
 A density is one over log10 of the quantity, because its scales span decades: with the share of
 exact zeros, it integrates to 1.

@@ -7,21 +7,18 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.report.analysis import Analysis, AnalysisReport, SiteProfile
+from compress_onnx.pipeline.report.analysis.labels import MOST_PANELS, joined, labels
 from compress_onnx.pipeline.report.analysis.layernorm import METHODS, SiteGroup, as_text
 from compress_onnx.pipeline.report.analysis.pictures import (
     DENSITIES_NAME,
-    MOST_PANELS,
     TEST_NAME,
     VARIANCE_NAME,
     draw_analysis,
-    joined,
-    labels,
 )
 from compress_onnx.pipeline.report.formats import MISSING
 from compress_onnx.pipeline.report.markdown import template
-from compress_onnx.pipeline.report.writer import report_json
+from compress_onnx.pipeline.report.writer import report_json, write_text
 
 REPORT_NAME = "analysis.json"
 PAGE_NAME = "analysis.md"
@@ -32,15 +29,11 @@ def write_analysis(analysis: Analysis, folder: Path) -> None:
 
     Raises:
         OutputError: ``folder`` cannot be written.
+        MissingDependencyError: matplotlib is not installed.
     """
     draw_analysis(analysis, folder)
-    texts = {
-        REPORT_NAME: report_json(analysis.report),
-        PAGE_NAME: render_analysis(analysis.report),
-    }
-    for name, text in texts.items():
-        with atomic_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(folder / REPORT_NAME, report_json(analysis.report))
+    write_text(folder / PAGE_NAME, render_analysis(analysis.report))
 
 
 def render_analysis(report: AnalysisReport) -> str:

@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 
 from compress_onnx.pipeline.report.analysis import Analysis, NormalizationTest
 from compress_onnx.pipeline.report.analysis.densities import Density
+from compress_onnx.pipeline.report.analysis.labels import drawn_kinds, joined, labels
 from compress_onnx.pipeline.report.analysis.layernorm import METHODS, SVD, SiteComparison, SiteGroup
 from compress_onnx.pipeline.report.drawing import (
     BLUE,
     GREY,
     ORANGE,
-    STYLE,
+    add_layer_scale,
+    layer_colours,
     new_figure,
     save_figure,
     shorten,
+    styled,
 )
 
 if TYPE_CHECKING:
@@ -38,9 +41,6 @@ VARIANCE_NAME, DENSITIES_NAME, TEST_NAME = (
     "densities.png",
     "layernorm.png",
 )
-MOST_PANELS = 8
-"""Kinds of sites in one picture; those with the most layers are drawn."""
-
 _BINS_A_LINE = 4
 
 
@@ -58,10 +58,9 @@ def draw_analysis(analysis: Analysis, folder: Path) -> list[Path]:
 
     Raises:
         OutputError: ``folder`` cannot be written.
+        MissingDependencyError: matplotlib is not installed.
     """
-    import matplotlib as mpl
-
-    with mpl.rc_context(STYLE):
+    with styled():
         figures: dict[str, Figure] = {}
         if analysis.report.sites:
             figures[VARIANCE_NAME] = _explained_variance(analysis)
@@ -70,31 +69,6 @@ def draw_analysis(analysis: Analysis, folder: Path) -> list[Path]:
         if analysis.report.test.groups:
             figures[TEST_NAME] = _comparison(analysis.report.test)
         return [save_figure(figure, folder / name) for name, figure in figures.items()]
-
-
-def labels(kinds: Sequence[str]) -> dict[str, str]:
-    """What tells ``kinds`` apart: the dotted paths without the parts that all layers begin with."""
-    layered = [kind.split(".") for kind in kinds if "*" in kind]
-    common = 0
-    if len(layered) > 1:
-        shortest = min(len(path) for path in layered) - 1
-        while common < shortest and len({path[common] for path in layered}) == 1:
-            common += 1
-    return {kind: ".".join(kind.split(".")[common:]) if "*" in kind else kind for kind in kinds}
-
-
-def joined(paths: Sequence[str]) -> str:
-    """``a.query, key, value`` for ``a.query``, ``a.key`` and ``a.value``."""
-    first, *others = (path.split(".") for path in paths)
-    same = all(path[:-1] == first[:-1] for path in others)
-    return ", ".join([".".join(first), *(path[-1] if same else ".".join(path) for path in others)])
-
-
-def drawn_kinds(kinds: Sequence[str]) -> list[str]:
-    """At most :data:`MOST_PANELS` of ``kinds``, one for each site: the most frequent, in order."""
-    distinct = list(dict.fromkeys(kinds))
-    chosen = sorted(distinct, key=lambda kind: -list(kinds).count(kind))[:MOST_PANELS]
-    return [kind for kind in distinct if kind in chosen]
 
 
 def _explained_variance(analysis: Analysis) -> Figure:
@@ -155,11 +129,9 @@ def _densities(analysis: Analysis) -> Figure:
 
 
 def _scale_by_decades(panel: Axes) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
     panel.set_xscale("log")
-    panel.xaxis.set_major_locator(LogLocator(numticks=3))
-    panel.xaxis.set_minor_locator(NullLocator())
+    panel.locator_params(axis="x", numticks=3)
+    panel.minorticks_off()
     panel.xaxis.set_major_formatter("{x:g}")  # the usual one writes formulas
     panel.tick_params(axis="x", labelsize=7)
 
@@ -184,25 +156,16 @@ def _last_layer(analysis: Analysis) -> int:
 
 
 def _draw_lines(panel: Axes, lines: Sequence[_Line], last: int) -> None:
-    import matplotlib as mpl
-
-    colours = mpl.colormaps["viridis"]
+    colours = layer_colours(last)
     for line in lines:
-        colour = GREY if line.layer is None else colours(0.9 * line.layer / max(last, 1))
+        colour = GREY if line.layer is None else colours[line.layer]
         panel.plot(line.x, line.y, color=colour, linewidth=1)
 
 
 def _add_layers(figure: Figure, panels: NDArray[np.object_], last: int) -> None:
-    """A scale that says which colour is which layer, where there is more than one."""
-    import matplotlib as mpl
-    from matplotlib.colors import ListedColormap, NoNorm
-
-    if last == 0:
-        return
-    colours = mpl.colormaps["viridis"](0.9 * np.arange(last + 1) / last)
-    scale = mpl.cm.ScalarMappable(NoNorm(0, last), ListedColormap(colours))
-    ticks = sorted({0, last // 2, last})
-    figure.colorbar(scale, ax=panels, label="layer", ticks=ticks, shrink=0.6, aspect=30)
+    """Say which colour is which layer, where there is more than one."""
+    if last > 0:
+        add_layer_scale(figure, panels, last)
 
 
 def _comparison(test: NormalizationTest) -> Figure:

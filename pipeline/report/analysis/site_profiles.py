@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.factorization import ActivationStats
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
-from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.naming import kind_of
 from compress_onnx.graph_passes.sites.normalization import origin_of
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.spectra import SiteSpectrum
 from compress_onnx.pipeline.evidence.calibrate import taps_of
 from compress_onnx.pipeline.evidence.collected import Evidence
+from compress_onnx.pipeline.report.analysis.conclusion import conclude
 from compress_onnx.pipeline.report.analysis.densities import Density, deviation_density, magnitudes
 from compress_onnx.pipeline.report.analysis.layernorm import (
     NormalizationTest,
@@ -165,7 +166,7 @@ def analyze(
         )
     ranks = {site.site: site.rank for site in plan.factored if site.rank is not None}
     with settings.progress.step("compare methods", len(ranks)) as update:
-        test = compare(sites, ranks, known.stats, unseen.stats, update)
+        test = conclude(compare(sites, ranks, known.stats, unseen.stats, update))
     readers = _readers(sites)
     stats = {key: known.stats[members[0].name] for key, members in readers.items()}
     report = AnalysisReport(

@@ -16,7 +16,6 @@ from matplotlib import image
 from onnx import TensorProto, helper
 
 from compress_onnx.graph_passes.factorization import MomentAccumulator
-from compress_onnx.graph_passes.factorization.svd import SVD
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
@@ -27,20 +26,21 @@ from compress_onnx.pipeline.compress.spectra import spectra_of
 from compress_onnx.pipeline.evidence.calibrate import taps_of
 from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.report.analysis import analyze
+from compress_onnx.pipeline.report.analysis.conclusion import conclude
 from compress_onnx.pipeline.report.analysis.densities import (
     MagnitudeHistogram,
     deviation_density,
     magnitudes,
 )
+from compress_onnx.pipeline.report.analysis.labels import drawn_kinds, joined, labels
 from compress_onnx.pipeline.report.analysis.layernorm import (
     DIAGONAL,
     EXACT,
     METHODS,
+    SVD,
     SiteComparison,
-    conclude,
 )
 from compress_onnx.pipeline.report.analysis.page import render_analysis, write_analysis
-from compress_onnx.pipeline.report.analysis.pictures import drawn_kinds, joined, labels
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
 

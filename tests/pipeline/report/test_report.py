@@ -435,5 +435,7 @@ def test_the_environment_says_what_runs():
 
 
 def test_missing_packages_are_left_out(monkeypatch):
-    monkeypatch.setattr("pipeline.runtime.environment.PACKAGES", ("numpy", "not-a-package"))
+    monkeypatch.setattr(
+        "compress_onnx.pipeline.runtime.environment.PACKAGES", ("numpy", "not-a-package")
+    )
     assert list(environment().packages) == ["numpy"]
