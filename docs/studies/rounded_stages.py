@@ -146,7 +146,7 @@ def prepared(case: Case) -> Iterator[Bench]:
         folder = Path(work) / "reference"
         folder.mkdir()
         cache = ArrayCache(default_folder())
-        experiment = prepare(recipe, folder, base_dir=path.parent, cache=cache)
+        experiment = prepare(recipe, folder, base_dir=path.parent, cache=cache, allow_code=True)
         yield Bench(case, experiment, Path(work))
 
 

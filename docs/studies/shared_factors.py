@@ -71,6 +71,7 @@ def _model_tables(path: Path, methods: Sequence[str], shares: Sequence[float]) -
             base_dir=path.parent,
             cache=ArrayCache(default_folder()),
             progress=ProgressBars(),
+            allow_code=True,
         )
         for method in methods:
             for share in shares:

@@ -73,6 +73,7 @@ def analyze(
         Path | None, typer.Option("--json", help="Also write the whole spectra here.")
     ] = None,
     batch_size: options.BatchSize = 32,
+    allow_code: options.AllowCode = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """List the linear sites of MODEL with the least error that any factorization could have.
@@ -89,7 +90,8 @@ def analyze(
     )
     cache, progress = options.cache_unless(no_cache), ProgressBars()
     files = _Files(calibration, held_out, mask)
-    with _opened(model, files, output is not None, batch_size, cache) as material:
+    opened = _opened(model, files, output is not None, batch_size, cache, allow_code)
+    with opened as material:
         subject, known = material.subject, material.calibration
         plan = make_plan(subject.table, request)
         spectra = spectra_of(subject, plan, known, progress)
@@ -127,7 +129,12 @@ class _Material:
 
 
 def _opened(
-    source: Path, files: _Files, split: bool, batch_size: int, cache: ArrayCache | None
+    source: Path,
+    files: _Files,
+    split: bool,
+    batch_size: int,
+    cache: ArrayCache | None,
+    allow_code: bool,
 ) -> AbstractContextManager[_Material]:
     """The material in ``source``; its own data for a recipe, else that of ``files``.
 
@@ -144,7 +151,7 @@ def _opened(
             "--output compares methods on held-out data: add calibration and validation to the "
             "recipe"
         )
-    return _recipe_material(recipe, source.parent, cache)
+    return _recipe_material(recipe, source.parent, cache, allow_code)
 
 
 def _model_material(
@@ -169,11 +176,16 @@ def _model_material(
 
 @contextmanager
 def _recipe_material(
-    recipe: Recipe, base_dir: Path, cache: ArrayCache | None
+    recipe: Recipe, base_dir: Path, cache: ArrayCache | None, allow_code: bool
 ) -> Iterator[_Material]:
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
         experiment = prepare(
-            recipe, Path(folder), base_dir=base_dir, cache=cache, progress=ProgressBars()
+            recipe,
+            Path(folder),
+            base_dir=base_dir,
+            cache=cache,
+            progress=ProgressBars(),
+            allow_code=allow_code,
         )
         yield _Material(
             recipe.name,

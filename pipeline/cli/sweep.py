@@ -57,6 +57,7 @@ def sweep(
     no_benchmark: Annotated[
         bool, typer.Option("--no-benchmark", help="Leave the latency of the variants out.")
     ] = False,
+    allow_code: options.AllowCode = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """Try every combination of methods, allocations and budgets on the model of RECIPE.
@@ -86,6 +87,7 @@ def sweep(
         base_dir=recipe_path.parent,
         cache=options.cache_unless(no_cache),
         progress=ProgressBars(),
+        allow_code=allow_code,
     )
     typer.echo(markdown(report))
     if output is not None:

@@ -31,6 +31,7 @@ from compress_onnx.pipeline.data.sources import load_samples
 from compress_onnx.pipeline.evidence.calibrate import Calibration
 from compress_onnx.pipeline.export import ExportedModel, export
 from compress_onnx.pipeline.export.onnx_file import use_onnx_file
+from compress_onnx.pipeline.export.permission import require_permission_of
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.measure.latency import measure_latency
 from compress_onnx.pipeline.measure.validate import validate
@@ -227,6 +228,7 @@ def prepare(
     base_dir: Path,
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Experiment:
     """Export the model of ``recipe``, load its data, and calibrate.
 
@@ -236,9 +238,10 @@ def prepare(
         base_dir: what relative paths in the recipe are relative to.
         cache: where calibration is kept between runs; None computes afresh.
         progress: shows the steps.
+        allow_code: whether Python code that the recipe names may run.
 
     Raises:
-        RequestError: the recipe contradicts itself.
+        RequestError: the recipe contradicts itself, or names code that may not run.
         CompressOnnxError: the model or the data cannot be had.
     """
     if isinstance(recipe.metric, TranslationMetric):
@@ -259,14 +262,17 @@ def prepare(
             f"recipe {recipe.name}: recovery trains float32 factors, and the store "
             f"{recipe.compression.store} rounds them: drop one"
         )
+    require_permission_of(recipe, base_dir, allow_code=allow_code)
     progress, watch = progress or Silent(), Stopwatch()
     with watch.measure("export"), progress.step("export"):
-        exported = export(recipe.source, folder, base_dir=base_dir, seed=recipe.seed)
+        exported = export(
+            recipe.source, folder, base_dir=base_dir, seed=recipe.seed, allow_code=allow_code
+        )
     with watch.measure("load data"):
-        held_out = _samples(recipe, recipe.validation, exported, base_dir)
-        samples = _samples(recipe, recipe.calibration, exported, base_dir)
+        held_out = _samples(recipe, recipe.validation, exported, base_dir, allow_code)
+        samples = _samples(recipe, recipe.calibration, exported, base_dir, allow_code)
         lessons = recipe.recovery.data if recipe.recovery else None
-        training = _samples(recipe, lessons, exported, base_dir) or samples
+        training = _samples(recipe, lessons, exported, base_dir, allow_code) or samples
     meter = _meter(recipe, exported, held_out or samples, progress)
     experiment = Experiment(
         recipe, exported, held_out, samples, training, None, meter, cache, progress, watch
@@ -332,7 +338,11 @@ def session_spec(recipe: Recipe) -> SessionSpec:
 
 
 def _samples(
-    recipe: Recipe, spec: DataSpec | None, exported: ExportedModel, base_dir: Path
+    recipe: Recipe,
+    spec: DataSpec | None,
+    exported: ExportedModel,
+    base_dir: Path,
+    allow_code: bool,
 ) -> Samples | None:
     if spec is None:
         return None
@@ -344,4 +354,5 @@ def _samples(
         mask=recipe.mask,
         input_names=[model_input.name for model_input in inputs],
         seed=recipe.seed,
+        allow_code=allow_code,
     )

@@ -41,6 +41,7 @@ def run_recipe(
     command: str = "",
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> RunReport:
     """Carry out ``recipe`` and leave a bundle in ``output``.
 
@@ -51,6 +52,7 @@ def run_recipe(
         command: how the run was asked for, for the report.
         cache: where calibration is kept between runs; None computes afresh.
         progress: shows the steps.
+        allow_code: whether Python code that the recipe names may run.
 
     Returns:
         The report that was written; ``report.passed`` is the verdict.
@@ -63,7 +65,14 @@ def run_recipe(
         atomic_directory(output, replaceable=is_bundle) as bundle,
         TemporaryDirectory(prefix="compress-onnx-") as work,
     ):
-        experiment = prepare(recipe, Path(work), base_dir=base_dir, cache=cache, progress=progress)
+        experiment = prepare(
+            recipe,
+            Path(work),
+            base_dir=base_dir,
+            cache=cache,
+            progress=progress,
+            allow_code=allow_code,
+        )
         request, search = recipe.compression, None
         if recipe.max_drop is not None:
             request, search = smallest_within(

@@ -73,6 +73,7 @@ def sweep(
     base_dir: Path,
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> SweepReport:
     """Try all ``variants`` on the model of ``recipe``.
 
@@ -82,6 +83,7 @@ def sweep(
         base_dir: what relative paths in the recipe are relative to.
         cache: where calibration is kept between runs.
         progress: shows the steps.
+        allow_code: whether Python code that the recipe names may run.
 
     Raises:
         CompressOnnxError: the sweep could not be carried out. A variant that can compress nothing
@@ -90,7 +92,14 @@ def sweep(
     with TemporaryDirectory(prefix="compress-onnx-") as work:
         folder = Path(work) / "reference"
         folder.mkdir()
-        experiment = prepare(recipe, folder, base_dir=base_dir, cache=cache, progress=progress)
+        experiment = prepare(
+            recipe,
+            folder,
+            base_dir=base_dir,
+            cache=cache,
+            progress=progress,
+            allow_code=allow_code,
+        )
         rows = tuple(measure_variant(experiment, variant) for variant in variants)
     return SweepReport(
         tool_version=version("compress-onnx"),

@@ -23,16 +23,17 @@ from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
-from compress_onnx.pipeline.data.catalogues import Message
+from compress_onnx.pipeline.data.pairs import SentencePair
 from compress_onnx.pipeline.data.parallel import load_pairs, origin_of
 from compress_onnx.pipeline.export.dependencies import require_export_extra
 from compress_onnx.pipeline.export.huggingface import checkpoint_of
+from compress_onnx.pipeline.export.permission import require_permission_of
 from compress_onnx.pipeline.export.source import FolderSource, HubSource, resolve_source
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.benchmark import speedup_interval, total_speedup
 from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
-from compress_onnx.pipeline.recipe import ParallelData, Recipe, TranslationData, TranslationMetric
+from compress_onnx.pipeline.recipe import ParallelData, PythonData, Recipe, TranslationMetric
 from compress_onnx.pipeline.recipes.experiment import Stopwatch, session_spec
 from compress_onnx.pipeline.results import GenerationTiming, SizeReport, TranslationScores
 from compress_onnx.pipeline.runtime.progress import Progress, Silent, Update
@@ -80,7 +81,7 @@ class TranslationExperiment:
     metric: TranslationMetric
     exported: ExportedParts
     languages: LanguageTokenizer
-    held_out: Sequence[Message]
+    held_out: Sequence[SentencePair]
     validation: str
     samples: PartSamples | None = None
     calibration: str | None = None
@@ -224,6 +225,7 @@ def prepare_translation(
     base_dir: Path,
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> TranslationExperiment:
     """Export the model of ``recipe``, load its sentences, and tokenize those to calibrate on.
 
@@ -233,14 +235,17 @@ def prepare_translation(
         base_dir: what relative paths in the recipe are relative to.
         cache: where calibration is kept between runs; None computes afresh.
         progress: shows the steps.
+        allow_code: whether Python code that the recipe names may run.
 
     Raises:
-        RequestError: the recipe contradicts itself, or asks for what does not apply.
+        RequestError: the recipe contradicts itself, names code that may not run, or asks for what
+            does not apply.
         CompressOnnxError: the model or the data cannot be had.
     """
     metric = _require_translation(recipe)
     assert recipe.validation is not None  # see there
     progress, watch = progress or Silent(), Stopwatch()
+    require_permission_of(recipe, base_dir, allow_code=allow_code)
     source = resolve_source(recipe.source, base_dir)
     if not isinstance(source, FolderSource | HubSource):
         raise RequestError(
@@ -251,8 +256,10 @@ def prepare_translation(
     with watch.measure("load data"):
         checkpoint = checkpoint_of(source, recipe.source.revision)
         languages = LanguageTokenizer(checkpoint, metric)
-        held_out = load_pairs(recipe.validation, base_dir=base_dir, seed=recipe.seed)
-        lessons = _lessons(recipe, base_dir)
+        held_out = load_pairs(
+            recipe.validation, base_dir=base_dir, seed=recipe.seed, allow_code=allow_code
+        )
+        lessons = _lessons(recipe, base_dir, allow_code)
         languages.require(list(_rows_by_language([*held_out, *lessons])))
     with watch.measure("export"), progress.step("export"):
         exported = export_encoder_decoder(checkpoint, recipe.source, folder, seed=recipe.seed)
@@ -271,18 +278,20 @@ def prepare_translation(
     )
 
 
-def _lessons(recipe: Recipe, base_dir: Path) -> list[Message]:
+def _lessons(recipe: Recipe, base_dir: Path, allow_code: bool) -> list[SentencePair]:
     if recipe.calibration is None:
         return []
-    return load_pairs(recipe.calibration, base_dir=base_dir, seed=recipe.seed)
+    return load_pairs(
+        recipe.calibration, base_dir=base_dir, seed=recipe.seed, allow_code=allow_code
+    )
 
 
 def _samples(
-    recipe: Recipe, folder: Path, languages: LanguageTokenizer, lessons: Sequence[Message]
+    recipe: Recipe, folder: Path, languages: LanguageTokenizer, lessons: Sequence[SentencePair]
 ) -> PartSamples | None:
     if not lessons:
         return None
-    assert isinstance(recipe.calibration, TranslationData | ParallelData)  # see load_pairs
+    assert isinstance(recipe.calibration, ParallelData | PythonData)  # see load_pairs
     max_tokens = recipe.calibration.max_tokens
     spec = session_spec(recipe)
     return part_samples(
@@ -326,7 +335,7 @@ def _require_applicable(request: CompressionSpec) -> None:
         raise RequestError("siblings cannot share factors in an encoder with a decoder: drop it")
 
 
-def _rows_by_language(pairs: Sequence[Message]) -> dict[str, list[int]]:
+def _rows_by_language(pairs: Sequence[SentencePair]) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for row, pair in enumerate(pairs):
         rows.setdefault(pair.language, []).append(row)

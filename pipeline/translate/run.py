@@ -44,6 +44,7 @@ def run_translation(
     command: str = "",
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> TranslationReport:
     """Carry out ``recipe`` and leave a bundle in ``output``.
 
@@ -54,6 +55,7 @@ def run_translation(
         command: how the run was asked for, for the report.
         cache: where calibration is kept between runs; None computes afresh.
         progress: shows the steps.
+        allow_code: whether Python code that the recipe names may run.
 
     Returns:
         The report that was written; ``report.passed`` is the verdict.
@@ -66,7 +68,12 @@ def run_translation(
         TemporaryDirectory(prefix="compress-onnx-") as work,
     ):
         experiment = prepare_translation(
-            recipe, Path(work), base_dir=base_dir, cache=cache, progress=progress
+            recipe,
+            Path(work),
+            base_dir=base_dir,
+            cache=cache,
+            progress=progress,
+            allow_code=allow_code,
         )
         report = _fill(bundle, experiment, command)
         write_manifest(bundle)
@@ -80,6 +87,7 @@ def sweep_translations(
     base_dir: Path,
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> SweepReport:
     """Try all ``variants`` on the model of ``recipe``; the reference translates once, untimed.
 
@@ -89,6 +97,7 @@ def sweep_translations(
         base_dir: what relative paths in the recipe are relative to.
         cache: where calibration is kept between runs.
         progress: shows the steps.
+        allow_code: whether Python code that the recipe names may run.
 
     Raises:
         CompressOnnxError: the sweep could not be carried out. A variant that can compress nothing
@@ -96,7 +105,12 @@ def sweep_translations(
     """
     with TemporaryDirectory(prefix="compress-onnx-") as work:
         experiment = prepare_translation(
-            recipe, Path(work), base_dir=base_dir, cache=cache, progress=progress
+            recipe,
+            Path(work),
+            base_dir=base_dir,
+            cache=cache,
+            progress=progress,
+            allow_code=allow_code,
         )
         reference = experiment.scores(experiment.translate(experiment.reference))
         rows = tuple(measure_translation(experiment, reference, variant) for variant in variants)

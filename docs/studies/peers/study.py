@@ -152,6 +152,7 @@ def run_course(
             work / "reference",
             base_dir=course.recipe.parent,
             cache=cache or ArrayCache(work / "cache"),
+            allow_code=True,
         )
         laboratory = Laboratory(experiment, course.probes)
         standings = tuple(_standing(c, laboratory, course, work) for c in contestants)

@@ -12,7 +12,7 @@ from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
 from compress_onnx.graph_passes.planning.spectra import spectrum
 from compress_onnx.pipeline.compress.subject import open_subject
-from compress_onnx.pipeline.recipe import ParallelData, Recipe, TranslationData, read_recipe
+from compress_onnx.pipeline.recipe import ParallelData, PythonData, Recipe, read_recipe
 from compress_onnx.pipeline.report.formats import MISSING
 from compress_onnx.pipeline.results import SweepRow, TranslationScores
 from compress_onnx.pipeline.translate.experiment import TranslationExperiment, prepare_translation
@@ -102,13 +102,17 @@ def _prepared(place: Workplace) -> TranslationExperiment:
     folder.mkdir()
     recipe = read_recipe(path).model_copy(update={"gates": (), "benchmark": None})
     return prepare_translation(
-        place.reduced(_sized(recipe)), folder, base_dir=path.parent, cache=place.cache
+        place.reduced(_sized(recipe)),
+        folder,
+        base_dir=path.parent,
+        cache=place.cache,
+        allow_code=True,
     )
 
 
 def _sized(recipe: Recipe) -> Recipe:
     """The recipe with as many sentences to translate as a study of many rows has time for."""
-    assert isinstance(recipe.validation, TranslationData | ParallelData)
+    assert isinstance(recipe.validation, ParallelData | PythonData)
     validation = recipe.validation.model_copy(update={"limit": SENTENCES})
     return recipe.model_copy(update={"validation": validation})
 

@@ -119,7 +119,7 @@ class Workplace:
         """Export and calibrate ``recipe``, whose paths are relative to ``base_dir``."""
         folder = self.work / f"reference-{recipe.name}"
         folder.mkdir()
-        return prepare(recipe, folder, base_dir=base_dir, cache=self.cache)
+        return prepare(recipe, folder, base_dir=base_dir, cache=self.cache, allow_code=True)
 
     def reduced(self, recipe: Recipe) -> Recipe:
         """``recipe``, in a quick run with less data and shorter benchmarks."""
