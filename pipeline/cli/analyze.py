@@ -37,6 +37,7 @@ from compress_onnx.pipeline.report.analysis import CalibrationData
 from compress_onnx.pipeline.report.analysis import analyze as analyze_model
 from compress_onnx.pipeline.report.analysis.page import write_analysis
 from compress_onnx.pipeline.report.analysis.site_profiles import ranks_for
+from compress_onnx.pipeline.report.drawing import require_pictures
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.report.pictures import SiteSpectrum
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -85,6 +86,8 @@ def analyze(
 
     `compress-onnx analyze models/minilm.yaml -o build/analysis`
     """
+    if output is not None:
+        require_pictures()
     request = options.validated(
         CompressionSpec, {"method": {"name": "svd"}, "params": params, "rank_multiple": 1}
     )

@@ -12,6 +12,7 @@ from compress_onnx.pipeline.cli.console import ProgressBars, out
 from compress_onnx.pipeline.recipe import TranslationMetric, read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid
 from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
+from compress_onnx.pipeline.report.drawing import require_pictures
 from compress_onnx.pipeline.report.sweep import markdown, write_sweep
 from compress_onnx.pipeline.translate.run import sweep_translations
 
@@ -64,6 +65,8 @@ def sweep(
 
     `compress-onnx sweep models/minilm.yaml -m svd -m svdlora:stages=3 -m asvd -p 0.7 -p 0.5`
     """
+    if output is not None:
+        require_pictures()
     recipe = read_recipe(recipe_path)
     changes: dict[str, object] = {}
     if rank_multiple is not None:

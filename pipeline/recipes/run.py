@@ -24,6 +24,7 @@ from compress_onnx.pipeline.measure.gates import check_gates, measured_quantitie
 from compress_onnx.pipeline.measure.kernel_times import executed_op_counts
 from compress_onnx.pipeline.recipe import Recipe
 from compress_onnx.pipeline.recipes.experiment import Experiment, prepare
+from compress_onnx.pipeline.report.drawing import why_no_pictures
 from compress_onnx.pipeline.report.writer import write_report
 from compress_onnx.pipeline.results import RunReport, SearchReport
 from compress_onnx.pipeline.runtime.environment import environment
@@ -120,7 +121,12 @@ def _fill(
         unmeasured=unmeasured,
         gates=check_gates(recipe.gates, measured_quantities(validation, benchmarks, size)),
         timings_s=experiment.watch.timings_s,
-        notes=(*exported.notes, *(calibration.notes if calibration else ()), *plan.notes),
+        notes=(
+            *exported.notes,
+            *(calibration.notes if calibration else ()),
+            *plan.notes,
+            *filter(None, [why_no_pictures()]),
+        ),
     )
     write_report(report, bundle, experiment.spectra(plan))
     (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")

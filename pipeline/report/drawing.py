@@ -6,9 +6,11 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress_onnx.graph_passes.errors import MissingDependencyError
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.report.markdown import printable
 
@@ -28,6 +30,23 @@ STYLE: dict[Any, Any] = {  # the stubs want literal keys
     "text.parse_math": False,  # site names are no formulas
 }
 _LONGEST_TITLE = 34
+
+
+def why_no_pictures() -> str | None:
+    """Why pictures cannot be drawn here, and what to do about it; None where they can."""
+    if find_spec("matplotlib") is not None:
+        return None
+    return 'pictures need matplotlib: pip install "compress-onnx[pictures]"'
+
+
+def require_pictures() -> None:
+    """Make sure that pictures can be drawn, before work is spent on what they show.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if reason := why_no_pictures():
+        raise MissingDependencyError(reason)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -27,6 +27,7 @@ from compress_onnx.pipeline.report.drawing import (
     new_figure,
     save_figure,
     shorten,
+    why_no_pictures,
 )
 from compress_onnx.pipeline.report.markdown import printable
 from compress_onnx.pipeline.results import RunReport, SweepReport
@@ -78,11 +79,13 @@ def draw_pictures(report: RunReport, spectra: Sequence[SiteSpectrum], folder: Pa
         folder: the folder of the report.
 
     Returns:
-        The pictures written.
+        The pictures written; none without matplotlib.
 
     Raises:
         OutputError: the folder cannot be written.
     """
+    if why_no_pictures():
+        return []
     import matplotlib as mpl
 
     factored = [spectrum for spectrum in spectra if spectrum.rank is not None]

@@ -74,7 +74,11 @@ def samples(folder, wanted):
 
 def test_texts_by_arguments_that_are_checked(folder):
     assert call(folder, "texts", arguments={"split": "test"}) == ["test one", "test two"]
-    for arguments, problem in [({"split": "dev"}, "split"), ({}, "split"), ({"split": "test", "no": 1}, "no")]:
+    for arguments, problem in [
+        ({"split": "dev"}, "split"),
+        ({}, "split"),
+        ({"split": "test", "no": 1}, "no"),
+    ]:
         with pytest.raises(RequestError, match=rf"loaders\.py:texts: {problem}"):
             call(folder, "texts", arguments=arguments)
 
