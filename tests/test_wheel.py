@@ -1,12 +1,13 @@
-"""The wheel: built from the checkout, it runs outside of it."""
+"""The wheel and the sdist: what they hold, and that what is installed runs outside the checkout."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import small_models as small
@@ -14,58 +15,107 @@ import small_models as small
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("graph_passes", "pipeline")
+SUFFIXES = {".py", ".jinja", ".typed"}
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import compress_onnx
+names = [m.name for m in pkgutil.walk_packages(compress_onnx.__path__, "compress_onnx.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+strange = [
+    name
+    for name, module in sys.modules.items()
+    if name.startswith("compress_onnx") and not module.__file__.startswith(sys.argv[1])
+]
+assert not strange, strange
+assert not {"pipeline", "graph_passes"} & set(sys.modules)
+print(len(names))
+"""
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
-    built = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    assert built.returncode == 0, built.stderr[-2000:]
-    return next(folder.glob("*.whl"))
+def built(tmp_path_factory) -> Path:
+    """A folder with the sdist, and the wheel that was built out of it."""
+    folder = tmp_path_factory.mktemp("built")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
 
 
-def test_it_holds_the_packages_and_their_data_and_nothing_else(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
+@pytest.fixture(scope="module")
+def site(built, tmp_path_factory) -> Path:
+    """Where the wheel is installed."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--target", folder, next(built.glob("*.whl"))], check=True)
+    return folder
 
-    inner = {name.removeprefix("compress_onnx/") for name in names}
-    assert {"py.typed", "pipeline/py.typed", "graph_passes/py.typed"} <= inner
-    assert any(name.startswith("pipeline/report/") and name.endswith(".jinja") for name in inner)
-    packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert packages == {"compress_onnx"}
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """A working folder whose own modules have the names of ours."""
+    for name in PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not this one')\n")
+    return tmp_path
 
 
-def test_it_runs_outside_the_checkout(wheel, tmp_path):
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)  # a pure wheel is ready to import as it is
-    small.save(small.perceptron(), tmp_path / "model.onnx")
-    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
-
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=tmp_path,
-            env=environment,
-        )
-        return done.stdout
-
-    where = run(
-        "-c",
-        "from compress_onnx import graph_passes, pipeline\n"
-        "print(pipeline.__file__, graph_passes.__file__)",
+def run(place, *command, path):
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=place,
+        env={**environment, "PYTHONPATH": os.pathsep.join(map(str, path))},
     )
-    assert all(str(site) in path for path in where.split())
-    run(
-        "-m",
-        "compress_onnx.pipeline.cli",
-        "compress",
-        "model.onnx",
-        "-o",
-        "small.onnx",
-        "--method",
-        "svd",
-    )
-    assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def sources() -> set[str]:
+    """What belongs into the wheel, as the checkout has it."""
+    found = {"compress_onnx/__init__.py", "compress_onnx/__main__.py", "compress_onnx/py.typed"}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and path.suffix in SUFFIXES:
+                found.add(f"compress_onnx/{path.relative_to(ROOT).as_posix()}")
+    return found
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built):
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
+        members = {member for member in archive.namelist() if ".dist-info/" not in member}
+        links = [m.filename for m in archive.infolist() if m.external_attr >> 28 == 0o12]
+    assert members == sources()
+    assert not links
+
+
+def test_the_sdist_holds_files_in_the_place_of_links(built):
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        members = archive.getmembers()
+    assert not [member.name for member in members if member.issym() or member.islnk()]
+    inside = {str(PurePosixPath(*PurePosixPath(member.name).parts[1:])) for member in members}
+    assert sources() <= inside
+    assert not any(name.startswith(("models", "docs", "tests")) for name in inside)
+
+
+@pytest.mark.parametrize("named", ["by the working folder", "by PYTHONPATH"])
+def test_every_module_imports_beside_others_of_the_same_names(site, place, named):
+    path = [site] if named == "by the working folder" else [place, site]
+    count = run(place, sys.executable, "-c", IMPORT_ALL, site, path=path)
+    assert int(count) > 100
+
+
+def test_the_command_runs_beside_modules_of_the_same_names(site, place):
+    small.save(small.perceptron(), place / "model.onnx")
+    compress = ["compress", "model.onnx", "-o", "small.onnx", "--method", "svd"]
+    for start in ([site / "bin" / "compress-onnx"], [sys.executable, "-m", "compress_onnx"]):
+        run(place, *start, *compress, path=[place, site])
+        assert (place / "small.onnx").stat().st_size < (place / "model.onnx").stat().st_size
+        (place / "small.onnx").unlink()

@@ -147,7 +147,7 @@ def prepared(case: Case) -> Iterator[Bench]:
     with TemporaryDirectory(prefix="compress-onnx-") as work:
         folder = Path(work) / "reference"
         folder.mkdir()
-        settings = settings_of(recipe, ArrayCache(default_folder()))
+        settings = settings_of(recipe, ArrayCache(default_folder()), allow_code=True)
         experiment = prepare_model(recipe, folder, base_dir=path.parent, settings=settings)
         yield Bench(case, experiment, Path(work))
 

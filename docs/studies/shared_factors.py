@@ -66,7 +66,8 @@ def _model_tables(path: Path, methods: Sequence[str], shares: Sequence[float]) -
     yield "| method | share | siblings | groups, damage over damage apart | parameters | measured |"
     yield "|:---|---:|:---|:---|---:|:---|"
     with TemporaryDirectory(prefix="compress-onnx-") as work:
-        settings = settings_of(recipe, ArrayCache(default_folder()), ProgressBars())
+        cache = ArrayCache(default_folder())
+        settings = settings_of(recipe, cache, ProgressBars(), allow_code=True)
         experiment = prepare_model(recipe, Path(work), base_dir=path.parent, settings=settings)
         for method in methods:
             for share in shares:

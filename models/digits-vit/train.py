@@ -1,6 +1,6 @@
 """Train the small vision transformer of the digits recipe and save it beside this file.
 
-    python models/digits-vit/train.py
+    python -m models.digits-vit.train
 
 The hyper-parameters were chosen on a part of the training digits and the number of epochs is
 fixed. The held-out digits were read twice: a first configuration reached 0.972 on them and was
@@ -20,7 +20,7 @@ from rich.progress import track
 from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from compress_onnx.pipeline.data.digits import digit_images
+from models.data.digits import digit_images
 
 FOLDER = Path(__file__).parent
 SEED = 0

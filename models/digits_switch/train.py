@@ -1,6 +1,6 @@
 """Train the small Switch transformer of the digits-switch recipe and save it beside this file.
 
-    python models/digits_switch/train.py
+    python -m models.digits_switch.train
 
 The loss is the cross entropy plus the load-balancing loss of the Switch paper. Nothing is tuned on
 the held-out digits. Weights are stored in float16 to keep the repository small; the accuracy is
@@ -13,10 +13,10 @@ import math
 
 import torch
 from safetensors.torch import save_file
-from switch import WEIGHTS, DigitsSwitch, stacked
 from torch.nn import functional
 
-from compress_onnx.pipeline.data.digits import digit_images
+from models.data.digits import digit_images
+from models.digits_switch.switch import WEIGHTS, DigitsSwitch, stacked
 
 SEED = 0
 EPOCHS = 60

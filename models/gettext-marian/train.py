@@ -1,6 +1,6 @@
 """Train the small translation model of the gettext recipe and save it beside this file.
 
-    python models/gettext-marian/train.py
+    python -m models.gettext-marian.train
 
 One Marian model translates English into five languages; a token in front of the sentence says
 which. It learns from the messages of the packages in ``packages.txt``, which are fetched, read and
@@ -33,12 +33,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
-from compress_onnx.pipeline.data.catalogues import Message
-from compress_onnx.pipeline.data.translations import language_token, tagged, translations
+from compress_onnx.pipeline.data.pairs import SentencePair
 from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
+from models.data.translations import language_token, tagged, translations
 
 FOLDER = Path(__file__).parent
-PACKAGES = FOLDER / "packages.txt"
 CHECKPOINT = FOLDER / "checkpoint.pt"
 LANGUAGES = ("de", "es", "fr", "it", "pt")
 
@@ -66,7 +65,7 @@ class Example:
     target: torch.Tensor
 
 
-def train_tokenizer(pairs: list[Message]) -> PreTrainedTokenizerFast:
+def train_tokenizer(pairs: list[SentencePair]) -> PreTrainedTokenizerFast:
     """A byte-pair vocabulary that all languages share, learned from both sides of ``pairs``."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.NFC()
@@ -125,7 +124,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> MarianMTModel:
     return MarianMTModel(config)
 
 
-def encode(pairs: list[Message], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
+def encode(pairs: list[SentencePair], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
     """The pairs as token ids, without those of more than ``MAX_TOKENS`` tokens."""
     sources = tokenizer([tagged(pair) for pair in pairs])["input_ids"]
     targets = tokenizer([pair.target for pair in pairs])["input_ids"]
@@ -266,7 +265,7 @@ def save(model: MarianMTModel, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 @torch.inference_mode()
-def translate(pairs: list[Message], beams: int) -> list[str]:
+def translate(pairs: list[SentencePair], beams: int) -> list[str]:
     """What the stored model makes of the sources of ``pairs``."""
     model = MarianMTModel.from_pretrained(FOLDER, dtype=torch.float32).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
@@ -287,7 +286,7 @@ def translate(pairs: list[Message], beams: int) -> list[str]:
 
 def measure(split: str, beams: int) -> None:
     """Print BLEU and chrF of the stored model by language, and their means."""
-    pairs = translations(PACKAGES, LANGUAGES, split)
+    pairs = translations(LANGUAGES, split)
     found = translate(pairs, beams)
     scores = {}
     for language in LANGUAGES:
@@ -304,11 +303,11 @@ def measure(split: str, beams: int) -> None:
 def main() -> None:
     """Train, save and measure."""
     torch.manual_seed(SEED)
-    pairs = translations(PACKAGES, LANGUAGES, "train")
+    pairs = translations(LANGUAGES, "train")
     tokenizer = train_tokenizer(pairs)
     model = build_model(tokenizer)
     print(f"{len(pairs):,} pairs to train on, {model.num_parameters():,} parameters")
-    held_out = translations(PACKAGES, LANGUAGES, "validation")
+    held_out = translations(LANGUAGES, "validation")
     train(model, encode(pairs, tokenizer), encode(held_out, tokenizer))
     save(model, tokenizer)
     CHECKPOINT.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Train the small BERT of the mini-bert recipe on English verses and save it beside this file.
 
-    python models/mini-bert/train.py
+    python -m models.mini-bert.train
 
 A masked-language model as in Devlin et al. (2019), arXiv:1810.04805, without the next-sentence
 task: of each verse 30 % of the tokens are to be predicted; 80 % of those are masked, 10 % replaced
@@ -29,9 +29,9 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from compress_onnx.pipeline.data.masking import UNLABELLED
 from compress_onnx.pipeline.data.sources import load_samples
-from compress_onnx.pipeline.data.verses import verses
-from compress_onnx.pipeline.recipe import MaskedData, VersesData
+from compress_onnx.pipeline.recipe import MaskedData, PythonData
 from compress_onnx.pipeline.runtime.samples import Samples
+from models.data.verses import verses
 
 FOLDER = Path(__file__).parent
 SEED = 0
@@ -166,9 +166,13 @@ def save(model: BertForMaskedLM, tokenizer: BertTokenizerFast) -> None:
 
 def masked_verses(split: Literal["train", "validation"]) -> Samples:
     """The verses of a split with one word masked in each, as the recipe reads them."""
+    sentences = PythonData(
+        kind="python", loader="data/verses.py:verses", arguments={"split": split}
+    )
     return load_samples(
-        MaskedData(kind="masked", sentences=VersesData(kind="verses", split=split)),
-        base_dir=FOLDER,
+        MaskedData(kind="masked", sentences=sentences),
+        base_dir=FOLDER.parent,
+        allow_code=True,
         tokenizer_dir=FOLDER,
         mask="attention_mask",
         input_names=["input_ids", "attention_mask"],

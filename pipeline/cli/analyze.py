@@ -32,6 +32,7 @@ from compress_onnx.pipeline.recipes.single import ModelExperiment
 from compress_onnx.pipeline.report.analysis import analyze as analyze_model
 from compress_onnx.pipeline.report.analysis.page import write_analysis
 from compress_onnx.pipeline.report.analysis.site_profiles import ranks_for
+from compress_onnx.pipeline.report.drawing import require_pictures
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -66,6 +67,7 @@ def analyze(
         Path | None, typer.Option("--json", help="Also write the whole spectra here.")
     ] = None,
     batch_size: options.BatchSize = 32,
+    allow_code: options.AllowCode = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """List the linear sites of MODEL with the least error that any factorization could have.
@@ -75,13 +77,17 @@ def analyze(
     explained variance and of densities, and a test of what normalizations do to activation-aware
     SVD. A recipe brings its own model and data:
 
-    `compress-onnx analyze models/minilm.yaml -o build/analysis`
+    `compress-onnx analyze models/minilm.yaml --allow-code -o build/analysis`
     """
+    if output is not None:
+        require_pictures()
     request = options.validated(
         CompressionSpec, {"method": {"name": "svd"}, "params": params, "rank_multiple": 1}
     )
     cache, progress = options.cache_unless(no_cache), ProgressBars()
-    settings = RunSettings(batch_size=batch_size, cache=cache, progress=progress)
+    settings = RunSettings(
+        batch_size=batch_size, cache=cache, progress=progress, allow_code=allow_code
+    )
     files = _Files(calibration, held_out, mask)
     with _opened(model, files, output is not None, settings) as (name, learned, unseen):
         basis = learned.basis(request)
@@ -164,6 +170,7 @@ def _recipe_material(recipe: Recipe, base_dir: Path, settings: RunSettings) -> I
             base_dir=base_dir,
             cache=settings.cache,
             progress=settings.progress,
+            allow_code=settings.allow_code,
         )
         if not isinstance(experiment, ModelExperiment):
             raise RequestError(

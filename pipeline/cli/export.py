@@ -32,6 +32,7 @@ def export(
     task: Annotated[str | None, typer.Option(help="For example feature-extraction.")] = None,
     exporter: Annotated[Literal["dynamo", "optimum"], typer.Option(help="Who exports.")] = "dynamo",
     opset: Annotated[int, typer.Option(min=13, help="ONNX opset.")] = 23,
+    allow_code: options.AllowCode = False,
 ) -> None:
     """Export SOURCE to ONNX and compare the graph with PyTorch at two input sizes."""
     spec = options.validated(
@@ -39,7 +40,7 @@ def export(
     )
     with TemporaryDirectory(prefix="compress-onnx-") as work:
         with ProgressBars().step("export"):
-            exported = export_source(spec, Path(work), base_dir=Path.cwd())
+            exported = export_source(spec, Path(work), base_dir=Path.cwd(), allow_code=allow_code)
         if not exported.path.is_relative_to(work):
             raise RequestError(f"{source} is an ONNX model already: nothing to export")
         save_model(load_model(exported.path), output)

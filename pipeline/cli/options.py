@@ -91,6 +91,9 @@ Recover = Annotated[
         help="Then train the factors to reproduce the original's outputs: 90s, 10min, 1h.",
     ),
 ]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Run the Python code that a recipe or source names.")
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 
 

@@ -52,6 +52,7 @@ def run(
     store: options.Store = None,
     max_drop: options.MaxDrop = None,
     recovery: options.Recover = None,
+    allow_code: options.AllowCode = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """Export, calibrate, compress, validate, benchmark, report and bundle as RECIPE says.
@@ -71,6 +72,7 @@ def run(
         command=" ".join(["compress-onnx", *sys.argv[1:]]),
         cache=options.cache_unless(no_cache),
         progress=ProgressBars(),
+        allow_code=allow_code,
     )
     _print_report(report)
     for note in report.notes:

@@ -12,6 +12,7 @@ from compress_onnx.pipeline.cli.console import ProgressBars, out
 from compress_onnx.pipeline.recipe import read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid
 from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
+from compress_onnx.pipeline.report.drawing import require_pictures
 from compress_onnx.pipeline.report.sweep import markdown, write_sweep
 
 
@@ -56,12 +57,15 @@ def sweep(
     no_benchmark: Annotated[
         bool, typer.Option("--no-benchmark", help="Leave the latency of the variants out.")
     ] = False,
+    allow_code: options.AllowCode = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """Try every combination of methods, allocations and budgets on the model of RECIPE.
 
-    `compress-onnx sweep models/minilm.yaml -m svd -m svdlora:stages=3 -m asvd -p 0.7 -p 0.5`
+    `compress-onnx sweep models/minilm.yaml --allow-code -m svd -m svdlora:stages=3 -m asvd -p 0.5`
     """
+    if output is not None:
+        require_pictures()
     recipe = read_recipe(recipe_path)
     changes: dict[str, object] = {}
     if rank_multiple is not None:
@@ -84,6 +88,7 @@ def sweep(
         base_dir=recipe_path.parent,
         cache=options.cache_unless(no_cache),
         progress=ProgressBars(),
+        allow_code=allow_code,
     )
     typer.echo(markdown(report))
     if output is not None:

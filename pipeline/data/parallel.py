@@ -13,61 +13,81 @@ import numpy as np
 
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.pipeline.data import hub
-from compress_onnx.pipeline.data.catalogues import Message
-from compress_onnx.pipeline.data.translations import translations
-from compress_onnx.pipeline.recipe import DataSpec, ParallelData, TranslationData
+from compress_onnx.pipeline.data.pairs import SentencePair
+from compress_onnx.pipeline.data.python import Arrays, call_loader, described
+from compress_onnx.pipeline.recipe import DataSpec, ParallelData, PythonData
 
 
-def load_pairs(spec: DataSpec, *, base_dir: Path, seed: int) -> list[Message]:
+def load_pairs(
+    spec: DataSpec, *, base_dir: Path, seed: int, allow_code: bool = False
+) -> list[SentencePair]:
     """The pairs that ``spec`` describes, ordered by language.
 
     Args:
         spec: the recipe's ``calibration`` or ``validation``.
         base_dir: the recipe's folder, which relative paths start from.
         seed: chooses the sentences where ``spec.limit`` is less than there are.
+        allow_code: whether Python code that ``spec`` names may run.
 
     Raises:
-        RequestError: this kind of data has no translations.
+        RequestError: this kind of data has no translations, or names code that may not run.
         DataError: the data is missing or damaged, or lacks a language.
         MissingDependencyError: an optional library is needed and not installed.
     """
-    if isinstance(spec, TranslationData):
-        return _messages(spec, base_dir, seed)
+    if isinstance(spec, PythonData):
+        return _returned(spec, base_dir, seed, allow_code)
     if isinstance(spec, ParallelData):
         return [
             pair for language in spec.languages for pair in _rows(spec, language, base_dir, seed)
         ]
-    raise RequestError(f"data of the kind {spec.kind} has no translations: use gettext or parallel")
+    raise RequestError(
+        f"data of the kind {spec.kind} has no translations: use parallel, or python with a "
+        "function that returns sentence pairs"
+    )
 
 
-def origin_of(spec: DataSpec, pairs: Sequence[Message]) -> str:
+def origin_of(spec: DataSpec, pairs: Sequence[SentencePair]) -> str:
     """Where ``pairs`` come from, in words."""
-    name = Path(spec.path).name if isinstance(spec, ParallelData) else "gettext catalogues"
-    split = getattr(spec, "split", "all")
+    if isinstance(spec, PythonData):
+        name = described(spec)
+    else:
+        assert isinstance(spec, ParallelData)  # see load_pairs
+        name = f"{Path(spec.path).name}, {spec.split} split"
     languages = ", ".join(dict.fromkeys(pair.language for pair in pairs))
-    return f"{len(pairs)} pairs of {name}, {split} split, into {languages}"
+    return f"{len(pairs)} pairs of {name}, into {languages}"
 
 
-def _messages(spec: TranslationData, base_dir: Path, seed: int) -> list[Message]:
-    pairs = translations(base_dir / spec.packages, spec.languages, spec.split)
-    by_language = [[p for p in pairs if p.language == language] for language in spec.languages]
-    return [own[row] for own in by_language for row in _chosen(len(own), spec, seed)]
+def _returned(spec: PythonData, base_dir: Path, seed: int, allow_code: bool) -> list[SentencePair]:
+    found = call_loader(spec, base_dir=base_dir, allow_code=allow_code)
+    by_language: dict[str, list[SentencePair]] = {}
+    for pair in () if isinstance(found, Arrays) else found:
+        if isinstance(pair, SentencePair):
+            by_language.setdefault(pair.language, []).append(pair)
+    if not by_language:
+        raise RequestError(f"{spec.loader} returns no translations: this recipe needs SentencePair")
+    each = _each(spec.limit, len(by_language))
+    return [own[row] for own in by_language.values() for row in _chosen(len(own), each, seed)]
 
 
-def _rows(spec: ParallelData, language: str, base_dir: Path, seed: int) -> list[Message]:
+def _rows(spec: ParallelData, language: str, base_dir: Path, seed: int) -> list[SentencePair]:
     table = hub.load_table(spec.path, spec.languages[language], spec.split, base_dir=base_dir)
-    chosen = table.select(_chosen(len(table), spec, seed))
+    each = _each(spec.limit, len(spec.languages))
+    chosen = table.select(_chosen(len(table), each, seed))
     columns = hub.translation_columns(chosen, spec.column, spec.source, language)
-    pairs = [Message(language, s.strip(), t.strip()) for s, t in zip(*columns, strict=True)]
+    pairs = [SentencePair(language, s.strip(), t.strip()) for s, t in zip(*columns, strict=True)]
     if not pairs:
         raise DataError(f"the data set {spec.path} has nothing in {language!r}: name another split")
     return pairs
 
 
-def _chosen(count: int, spec: TranslationData | ParallelData, seed: int) -> list[int]:
+def _each(limit: int | None, languages: int) -> int | None:
+    """How many pairs of each language to keep; None for all."""
+    return None if limit is None else -(-limit // languages)
+
+
+def _chosen(count: int, limit: int | None, seed: int) -> list[int]:
     """Which of ``count`` pairs of one language to keep, ascending."""
-    each = count if spec.limit is None else -(-spec.limit // len(spec.languages))
-    if each >= count:
+    if limit is None or limit >= count:
         return list(range(count))
-    rows = np.random.default_rng(seed).choice(count, size=each, replace=False)
+    rows = np.random.default_rng(seed).choice(count, size=limit, replace=False)
     return [int(row) for row in np.sort(rows)]

@@ -17,28 +17,20 @@ import numpy as np
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.data import hub
-from compress_onnx.pipeline.data.digits import digit_images
-from compress_onnx.pipeline.data.docstrings import docstring_sentences
 from compress_onnx.pipeline.data.masking import mask_one_word
 from compress_onnx.pipeline.data.npz import load_npz
 from compress_onnx.pipeline.data.parallel import load_pairs, origin_of
 from compress_onnx.pipeline.data.preprocessing import process_images, read_vocabulary, tokenize
-from compress_onnx.pipeline.data.pydoc import pydoc_sentences
+from compress_onnx.pipeline.data.python import Arrays, call_loader, described
 from compress_onnx.pipeline.data.text import read_lines
-from compress_onnx.pipeline.data.translations import tagged, translations
-from compress_onnx.pipeline.data.verses import verses
 from compress_onnx.pipeline.recipe import (
     DataSpec,
-    DigitsData,
-    DocstringData,
     HubData,
     MaskedData,
     NpzData,
     ParallelData,
-    PydocData,
+    PythonData,
     TextData,
-    TranslationData,
-    VersesData,
 )
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -57,6 +49,7 @@ class _Request:
     mask: str | None
     input_names: tuple[str, ...]
     seed: int
+    allow_code: bool
 
     def rows(self, count: int, limit: int | None) -> list[int]:
         """Which of ``count`` samples to keep, ascending."""
@@ -72,7 +65,7 @@ class _Request:
     def tokenized(
         self,
         texts: list[str],
-        spec: PydocData | DocstringData | VersesData | TextData | TranslationData | ParallelData,
+        spec: TextData | ParallelData | PythonData,
         origin: str,
     ) -> Samples:
         """At most ``spec.limit`` of the texts as samples."""
@@ -101,6 +94,7 @@ def load_samples(
     mask: str | None,
     input_names: Sequence[str],
     seed: int = 0,
+    allow_code: bool = False,
 ) -> Samples:
     """Load the samples that ``spec`` describes, ready to be fed to a model.
 
@@ -112,12 +106,14 @@ def load_samples(
         mask: the model input that is the padding mask.
         input_names: the model's inputs; the samples have exactly these.
         seed: chooses the samples where ``spec.limit`` is less than there are.
+        allow_code: whether Python code that ``spec`` names may run.
 
     Raises:
+        RequestError: ``spec`` names code that may not run, or is not there.
         DataError: the data is missing, damaged, or lacks one of the inputs or has others.
         MissingDependencyError: an optional library is needed and not installed.
     """
-    request = _Request(base_dir, tokenizer_dir, mask, tuple(input_names), seed)
+    request = _Request(base_dir, tokenizer_dir, mask, tuple(input_names), seed, allow_code)
     samples = _LOADERS[type(spec)](spec, request)
     if set(samples.inputs) != set(input_names):
         raise DataError(
@@ -132,20 +128,6 @@ def _from_npz(spec: NpzData, request: _Request) -> Samples:
     return request.limited(samples, spec.limit)
 
 
-def _from_pydoc(spec: PydocData, request: _Request) -> Samples:
-    return request.tokenized(
-        pydoc_sentences(spec.split), spec, f"pydoc sentences, {spec.split} split"
-    )
-
-
-def _from_docstrings(spec: DocstringData, request: _Request) -> Samples:
-    return request.tokenized(docstring_sentences(), spec, "docstrings of the standard library")
-
-
-def _from_verses(spec: VersesData, request: _Request) -> Samples:
-    return request.tokenized(verses(spec.split), spec, f"verses, {spec.split} split")
-
-
 def _from_masked(spec: MaskedData, request: _Request) -> Samples:
     sentences = _LOADERS[type(spec.sentences)](spec.sentences, request)
     return mask_one_word(sentences, read_vocabulary(request.tokenizer_dir), request.seed)
@@ -157,24 +139,18 @@ def _from_text(spec: TextData, request: _Request) -> Samples:
     )
 
 
-def _from_gettext(spec: TranslationData, request: _Request) -> Samples:
-    pairs = translations(request.base_dir / spec.packages, spec.languages, spec.split)
-    return request.tokenized(
-        [tagged(pair) for pair in pairs], spec, f"gettext catalogues, {spec.split} split"
-    )
-
-
 def _from_parallel(spec: ParallelData, request: _Request) -> Samples:
     pairs = load_pairs(spec, base_dir=request.base_dir, seed=request.seed)
     return request.tokenized([pair.source for pair in pairs], spec, origin_of(spec, pairs))
 
 
-def _from_digits(spec: DigitsData, request: _Request) -> Samples:
-    pixels, labels = digit_images(spec.split)
-    samples = Samples(
-        {"pixel_values": pixels}, request.mask, labels, f"scikit-learn digits, {spec.split} split"
-    )
-    return request.limited(samples, spec.limit)
+def _from_python(spec: PythonData, request: _Request) -> Samples:
+    found = call_loader(spec, base_dir=request.base_dir, allow_code=request.allow_code)
+    if isinstance(found, Arrays):
+        samples = Samples(found.inputs, request.mask, found.labels, described(spec))
+        return request.limited(samples, spec.limit)
+    texts = [text if isinstance(text, str) else text.source for text in found]
+    return request.tokenized(texts, spec, described(spec))
 
 
 def _from_hub(spec: HubData, request: _Request) -> Samples:
@@ -197,13 +173,9 @@ def _hub_inputs(spec: HubData, table: Dataset, request: _Request) -> dict[str, A
 
 _LOADERS: dict[type, Callable[[Any, _Request], Samples]] = {
     NpzData: _from_npz,
-    PydocData: _from_pydoc,
-    DocstringData: _from_docstrings,
-    VersesData: _from_verses,
     TextData: _from_text,
-    TranslationData: _from_gettext,
     ParallelData: _from_parallel,
-    DigitsData: _from_digits,
     HubData: _from_hub,
+    PythonData: _from_python,
     MaskedData: _from_masked,
 }

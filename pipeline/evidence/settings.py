@@ -19,6 +19,7 @@ class RunSettings:
         seed: of everything random.
         cache: where what was computed is kept between runs; None keeps nothing.
         progress: shows the steps.
+        allow_code: whether Python code that a recipe names may run.
     """
 
     session: SessionSpec = field(default_factory=SessionSpec)
@@ -26,3 +27,4 @@ class RunSettings:
     seed: int = 0
     cache: ArrayCache | None = None
     progress: Progress = field(default_factory=Silent)
+    allow_code: bool = False

@@ -19,7 +19,9 @@ from compress_onnx.pipeline.recipe import SourceSpec
 __all__ = ["ExportedModel", "export"]
 
 
-def export(source: SourceSpec, folder: Path, *, base_dir: Path, seed: int = 0) -> ExportedModel:
+def export(
+    source: SourceSpec, folder: Path, *, base_dir: Path, seed: int = 0, allow_code: bool = False
+) -> ExportedModel:
     """Export ``source`` into ``folder``, or refer to it where it already is ONNX.
 
     Args:
@@ -27,9 +29,11 @@ def export(source: SourceSpec, folder: Path, *, base_dir: Path, seed: int = 0) -
         folder: an existing, empty folder that takes the exported files.
         base_dir: what relative paths in ``source`` are relative to.
         seed: fixes the made-up inputs, and the weights of a factory that draws them.
+        allow_code: whether ``MODULE:FACTORY`` may run.
 
     Raises:
-        RequestError: the source cannot be told, or makes no sense with these options.
+        RequestError: the source cannot be told, makes no sense with these options, or is code
+            that may not run.
         ModelFileError: the model is missing, damaged or unsafe, cannot be exported, or its export
             computes something else than PyTorch.
         MissingDependencyError: the ``export`` extra, or the package that holds the model, is not
@@ -39,5 +43,7 @@ def export(source: SourceSpec, folder: Path, *, base_dir: Path, seed: int = 0) -
     if isinstance(found, OnnxSource):
         return use_onnx_file(found.path, source.model)
     if isinstance(found, ModuleSource):
-        return export_module(found, source, folder, base_dir=base_dir, seed=seed)
+        return export_module(
+            found, source, folder, base_dir=base_dir, seed=seed, allow_code=allow_code
+        )
     return export_huggingface(found, source, folder, seed=seed)

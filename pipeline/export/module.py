@@ -8,13 +8,10 @@ them the first axis of every input is ``batch_size``.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.export.dependencies import require_export_extra
@@ -22,6 +19,7 @@ from compress_onnx.pipeline.export.dynamo import export_dynamo
 from compress_onnx.pipeline.export.exported import ExportedModel
 from compress_onnx.pipeline.export.source import ModuleSource
 from compress_onnx.pipeline.export.torch_model import Axes, TorchModel, named_tensors
+from compress_onnx.pipeline.files.python_code import imported, locate, require_permission
 from compress_onnx.pipeline.recipe import SourceSpec
 
 if TYPE_CHECKING:
@@ -30,51 +28,36 @@ if TYPE_CHECKING:
 
 
 def export_module(
-    source: ModuleSource, spec: SourceSpec, folder: Path, *, base_dir: Path, seed: int
+    source: ModuleSource,
+    spec: SourceSpec,
+    folder: Path,
+    *,
+    base_dir: Path,
+    seed: int,
+    allow_code: bool,
 ) -> ExportedModel:
     """Call the factory and export what it returns into ``folder``.
 
     The module is imported as from a script in ``base_dir`` or in the current folder.
 
     Raises:
-        RequestError: there is no such factory, it returns something else than described above, or
-            the exporter is not ``dynamo``.
+        RequestError: the factory may not run, is not there, returns something else than described
+            above, or the exporter is not ``dynamo``.
         ModelFileError: the module cannot be exported, or its export differs from PyTorch.
         MissingDependencyError: PyTorch or its exporter is not installed.
     """
     if spec.exporter != "dynamo":
         raise RequestError(f"{spec.model} is a PyTorch module: export it with the exporter dynamo")
+    require_permission([source.name], base_dir, allow_code=allow_code)
     require_export_extra("torch", "onnxscript")
     import torch
 
-    with _importable(base_dir, Path.cwd()):
-        factory = _find(source)
+    with imported(locate(source.name, base_dir), allow_code=allow_code) as factory:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = factory()
         # Still inside: a forward may import what lies beside it.
         return export_dynamo(_torch_model(built, spec.model), spec, folder)
-
-
-@contextmanager
-def _importable(*folders: Path) -> Iterator[None]:
-    before = sys.path.copy()
-    sys.path[:0] = [str(folder.resolve()) for folder in folders]
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _find(source: ModuleSource) -> Callable[[], object]:
-    try:
-        module = importlib.import_module(source.module)
-    except ImportError as error:
-        raise RequestError(f"cannot import {source.module}: {error}") from error
-    factory = getattr(module, source.factory, None)
-    if not callable(factory):
-        raise RequestError(f"{source.module} has no function {source.factory}")
-    return cast("Callable[[], object]", factory)
 
 
 def _torch_model(built: object, label: str) -> TorchModel:

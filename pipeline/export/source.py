@@ -20,10 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from compress_onnx.graph_passes.errors import MissingDependencyError, ModelFileError, RequestError
+from compress_onnx.pipeline.files.python_code import is_module_function
 from compress_onnx.pipeline.recipe import SourceSpec
 
 _PACKAGE_PREFIX = "package:"
-_FACTORY = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<factory>[^\W\d]\w*)")
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 
@@ -36,10 +36,9 @@ class OnnxSource:
 
 @dataclass(frozen=True)
 class ModuleSource:
-    """A callable ``factory`` of the Python module ``module``."""
+    """A callable, named ``MODULE:FACTORY``."""
 
-    module: str
-    factory: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,7 @@ def _onnx(_model: str, path: Path) -> Source | None:
 
 
 def _module(model: str, _path: Path) -> Source | None:
-    match = _FACTORY.fullmatch(model)
-    return None if match is None else ModuleSource(match["module"], match["factory"])
+    return ModuleSource(model) if is_module_function(model) else None
 
 
 def _huggingface(model: str, path: Path) -> Source | None:

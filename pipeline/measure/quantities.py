@@ -15,8 +15,8 @@ from compress_onnx.pipeline.recipe import (
     MaskFillingMetric,
     MetricSpec,
     ParallelData,
+    PythonData,
     Recipe,
-    TranslationData,
     TranslationMetric,
 )
 
@@ -88,9 +88,13 @@ def metric_quantities(metric: MetricSpec | None) -> tuple[str, ...]:
 
 def _translation_quantities(recipe: Recipe) -> tuple[str, ...]:
     """Scores of all languages and of each, sizes, and how fast the CPU says it."""
-    languages: Iterable[str] = ()
-    if isinstance(recipe.validation, TranslationData | ParallelData):
-        languages = recipe.validation.languages
+    data = recipe.validation
+    languages: tuple[str, ...] = ()
+    if isinstance(data, ParallelData):
+        languages = tuple(data.languages)
+    elif isinstance(data, PythonData):  # by convention, a loader of pairs calls its argument so
+        named = data.arguments.get("languages")
+        languages = tuple(map(str, named)) if isinstance(named, list) else ()
     scores = [f"{score}.{language}" for language in languages for score in _SCORES]
     speeds = _on_providers(_TRANSLATION_SPEED, "cpu") if recipe.benchmark is not None else ()
     return (*_SCORES, *scores, *speeds, *SIZES)

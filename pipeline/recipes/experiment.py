@@ -12,6 +12,7 @@ from typing import Protocol
 
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.export.permission import require_permission_of
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe, TranslationMetric
 from compress_onnx.pipeline.recipes.single import prepare_model
@@ -47,6 +48,7 @@ def prepare(
     base_dir: Path,
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Experiment:
     """Export the model of ``recipe``, load its data, and learn what compressing needs.
 
@@ -56,19 +58,25 @@ def prepare(
         base_dir: what relative paths in the recipe are relative to.
         cache: where what is learned is kept between runs; None computes afresh.
         progress: shows the steps.
+        allow_code: whether Python code that the recipe names may run.
 
     Raises:
-        RequestError: the recipe contradicts itself.
+        RequestError: the recipe contradicts itself, or names code that may not run.
         CompressOnnxError: the model or the data cannot be had.
     """
-    settings = settings_of(recipe, cache, progress)
+    settings = settings_of(recipe, cache, progress, allow_code=allow_code)
+    require_permission_of(recipe, base_dir, allow_code=allow_code)
     if isinstance(recipe.metric, TranslationMetric):
         return prepare_translation(recipe, folder, base_dir=base_dir, settings=settings)
     return prepare_model(recipe, folder, base_dir=base_dir, settings=settings)
 
 
 def settings_of(
-    recipe: Recipe, cache: ArrayCache | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    cache: ArrayCache | None = None,
+    progress: Progress | None = None,
+    *,
+    allow_code: bool = False,
 ) -> RunSettings:
     """How the models of ``recipe`` run: on the CPU, with its number of threads."""
     threads = recipe.benchmark.threads if recipe.benchmark else None
@@ -78,4 +86,5 @@ def settings_of(
         seed=recipe.seed,
         cache=cache,
         progress=progress or Silent(),
+        allow_code=allow_code,
     )

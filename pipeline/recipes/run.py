@@ -30,6 +30,7 @@ def run_recipe(
     command: str = "",
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Report:
     """Carry out ``recipe`` and leave a bundle in ``output``.
 
@@ -40,6 +41,7 @@ def run_recipe(
         command: how the run was asked for, for the report.
         cache: where what is learned is kept between runs; None computes afresh.
         progress: shows the steps.
+        allow_code: whether Python code that the recipe names may run.
 
     Returns:
         The report that was written; ``report.passed`` is the verdict.
@@ -52,7 +54,14 @@ def run_recipe(
         atomic_directory(output, replaceable=is_bundle) as bundle,
         TemporaryDirectory(prefix="compress-onnx-") as work,
     ):
-        experiment = prepare(recipe, Path(work), base_dir=base_dir, cache=cache, progress=progress)
+        experiment = prepare(
+            recipe,
+            Path(work),
+            base_dir=base_dir,
+            cache=cache,
+            progress=progress,
+            allow_code=allow_code,
+        )
         report = experiment.fill(bundle, Heading(recipe.name, command))
         write_manifest(bundle)
     return report

@@ -32,6 +32,7 @@ from compress_onnx.pipeline.measure.latency import measure_latency
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
 from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
+from compress_onnx.pipeline.report.drawing import why_no_pictures
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.report.writer import write_report
 from compress_onnx.pipeline.results import (
@@ -239,14 +240,16 @@ class ModelExperiment:
         )
         with self.watch.measure("spectra"):
             spectra = spectra_of(compressed.basis, plan, self.settings.progress)
-        write_report(report, bundle, spectra)
+        write_report(report, bundle, spectra, pictures=why_no_pictures() is None)
         (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")
         copy_assets(self.exported.assets, bundle, self.exported.asset_root)
         return report
 
     def _notes(self, plan: CompressionPlan) -> Sequence[str]:
         calibration = self.learned.calibration
-        return (*self.exported.notes, *(calibration.notes if calibration else ()), *plan.notes)
+        learned = calibration.notes if calibration else ()
+        pictures = filter(None, [why_no_pictures()])
+        return (*self.exported.notes, *learned, *plan.notes, *pictures)
 
 
 def prepare_model(
@@ -267,12 +270,18 @@ def prepare_model(
     _check_consistent(recipe)
     watch = Stopwatch()
     with watch.measure("export"), settings.progress.step("export"):
-        exported = export(recipe.source, folder, base_dir=base_dir, seed=recipe.seed)
+        exported = export(
+            recipe.source,
+            folder,
+            base_dir=base_dir,
+            seed=recipe.seed,
+            allow_code=settings.allow_code,
+        )
     with watch.measure("load data"):
-        held_out = _samples(recipe, recipe.validation, exported, base_dir)
-        samples = _samples(recipe, recipe.calibration, exported, base_dir)
+        held_out = _samples(recipe, recipe.validation, exported, base_dir, settings.allow_code)
+        samples = _samples(recipe, recipe.calibration, exported, base_dir, settings.allow_code)
         lessons = recipe.recovery.data if recipe.recovery else None
-        training = _samples(recipe, lessons, exported, base_dir) or samples
+        training = _samples(recipe, lessons, exported, base_dir, settings.allow_code) or samples
     with watch.measure("calibrate"):
         learned = learn(
             exported.path,
@@ -317,7 +326,11 @@ def _check_consistent(recipe: Recipe) -> None:
 
 
 def _samples(
-    recipe: Recipe, spec: DataSpec | None, exported: ExportedModel, base_dir: Path
+    recipe: Recipe,
+    spec: DataSpec | None,
+    exported: ExportedModel,
+    base_dir: Path,
+    allow_code: bool,
 ) -> Samples | None:
     if spec is None:
         return None
@@ -329,4 +342,5 @@ def _samples(
         mask=recipe.mask,
         input_names=[model_input.name for model_input in inputs],
         seed=recipe.seed,
+        allow_code=allow_code,
     )

@@ -70,6 +70,7 @@ def sweep(
     base_dir: Path,
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> SweepReport:
     """Try all ``variants`` on the model of ``recipe``.
 
@@ -79,12 +80,20 @@ def sweep(
         base_dir: what relative paths in the recipe are relative to.
         cache: where calibration is kept between runs.
         progress: shows the steps.
+        allow_code: whether Python code that the recipe names may run.
 
     Raises:
         CompressOnnxError: the sweep could not be carried out. A variant that can compress nothing
             is a row that says so.
     """
     with TemporaryDirectory(prefix="compress-onnx-") as work:
-        experiment = prepare(recipe, Path(work), base_dir=base_dir, cache=cache, progress=progress)
+        experiment = prepare(
+            recipe,
+            Path(work),
+            base_dir=base_dir,
+            cache=cache,
+            progress=progress,
+            allow_code=allow_code,
+        )
         rows = tuple(experiment.row(variant) for variant in variants)
     return SweepReport(**Heading(recipe.name).fields(), rows=rows)

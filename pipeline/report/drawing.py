@@ -42,16 +42,21 @@ _STYLE: dict[Any, Any] = {  # the stubs want literal keys
 _LONGEST_TITLE = 34
 
 
+def why_no_pictures() -> str | None:
+    """Why pictures cannot be drawn here, and what to do about it; None where they can."""
+    if find_spec("matplotlib") is not None:
+        return None
+    return 'pictures need matplotlib: pip install "compress-onnx[pictures]"'
+
+
 def require_pictures() -> None:
     """Check that pictures can be drawn, without importing anything.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError(
-            'pictures need matplotlib: pip install "compress-onnx[pictures]"'
-        )
+    if reason := why_no_pictures():
+        raise MissingDependencyError(reason)
 
 
 @contextmanager

@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.errors import NothingToCompressError, RequestError
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
-from compress_onnx.pipeline.data.catalogues import Message
+from compress_onnx.pipeline.data.pairs import SentencePair
 from compress_onnx.pipeline.data.parallel import load_pairs, origin_of
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export.dependencies import require_export_extra
 from compress_onnx.pipeline.export.huggingface import checkpoint_of
+from compress_onnx.pipeline.export.permission import require_permission_of
 from compress_onnx.pipeline.export.source import FolderSource, HubSource, resolve_source
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.benchmark import speedup, speedup_interval
 from compress_onnx.pipeline.measure.gates import check_gates, translation_quantities
 from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
-from compress_onnx.pipeline.recipe import ParallelData, Recipe, TranslationData, TranslationMetric
+from compress_onnx.pipeline.recipe import ParallelData, PythonData, Recipe, TranslationMetric
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.report.writer import write_report
 from compress_onnx.pipeline.results import (
@@ -91,7 +92,7 @@ class TranslationExperiment:
     metric: TranslationMetric
     exported: ExportedParts
     languages: LanguageTokenizer
-    held_out: Sequence[Message]
+    held_out: Sequence[SentencePair]
     validation: str
     learned: LearnedParts
     calibration: str | None
@@ -314,12 +315,14 @@ def prepare_translation(
         settings: how graphs run.
 
     Raises:
-        RequestError: the recipe contradicts itself, or asks for what does not apply.
+        RequestError: the recipe contradicts itself, names code that may not run, or asks for what
+            does not apply.
         CompressOnnxError: the model or the data cannot be had.
     """
     metric = _require_translation(recipe)
     assert recipe.validation is not None  # see there
     watch = Stopwatch()
+    require_permission_of(recipe, base_dir, allow_code=settings.allow_code)
     source = resolve_source(recipe.source, base_dir)
     if not isinstance(source, FolderSource | HubSource):
         raise RequestError(
@@ -330,8 +333,13 @@ def prepare_translation(
     with watch.measure("load data"):
         checkpoint = checkpoint_of(source, recipe.source.revision)
         languages = LanguageTokenizer(checkpoint, metric)
-        held_out = load_pairs(recipe.validation, base_dir=base_dir, seed=recipe.seed)
-        lessons = _lessons(recipe, base_dir)
+        held_out = load_pairs(
+            recipe.validation,
+            base_dir=base_dir,
+            seed=recipe.seed,
+            allow_code=settings.allow_code,
+        )
+        lessons = _lessons(recipe, base_dir, settings.allow_code)
         languages.require(list(_rows_by_language([*held_out, *lessons])))
     with watch.measure("export"), settings.progress.step("export"):
         exported = export_encoder_decoder(checkpoint, recipe.source, folder, seed=recipe.seed)
@@ -352,22 +360,24 @@ def prepare_translation(
     )
 
 
-def _lessons(recipe: Recipe, base_dir: Path) -> list[Message]:
+def _lessons(recipe: Recipe, base_dir: Path, allow_code: bool) -> list[SentencePair]:
     if recipe.calibration is None:
         return []
-    return load_pairs(recipe.calibration, base_dir=base_dir, seed=recipe.seed)
+    return load_pairs(
+        recipe.calibration, base_dir=base_dir, seed=recipe.seed, allow_code=allow_code
+    )
 
 
 def _samples(
     recipe: Recipe,
     folder: Path,
     languages: LanguageTokenizer,
-    lessons: Sequence[Message],
+    lessons: Sequence[SentencePair],
     settings: RunSettings,
 ) -> PartSamples | None:
     if not lessons:
         return None
-    assert isinstance(recipe.calibration, TranslationData | ParallelData)  # see load_pairs
+    assert isinstance(recipe.calibration, ParallelData | PythonData)  # see load_pairs
     max_tokens = recipe.calibration.max_tokens
     spec = settings.session
     return part_samples(
@@ -411,7 +421,7 @@ def _require_applicable(request: CompressionSpec) -> None:
         raise RequestError("siblings cannot share factors in an encoder with a decoder: drop it")
 
 
-def _rows_by_language(pairs: Sequence[Message]) -> dict[str, list[int]]:
+def _rows_by_language(pairs: Sequence[SentencePair]) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for row, pair in enumerate(pairs):
         rows.setdefault(pair.language, []).append(row)

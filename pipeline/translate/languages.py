@@ -20,7 +20,7 @@ import numpy as np
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, RequestError
-from compress_onnx.pipeline.data.catalogues import Message
+from compress_onnx.pipeline.data.pairs import SentencePair
 from compress_onnx.pipeline.data.preprocessing import load_tokenizer
 from compress_onnx.pipeline.recipe import TranslationMetric
 
@@ -68,11 +68,11 @@ class LanguageTokenizer:
 
     def _require(self, language: str) -> None:
         if self.forced_token(language) is None:
-            tokens = self.tokenizer(self.prompt(Message(language, "", "")))["input_ids"]
+            tokens = self.tokenizer(self.prompt(SentencePair(language, "", "")))["input_ids"]
             if self.tokenizer.unk_token_id in tokens:
                 raise self._unknown(self._code(language))
 
-    def prompt(self, pair: Message) -> str:
+    def prompt(self, pair: SentencePair) -> str:
         """What the encoder reads, as text."""
         template = self._naming.prompt or "{source}"
         named = template.replace("{language}", self._code(pair.language))
@@ -86,7 +86,7 @@ class LanguageTokenizer:
         """
         return None if self._naming.source_language is None else self._token(self._code(language))
 
-    def sources(self, pairs: Sequence[Message], max_tokens: int) -> dict[str, Array]:
+    def sources(self, pairs: Sequence[SentencePair], max_tokens: int) -> dict[str, Array]:
         """``input_ids`` and ``attention_mask`` int64 ``[pairs, S]`` of what the encoder reads."""
         encoded = self.tokenizer(
             [self.prompt(pair) for pair in pairs],
@@ -98,11 +98,11 @@ class LanguageTokenizer:
         names = ("input_ids", "attention_mask")
         return {name: np.asarray(encoded[name], dtype=np.int64) for name in names}
 
-    def targets(self, pairs: Sequence[Message], max_tokens: int) -> list[list[int]]:
+    def targets(self, pairs: Sequence[SentencePair], max_tokens: int) -> list[list[int]]:
         """The tokens of the translations as the decoder says them, each with its end token."""
         return [self._target(pair, max_tokens) for pair in pairs]
 
-    def _target(self, pair: Message, max_tokens: int) -> list[int]:
+    def _target(self, pair: SentencePair, max_tokens: int) -> list[int]:
         if self._naming.source_language is not None:
             self.tokenizer.tgt_lang = self._code(pair.language)
         encoded = self.tokenizer(text_target=pair.target, truncation=True, max_length=max_tokens)

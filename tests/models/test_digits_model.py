@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress_onnx.pipeline.data.digits import digit_images
+from models.data.digits import digit_images
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ import pytest
 
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.data.digits import digit_images
 from compress_onnx.pipeline.recipe import read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
+from models.data.digits import digit_images
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def experiment(request, tmp_path_factory) -> ModelExperiment:
         recipe,
         tmp_path_factory.mktemp(request.param),
         base_dir=MODELS,
-        settings=settings_of(recipe),
+        settings=settings_of(recipe, allow_code=True),
     )
 
 
@@ -132,7 +132,8 @@ def test_both_layouts_lose_the_same(tmp_path):
         recipe = RECIPE.model_copy(update={"source": source, "benchmark": None})
         folder = tmp_path / layout
         folder.mkdir()
-        experiment = prepare_model(recipe, folder, base_dir=MODELS, settings=settings_of(recipe))
+        settings = settings_of(recipe, allow_code=True)
+        experiment = prepare_model(recipe, folder, base_dir=MODELS, settings=settings)
         candidate = tmp_path / f"{layout}-candidate"
         candidate.mkdir()
         _, validation = compressed(experiment, candidate, rank=40)
@@ -143,6 +144,6 @@ def test_both_layouts_lose_the_same(tmp_path):
 
 def test_the_recipe_passes_its_gates(tmp_path):
     recipe = RECIPE.model_copy(update={"benchmark": None})
-    report = run_recipe(recipe, tmp_path / "bundle", base_dir=MODELS)
+    report = run_recipe(recipe, tmp_path / "bundle", base_dir=MODELS, allow_code=True)
     assert report.gates
     assert all(gate.passed for gate in report.gates)

@@ -12,6 +12,7 @@ import hf_models
 import numpy as np
 import pytest
 from cli_runner import start
+from compress_onnx.pipeline.translate.run import run_translation
 from studies.reproduction import attention, fine_tuning, translation, workplace
 
 from compress_onnx.pipeline.recipe import (
@@ -24,7 +25,6 @@ from compress_onnx.pipeline.recipe import (
     read_recipe,
 )
 from compress_onnx.pipeline.recipes.run import run_recipe
-from compress_onnx.pipeline.translate.run import run_translation
 
 pytestmark = pytest.mark.slow
 

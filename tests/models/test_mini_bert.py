@@ -42,6 +42,7 @@ def samples(spec):
         tokenizer_dir=FOLDER,
         mask="attention_mask",
         input_names=["input_ids", "attention_mask"],
+        allow_code=True,
     )
 
 

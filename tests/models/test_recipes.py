@@ -26,7 +26,8 @@ RECIPES = ["minilm", "digits-vit"]
 def experiment(request, tmp_path_factory) -> ModelExperiment:
     recipe = read_recipe(MODELS / f"{request.param}.yaml")
     folder = tmp_path_factory.mktemp(request.param)
-    return prepare_model(recipe, folder, base_dir=MODELS, settings=settings_of(recipe))
+    settings = settings_of(recipe, allow_code=True)
+    return prepare_model(recipe, folder, base_dir=MODELS, settings=settings)
 
 
 @pytest.mark.parametrize("method", ["svd", "asvd", "svdlora:branches"])
@@ -56,15 +57,15 @@ def test_the_export_agrees_with_pytorch(experiment):
 
 def test_calibration_and_validation_share_nothing(experiment):
     recipe = experiment.recipe
-    kinds = {type(recipe.calibration), type(recipe.validation)}
-    assert len(kinds) == 1
-    assert recipe.calibration.split != recipe.validation.split
+    assert recipe.calibration.loader == recipe.validation.loader
+    assert recipe.calibration.arguments != recipe.validation.arguments
     assert isinstance(experiment.held_out, Samples)
 
 
 def test_minilm_methods_rank_as_published(tmp_path):
     recipe = read_recipe(MODELS / "minilm.yaml")
-    experiment = prepare_model(recipe, tmp_path, base_dir=MODELS, settings=settings_of(recipe))
+    settings = settings_of(recipe, allow_code=True)
+    experiment = prepare_model(recipe, tmp_path, base_dir=MODELS, settings=settings)
     cosine = {}
     for method in ("svd", "svdlora", "asvd-diagonal", "asvd"):
         request = CompressionSpec(method=MethodSpec(name=method), params=0.5)
@@ -89,7 +90,7 @@ def test_the_bundle_passes_its_gates_and_loads_with_optimum(tmp_path, name, orm_
     import torch
 
     recipe = read_recipe(MODELS / f"{name}.yaml")
-    report = run_recipe(recipe, tmp_path / name, base_dir=MODELS)
+    report = run_recipe(recipe, tmp_path / name, base_dir=MODELS, allow_code=True)
 
     assert report.passed, report.gates
     assert recipe.gates

@@ -16,7 +16,7 @@ def export_to(tmp_path: Path, model: str | Path, **settings: object) -> Exported
     folder = tmp_path / "out"
     folder.mkdir()
     spec = SourceSpec.model_validate({"model": str(model)} | settings)
-    return export(spec, folder, base_dir=tmp_path)
+    return export(spec, folder, base_dir=tmp_path, allow_code=True)
 
 
 def operators(path: Path) -> Counter[str]:

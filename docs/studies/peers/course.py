@@ -151,7 +151,7 @@ def run_course(
             recipe,
             work / "reference",
             base_dir=course.recipe.parent,
-            settings=settings_of(recipe, cache),
+            settings=settings_of(recipe, cache, allow_code=True),
         )
         laboratory = Laboratory(experiment, course.probes)
         standings = tuple(_standing(c, laboratory, course, work) for c in contestants)

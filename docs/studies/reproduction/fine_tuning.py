@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compress_onnx.pipeline.recipe import DataSpec, MaskedData, RecoverySpec, VersesData
+from compress_onnx.pipeline.recipe import DataSpec, MaskedData, PythonData, RecoverySpec
 from compress_onnx.pipeline.results import SweepRow
 from studies.reproduction import published
 from studies.reproduction.drawing import Panel, draw
@@ -221,7 +221,13 @@ _BERT = TrainedCase(
     shares=SHARES,
     # What the steps see of it, once; a tenth of what there is is held out at a price.
     training=MaskedData(
-        kind="masked", sentences=VersesData(kind="verses", split="train", limit=6000)
+        kind="masked",
+        sentences=PythonData(
+            kind="python",
+            loader="data/verses.py:verses",
+            arguments={"split": "train"},
+            limit=6000,
+        ),
     ),
     steps=160,
 )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
 from compress_onnx.graph_passes.planning.spectra import spectrum
-from compress_onnx.pipeline.recipe import ParallelData, Recipe, TranslationData, read_recipe
+from compress_onnx.pipeline.recipe import ParallelData, PythonData, Recipe, read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.report.formats import MISSING
 from compress_onnx.pipeline.results import SweepRow, TranslationScores
@@ -100,13 +100,13 @@ def _prepared(place: Workplace) -> TranslationExperiment:
     folder.mkdir()
     changes = {"gates": (), "benchmark": None}
     recipe = place.reduced(_sized(read_recipe(path).model_copy(update=changes)))
-    settings = settings_of(recipe, place.cache)
+    settings = settings_of(recipe, place.cache, allow_code=True)
     return prepare_translation(recipe, folder, base_dir=path.parent, settings=settings)
 
 
 def _sized(recipe: Recipe) -> Recipe:
     """The recipe with as many sentences to translate as a study of many rows has time for."""
-    assert isinstance(recipe.validation, TranslationData | ParallelData)
+    assert isinstance(recipe.validation, ParallelData | PythonData)
     validation = recipe.validation.model_copy(update={"limit": SENTENCES})
     return recipe.model_copy(update={"validation": validation})
 

@@ -120,7 +120,7 @@ class Workplace:
         """Export and calibrate ``recipe``, whose paths are relative to ``base_dir``."""
         folder = self.work / f"reference-{recipe.name}"
         folder.mkdir()
-        settings = settings_of(recipe, self.cache)
+        settings = settings_of(recipe, self.cache, allow_code=True)
         return prepare_model(recipe, folder, base_dir=base_dir, settings=settings)
 
     def reduced(self, recipe: Recipe) -> Recipe:

@@ -40,7 +40,7 @@ def test_forms_of_sources(tmp_path: Path) -> None:
         str(tmp_path / "bert"): FolderSource(tmp_path / "bert"),
         "prajjwal1/bert-tiny": HubSource("prajjwal1/bert-tiny"),
         "gpt2": HubSource("gpt2"),
-        "my.models:tiny": ModuleSource("my.models", "tiny"),
+        "my.models:tiny": ModuleSource("my.models:tiny"),
     }
     assert {m: resolve_source(SourceSpec(model=m), tmp_path) for m in expected} == expected
 

@@ -286,9 +286,9 @@ REFUSED = {
         {"metric": BY_PROMPT | {"codes": {"fr": "xx"}}},
         "knows no language 'xx'",
     ),
-    "unknown gettext language": (
-        {"validation": {"kind": "gettext", "packages": "x", "languages": ["xx"], "split": "test"}},
-        "unknown language 'xx'",
+    "code": (
+        {"validation": {"kind": "python", "loader": "os:getcwd"}},
+        "runs Python code, os:getcwd",
     ),
     "another metric": ({"metric": {"kind": "accuracy"}}, "needs the metric translation"),
 }
@@ -337,9 +337,9 @@ def test_a_metric_that_contradicts_itself(changes, message):
 
 
 def test_a_sentence_may_contain_what_looks_like_a_place_to_fill(models):
-    from compress_onnx.pipeline.data.catalogues import Message
+    from compress_onnx.pipeline.data.pairs import SentencePair
 
     metric = Recipe.model_validate(RECIPE).metric
     languages = LanguageTokenizer(models / "marian", metric)
-    pair = Message("de", "say {language} and {source}", "")
+    pair = SentencePair("de", "say {language} and {source}", "")
     assert languages.prompt(pair) == ">>de<< say {language} and {source}"

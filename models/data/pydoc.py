@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.pipeline.data.split import is_held_out, sentence_key
+
+from .split import is_held_out, sentence_key
 
 MIN_WORDS, MAX_WORDS = 5, 60
 MIN_PROSE_SHARE = 0.8

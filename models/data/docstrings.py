@@ -1,6 +1,6 @@
 """English sentences out of the docstrings of Python's standard library, read and never imported.
 
-Four times as many as its language reference has (:mod:`pipeline.data.pydoc`), of the same kind, for
+Four times as many as its language reference has (``pydoc.py``), of the same kind, for
 what wants much text: recovery. They depend on the version of Python.
 
 Rules:
@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.pipeline.data.pydoc import pydoc_sentences, split_sentences
-from compress_onnx.pipeline.data.split import sentence_key
+
+from .pydoc import pydoc_sentences, split_sentences
+from .split import sentence_key
 
 _NOT_THE_LIBRARY = frozenset({"site-packages", "test", "tests", "idle_test"})
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -1,0 +1,20 @@
+"""A sentence with its translation: what data of translations is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SentencePair:
+    """A sentence, and what it is in another language.
+
+    Attributes:
+        language: the target's, as the recipe calls it, such as ``de``.
+        source: the sentence.
+        target: its translation.
+    """
+
+    language: str
+    source: str
+    target: str
