@@ -21,6 +21,7 @@ from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.cli import options
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
+from compress_onnx.pipeline.compress.holdout import hold_out
 from compress_onnx.pipeline.compress.subject import (
     Subject,
     calibrate_subject,
@@ -160,7 +161,7 @@ def _model_material(
     if files.held_out is not None:
         held_out = options.samples_for(model, files.held_out, files.mask)
     elif split:
-        samples, held_out = samples.split(_HELD_OUT_EVERY)
+        samples, held_out = hold_out(samples, _HELD_OUT_EVERY)
     calibration = calibrate_subject(
         subject, samples, batch_size=batch_size, cache=cache, progress=ProgressBars()
     )

@@ -39,6 +39,7 @@ from compress_onnx.pipeline.recipe import (
     TranslationData,
     VersesData,
 )
+from compress_onnx.pipeline.runtime.inputs import ModelInput
 from compress_onnx.pipeline.runtime.samples import Array, Samples
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class _Request:
     mask: str | None
     input_names: tuple[str, ...]
     seed: int
+    declared: tuple[ModelInput, ...] = ()
 
     def rows(self, count: int, limit: int | None) -> list[int]:
         """Which of ``count`` samples to keep, ascending."""
@@ -100,6 +102,7 @@ def load_samples(
     mask: str | None,
     input_names: Sequence[str],
     seed: int = 0,
+    declared: Sequence[ModelInput] = (),
 ) -> Samples:
     """Load the samples that ``spec`` describes, ready to be fed to a model.
 
@@ -111,12 +114,13 @@ def load_samples(
         mask: the model input that is the padding mask.
         input_names: the model's inputs; the samples have exactly these.
         seed: chooses the samples where ``spec.limit`` is less than there are.
+        declared: the model's inputs as it declares them: which have no axis of samples.
 
     Raises:
         DataError: the data is missing, damaged, or lacks one of the inputs or has others.
         MissingDependencyError: an optional library is needed and not installed.
     """
-    request = _Request(base_dir, tokenizer_dir, mask, tuple(input_names), seed)
+    request = _Request(base_dir, tokenizer_dir, mask, tuple(input_names), seed, tuple(declared))
     samples = _LOADERS[type(spec)](spec, request)
     if set(samples.inputs) != set(input_names):
         raise DataError(
@@ -127,7 +131,7 @@ def load_samples(
 
 
 def _from_npz(spec: NpzData, request: _Request) -> Samples:
-    samples = load_npz(request.base_dir / spec.path, spec.labels, request.mask)
+    samples = load_npz(request.base_dir / spec.path, spec.labels, request.mask, request.declared)
     return request.limited(samples, spec.limit)
 
 

@@ -26,7 +26,7 @@ from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics
 from compress_onnx.graph_passes.sites.find import LinearSite
 from compress_onnx.pipeline.evidence.objective import Objective, change
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
-from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 

@@ -343,5 +343,6 @@ def _samples(
         tokenizer_dir=exported.tokenizer_dir,
         mask=recipe.mask,
         input_names=[model_input.name for model_input in inputs],
+        declared=inputs,
         seed=recipe.seed,
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.sites.find import LinearSite
 from compress_onnx.pipeline.evidence.calibrate import observe, tapped, taps_of
-from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session
 
