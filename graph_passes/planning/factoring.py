@@ -14,7 +14,7 @@ from compress_onnx.graph_passes.factorization import (
     Known,
     make_method,
 )
-from compress_onnx.graph_passes.factorization.base import Float64, Method
+from compress_onnx.graph_passes.factorization.base import Decomposition, Float64, Method
 from compress_onnx.graph_passes.factorization.error import (
     activation_error,
     least_errors,
@@ -88,11 +88,35 @@ def _factor(
     rank = _rank(plan)
     decomposition = decompose(method, weight, known)
     factorization = ready or decomposition.factorize(rank, plan.store)
-    metric = "weight" if evidence_in(known) == "none" else "activation"
-    least = least_errors(weight, known, decomposition if method.metric == metric else None)
+    found = decomposition if method.metric == _metric(known) else None
+    return _measured(sites, plan, factorization, known, found)
+
+
+def remeasured(factored: FactoredWeight, stats: Mapping[str, ActivationStats]) -> FactoredWeight:
+    """The same factors with their errors in the metric of other statistics."""
+    known = statistics_of(factored.sites, stats)
+    return _measured(factored.sites, factored.plan, factored.factorization, known)
+
+
+def _metric(known: Known) -> str:
+    return "weight" if evidence_in(known) == "none" else "activation"
+
+
+def _measured(
+    sites: Sequence[LinearSite],
+    plan: SitePlan,
+    factorization: Factorization,
+    known: Known,
+    found: Decomposition | None = None,
+) -> FactoredWeight:
+    """``factorization`` with its errors; ``found`` is the weight taken apart in their metric."""
+    weight, rank = sites[0].weight.array(), _rank(plan)
+    least = least_errors(weight, known, found)
     error = SiteError(
         weight=weight_error(weight, factorization),
-        activation=(None if metric == "weight" else activation_error(weight, factorization, known)),
+        activation=(
+            None if _metric(known) == "weight" else activation_error(weight, factorization, known)
+        ),
         bound=float(np.sqrt(least[rank] / least[0])) if least[0] > 0 else 0.0,
     )
     return FactoredWeight(sites, plan, factorization, error, least)
