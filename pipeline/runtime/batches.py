@@ -101,17 +101,20 @@ def dtype_name(value: ort.NodeArg) -> str:
 
 
 def _can_trim(shapes: dict[str, list[int | str | None]], samples: Samples) -> bool:
-    """Whether batches may be shorter than the mask ``[samples, T]``."""
+    """Whether batches may be shorter than the mask ``[samples, T]``.
+
+    Padding is cut off second axes alone. So nothing may have T in another place, unless the graph
+    fixes it there (the cross attention's past ``[samples, heads, T, D]``, positions ``[T]``).
+    """
     assert samples.mask_name is not None
     length = samples.inputs[samples.mask_name].shape[1]
     for name, shape in shapes.items():
-        if name not in samples.constants:
-            if len(shape) == 2 and shape[1] == length:
-                return False
-        elif any(
-            size == length and not isinstance(dimension, int)
-            for dimension, size in zip(shape, samples.inputs[name].shape, strict=True)
-        ):
+        constant = name in samples.constants
+        if not constant and len(shape) == 2 and shape[1] == length:
+            return False
+        elsewhere = range(0 if constant else 2, len(shape))
+        sizes = samples.inputs[name].shape
+        if any(sizes[axis] == length and not isinstance(shape[axis], int) for axis in elsewhere):
             return False
     return True
 
