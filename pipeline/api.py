@@ -20,6 +20,7 @@ from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.holdout import FEWEST, hold_out
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
@@ -48,7 +49,8 @@ def learn(
 
     Args:
         model: never changed.
-        data: calibration data, a few hundred real samples; None looks at the weights alone.
+        data: calibration data, a few hundred real samples, of which every fifth is held out to
+            measure plans on; None looks at the weights alone.
         mask: the input that is the padding mask; ``attention_mask`` is found by itself.
         settings: how the model is run, and who is told about progress.
 
@@ -57,8 +59,12 @@ def learn(
         DataError: the data does not fit the model.
     """
     original = open_original(model)
-    samples = None if data is None else _samples(original.path, data, mask)
-    return learn_original(original, samples, settings)
+    if data is None:
+        return learn_original(original, None, settings)
+    samples, held_out = _samples(original.path, data, mask), None
+    if len(samples) >= FEWEST:
+        samples, held_out = hold_out(samples)
+    return learn_original(original, samples, settings, held_out=held_out)
 
 
 def compress(
@@ -267,8 +273,7 @@ def run(
 
 
 def _samples(model: Path, data: DataLike, mask: str | None) -> Samples:
-    names = [model_input.name for model_input in model_inputs(load_structure(model))]
-    return as_samples(data, names, mask)
+    return as_samples(data, model_inputs(load_structure(model)), mask)
 
 
 __all__ = [

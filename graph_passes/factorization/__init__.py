@@ -15,6 +15,8 @@ from compress_onnx.graph_passes.factorization.activations import (
     GradientStats,
     Known,
     MomentAccumulator,
+    PairedAccumulator,
+    PairedStats,
 )
 from compress_onnx.graph_passes.factorization.asvd import ASVD
 from compress_onnx.graph_passes.factorization.asvd_diagonal import DiagonalASVD
@@ -33,6 +35,8 @@ __all__ = [
     "Known",
     "Method",
     "MomentAccumulator",
+    "PairedAccumulator",
+    "PairedStats",
     "Term",
     "make_method",
 ]

@@ -19,11 +19,7 @@ from compress_onnx.graph_passes.planning.fitting import (
     planned_method,
     planned_rank,
 )
-from compress_onnx.graph_passes.planning.plan import (
-    CompressionPlan,
-    SiteError,
-    SitePlan,
-)
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, SiteError, SitePlan
 from compress_onnx.graph_passes.sites.find import SiteTable
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
@@ -83,17 +79,33 @@ def _factor(
     weight = sites[0].weight.array()
     if not np.isfinite(weight.astype(np.float32, copy=False)).all():
         raise RequestError(f"the plan factors {plan.site!r}, which has NaN or infinite values")
-    known = decompositions.known(sites)
     method, rank = planned_method(plan), planned_rank(plan)
     try:
         factorization = ready or decompositions.of(method, sites, rank).factorize(rank, plan.store)
     except RequestError as misfit:
         raise RequestError(f"{plan.site}: {misfit}") from misfit
-    metric = "weight" if evidence_in(known) == "none" else "activation"
+    return _measured(sites, plan, factorization, decompositions)
+
+
+def remeasured(factored: FactoredWeight, decompositions: Decompositions) -> FactoredWeight:
+    """The same factors with their errors in the metric of other statistics."""
+    return _measured(factored.sites, factored.plan, factored.factorization, decompositions)
+
+
+def _measured(
+    sites: Sequence[LinearSite],
+    plan: SitePlan,
+    factorization: Factorization,
+    decompositions: Decompositions,
+) -> FactoredWeight:
+    """``factorization`` with its errors, in the metric of what ``decompositions`` know."""
+    weight, rank, known = sites[0].weight.array(), planned_rank(plan), decompositions.known(sites)
     least = decompositions.least(sites)
     error = SiteError(
         weight=weight_error(weight, factorization),
-        activation=(None if metric == "weight" else activation_error(weight, factorization, known)),
+        activation=(
+            None if evidence_in(known) == "none" else activation_error(weight, factorization, known)
+        ),
         bound=float(np.sqrt(least[rank] / least[0])) if least[0] > 0 else 0.0,
     )
     return FactoredWeight(sites, plan, factorization, error, least)

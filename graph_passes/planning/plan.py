@@ -169,7 +169,8 @@ class CompressionPlan(BaseModel):
 
     ``sequential`` plans are applied with the errors of earlier sites in sight; ``objective`` is
     what gradients are taken of, for methods that need them. ``cost`` is what the budget counts,
-    None where that is parameters. ``error`` is measured when the plan is carried out. ``notes`` say
+    None where that is parameters. ``error`` is measured when the plan is carried out, on the data
+    that it was made from; ``held_out_error`` on other samples, where there are any. ``notes`` say
     what the plan had to do without.
     """
 
@@ -183,6 +184,7 @@ class CompressionPlan(BaseModel):
     objective: Objective = "positions"
     sites: tuple[SitePlan, ...]
     error: PlanError | None = None
+    held_out_error: PlanError | None = None
     skipped: tuple[SkippedNode, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -22,6 +22,7 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.cli import options
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
 from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.holdout import hold_out
 from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.compress.spectra import SiteSpectrum, spectra_of
 from compress_onnx.pipeline.evidence.settings import RunSettings
@@ -157,7 +158,7 @@ def _model_material(model: Path, files: _Files, split: bool, settings: RunSettin
     if files.held_out is not None:
         held_out = options.samples_for(model, files.held_out, files.mask)
     elif split:
-        samples, held_out = samples.split(_HELD_OUT_EVERY)
+        samples, held_out = hold_out(samples, _HELD_OUT_EVERY)
     return _Material(model.name, learn(model, samples, settings), held_out)
 
 

@@ -126,9 +126,10 @@ def samples_for(model: Path, data: Path, mask: str | None) -> Samples:
     Raises:
         DataError: the file is missing, damaged, or no samples at all.
     """
-    if mask is None and "attention_mask" in _input_names(model):
+    declared = model_inputs(load_structure(model))
+    if mask is None and "attention_mask" in {model_input.name for model_input in declared}:
         mask = "attention_mask"
-    return load_npz(data, mask=mask)
+    return load_npz(data, mask=mask, declared=declared)
 
 
 def labelled_samples_for(model: Path, data: Path, mask: str | None) -> Samples:

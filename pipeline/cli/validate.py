@@ -12,7 +12,12 @@ from compress_onnx.pipeline.cli.console import ProgressBars, errors, print_gates
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.gates import check_gates, measured_quantities, parse_gate
 from compress_onnx.pipeline.measure.validate import validate as validate_models
-from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs, synthetic_feeds
+from compress_onnx.pipeline.runtime.inputs import (
+    constants_among,
+    load_structure,
+    model_inputs,
+    synthetic_feeds,
+)
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
 
@@ -55,10 +60,10 @@ def validate(
         samples = options.samples_for(reference, inputs, mask)
     else:
         errors.print("note: no --inputs, comparing on made-up inputs", markup=False)
-        feeds = synthetic_feeds(
-            model_inputs(load_structure(reference)), batch=_MADE_UP_SAMPLES, length=length, seed=0
-        )
-        samples = Samples(feeds, origin="made-up inputs")
+        declared = model_inputs(load_structure(reference))
+        feeds = synthetic_feeds(declared, batch=_MADE_UP_SAMPLES, length=length, seed=0)
+        constants = constants_among(feeds, declared)
+        samples = Samples(feeds, origin="made-up inputs", constants=constants)
     with ProgressBars().step("validate", len(samples)) as update:
         report = validate_models(
             reference,

@@ -70,7 +70,12 @@ def plan_on(basis: Basis, meter: Meter | None = None) -> CompressionPlan:
     """
     request = basis.request
     kind = get_allocator(request.allocation).damage
-    damage = damage_curve(kind, basis.method, basis.decompositions, basis.slopes)
+    sites = basis.original.table.sites
+    # Where one rank is asked for everywhere, or there is nothing to share out, nobody needs curves.
+    curves = request.rank is None and bool(sites)
+    damage = (
+        damage_curve(kind, basis.method, basis.decompositions, basis.slopes) if curves else None
+    )
     prices = meter.prices(request) if meter else None
     plan = make_plan(
         basis.original.table, request, basis.stats, damage, prices.curve if prices else None

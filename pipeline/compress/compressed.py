@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from compress_onnx.graph_passes.errors import ModelFileError
-from compress_onnx.graph_passes.factorization import Factorization, make_method
+from compress_onnx.graph_passes.factorization import ActivationStats, Factorization, make_method
 from compress_onnx.graph_passes.planning.bound import PlanErrors
 from compress_onnx.graph_passes.planning.factoring import factor_weights
 from compress_onnx.graph_passes.planning.fitting import check_fits
@@ -23,6 +23,7 @@ from compress_onnx.graph_passes.rewriting.join_siblings import PartSiblingsPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.compress.basis import Basis
+from compress_onnx.pipeline.compress.enough_data import held_out_errors
 from compress_onnx.pipeline.files.model_file import data_files, save_model
 from compress_onnx.pipeline.files.spill import spill
 from compress_onnx.pipeline.runtime.progress import Progress, Silent
@@ -47,12 +48,14 @@ class Compressed:
         plan: what every site becomes, without errors: :meth:`evaluated` measures these.
         repaired: factorizations by weight key that cannot be computed again for a site by itself.
         progress: shows the steps.
+        unseen: activation statistics of samples that nothing was learned from, by matrix name.
     """
 
     basis: Basis
     plan: CompressionPlan
     repaired: Mapping[str, Factorization] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
+    unseen: Mapping[str, ActivationStats] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """What became of how many sites, in one line."""
@@ -77,7 +80,15 @@ class Compressed:
             for done, factored in enumerate(weights, start=1):
                 errors.add(factored)
                 update(done)
-        return errors.result()
+        return self._held_out(errors.result())
+
+    def _held_out(self, plan: CompressionPlan) -> CompressionPlan:
+        """``plan`` with the error of all its weights on samples that nothing was learned from."""
+        if not self.unseen:
+            return plan
+        table, kept = self.basis.original.table, self.basis.decompositions
+        other = held_out_errors(table, self.plan, kept, self.unseen, self.repaired)
+        return plan.model_copy(update={"held_out_error": other.error})
 
     def factorizations(self) -> Mapping[str, Factorization]:
         """The factors of all weights at once, by weight key: for models that fit into memory."""
@@ -117,7 +128,7 @@ class Compressed:
             low_rank(model)
         PartSiblingsPass(sink)(model)
         CleanupPass(keep_metadata=keep_metadata)(model)
-        return Rewritten(model, low_rank.plan)
+        return Rewritten(model, self._held_out(low_rank.plan))
 
     @property
     def model(self) -> ir.Model:

@@ -1,7 +1,7 @@
 """What a drop is measured on, and as what, for a model that comes without a recipe.
 
-1. Samples that calibration never sees: the user's own, else every fifth calibration sample, which
-   is then taken out of calibration.
+1. Samples that calibration never sees: the user's own, else every n-th calibration sample (the
+   fifth, unless said otherwise), which is then taken out of calibration.
 2. With labels the drop is one of accuracy; where the pooled output is what matters, one of its
    cosine; else it is the relative L2 of the worst output.
 """
@@ -17,28 +17,29 @@ from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.evidence.objective import Objective
 from compress_onnx.pipeline.recipe import AccuracyMetric, EmbeddingMetric, MetricSpec
 from compress_onnx.pipeline.runtime.inputs import load_structure
-from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.samples import Samples, every_nth
 
 EVERY = 5
-_FEWEST = 2 * EVERY
+FEWEST = 2 * EVERY
 
 
-def hold_out(samples: Samples) -> tuple[Samples, Samples]:
-    """What is left to calibrate on, and every fifth sample to measure on.
+def hold_out(samples: Samples, every: int = EVERY) -> tuple[Samples, Samples]:
+    """What is left to calibrate on, and every ``every``-th sample to measure on.
 
     Raises:
         DataError: so few samples that none or a single one would be held out.
     """
-    if len(samples) < _FEWEST:
+    fewest = 2 * every
+    if len(samples) < fewest:
         raise DataError(
-            f"{samples.origin}: {len(samples)} samples are too few to hold every {EVERY}th out: "
-            f"give --validation, or at least {_FEWEST} samples"
+            f"{samples.origin}: {len(samples)} samples are too few to hold every {every}th out: "
+            f"give held-out samples of your own, or at least {fewest}"
         )
-    held_out = np.arange(len(samples)) % EVERY == EVERY - 1
+    held_out = every_nth(len(samples), every)
     rest, measured = (samples.select(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
     return (
-        replace(rest, origin=f"{samples.origin} without every {EVERY}th"),
-        replace(measured, origin=f"{samples.origin}, every {EVERY}th, held out of calibration"),
+        replace(rest, origin=f"{samples.origin} without every {every}th"),
+        replace(measured, origin=f"{samples.origin}, every {every}th, held out of calibration"),
     )
 
 

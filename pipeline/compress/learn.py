@@ -28,9 +28,10 @@ from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.planner import require_gain
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.graph_passes.planning.strategy import concrete
+from compress_onnx.graph_passes.planning.strategy import AUTO, concrete
 from compress_onnx.pipeline.compress.basis import Basis, goes_by_gradients, plan_on
 from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.enough_data import too_few_rows
 from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.sequential import factor_sequentially
 from compress_onnx.pipeline.compress.siblings import rejoin, share_siblings
@@ -43,6 +44,11 @@ from compress_onnx.pipeline.files.original import ModelLike, Original, open_orig
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.samples import Samples
 
+_NO_STATISTICS = (
+    "calibration can look at no site (all are inside an If, Loop or Scan, or there are none): the "
+    "weights alone decide"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Learned:
@@ -53,13 +59,19 @@ class Learned:
         settings: how it is run.
         evidence: what running it on samples told; None without samples.
         meter: finds out what weights take of a budget of FLOPs or latency.
+        held_out: samples that nothing was learned from, on which plans are measured again; None
+            without.
     """
 
     original: Original
     settings: RunSettings
     evidence: Evidence | None
     meter: Meter
+    held_out: Samples | None = None
     _kept: dict[Objective | None, Decompositions] = field(default_factory=dict, repr=False)
+    _held_out_stats: dict[tuple[str, ...], Mapping[str, ActivationStats]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __str__(self) -> str:
         """The model, its sites, and the data, in one line."""
@@ -112,8 +124,9 @@ class Learned:
         Raises:
             NotDifferentiableError: gradients were asked for, and the model has none.
         """
-        if self.evidence is None:
-            return Basis(self.original, concrete(request, "none"), self._decompositions(None))
+        if self.evidence is None or (request.method.name == AUTO and not self.stats):
+            basis = Basis(self.original, concrete(request, "none"), self._decompositions(None))
+            return basis if self.evidence is None else basis.noting(_NO_STATISTICS)
         wanted, gradients = concrete(request, "gradients"), None
         notes: tuple[str, ...] = ()
         if goes_by_gradients(wanted):
@@ -154,7 +167,25 @@ class Learned:
         return self._kept[objective]
 
     def _factored(self, basis: Basis, plan: CompressionPlan) -> Compressed:
-        return Compressed(basis, plan, self._repaired(basis, plan), self.settings.progress)
+        table = basis.original.table
+        notes = (*plan.notes, *too_few_rows(table, plan, basis.stats))
+        return Compressed(
+            basis,
+            plan.model_copy(update={"notes": notes}),
+            self._repaired(basis, plan),
+            self.settings.progress,
+            self._unseen(basis),
+        )
+
+    def _unseen(self, basis: Basis) -> Mapping[str, ActivationStats]:
+        """Statistics of the held-out samples at the sites of ``basis``."""
+        if self.held_out is None:
+            return {}
+        key = tuple(site.name for site in basis.original.table.sites)
+        if key not in self._held_out_stats:
+            found = Evidence(basis.original, self.held_out, self.settings).stats
+            self._held_out_stats[key] = found
+        return self._held_out_stats[key]
 
     def _repaired(self, basis: Basis, plan: CompressionPlan) -> Mapping[str, Factorization]:
         """The factorizations of a plan in sequence, by weight key; none of one that is not."""
@@ -183,6 +214,7 @@ def learn(
     *,
     benchmark: BenchmarkSpec | None = None,
     priced_on: Samples | None = None,
+    held_out: Samples | None = None,
 ) -> Learned:
     """Find the linear sites of ``model``, and run it over ``samples``.
 
@@ -193,6 +225,7 @@ def learn(
         benchmark: the size of one inference, for budgets of FLOPs and latency; None takes that of a
             sample of median length.
         priced_on: rows for that inference; None takes ``samples``.
+        held_out: other samples, on which the error of every plan is measured once more.
 
     Raises:
         ModelFileError: the file is missing, damaged or unsafe, or the model cannot be run.
@@ -202,4 +235,4 @@ def learn(
     original = model if isinstance(model, Original) else open_original(model)
     evidence = None if samples is None else Evidence(original, samples, settings)
     meter = Meter(original, benchmark, samples=priced_on or samples, settings=settings)
-    return Learned(original, settings, evidence, meter)
+    return Learned(original, settings, evidence, meter, held_out)

@@ -15,14 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from compress_onnx.graph_passes.errors import NothingToCompressError
+import numpy as np
+
+from compress_onnx.graph_passes.errors import DataError, NothingToCompressError
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import MetricSpec
 from compress_onnx.pipeline.results import Drop, SearchReport, SearchStep, ValidationReport
-from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.samples import Samples, every_nth
 
 STEPS = 6
 """Bisections of (0, 1): the answer is within 1/64 of the smallest share."""
@@ -133,7 +135,10 @@ def halves(held_out: Samples) -> tuple[Samples, Samples]:
     Raises:
         DataError: there are fewer than two samples.
     """
-    reporting, choosing = held_out.split(2)
+    if len(held_out) < 2:
+        raise DataError(f"{held_out.origin}: one sample cannot be cut in halves: give more")
+    chosen = every_nth(len(held_out), 2)
+    reporting, choosing = (held_out.select(np.flatnonzero(half)) for half in (~chosen, chosen))
     return (
         replace(reporting, origin=f"{held_out.origin}, the half that chose nothing"),
         replace(choosing, origin=f"{held_out.origin}, the half that chose the share"),

@@ -8,7 +8,9 @@ weight that repairs most is ::
     T = (C' + λ)⁻¹ (D·W + λ·W)
 
 and T is what the method factors, in the metric of C'. The bias takes over the means, so that the
-mean output is the original's. λ pulls towards the original weight where the data says little.
+mean output is the original's. λ pulls towards the original weight where the data says little. It is
+never less than what rounding makes of inputs that do not vary at all, so that C' + λ can always be
+inverted, and T is W where there is nothing to learn from.
 
 The graph is cut in front of each group of sites that read one value. What is alive at a cut is kept
 for all samples, of the original and of the compressed model; a segment leads from cut to cut and
@@ -42,15 +44,17 @@ from compress_onnx.graph_passes.factorization import (
     ActivationStats,
     Factorization,
     GradientStats,
+    PairedAccumulator,
+    PairedStats,
     make_method,
 )
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
 from compress_onnx.graph_passes.sites.find import SiteTable
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
-from compress_onnx.pipeline.evidence.calibrate import real_positions
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
-from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -59,6 +63,9 @@ Weights = Mapping[str, Sequence[NDArray[np.float32]]]
 
 DAMPING = 0.03
 """λ, in mean eigenvalues of the inputs' covariance."""
+
+_ROUNDING = 1e-12
+"""The least λ, in mean squares of the inputs: well above the square of float32's precision."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def factor_sequentially(
         Factorizations by weight key; shared weights and nested sites are not among them.
 
     Raises:
-        DataError: the samples do not fit the model.
+        DataError: the samples do not fit the model, or a value is NaN or infinite.
     """
     planned = {site.site: site for site in plan.factored}
     single = {key for key, members in group_by_weight(table.sites).items() if len(members) == 1}
@@ -145,36 +152,32 @@ def factor_sequentially(
     return done
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Of x' and x, weighted: ``cross`` [K, K] is the centred E[x'xᵀ]."""
-
-    inputs: ActivationStats
-    original_mean: Float64
-    cross: Float64
-
-
 def _factor(
-    site: LinearSite, plan: SitePlan, moments: _Moments, stats: ActivationStats, damping: float
+    site: LinearSite, plan: SitePlan, moments: PairedStats, stats: ActivationStats, damping: float
 ) -> Factorization:
     assert plan.method is not None
     assert plan.rank is not None
     weight = site.weight.array()
     exact = weight.astype(np.float64)
-    inputs = moments.inputs
-    target = repaired(exact, inputs.covariance, moments.cross, damping).astype(weight.dtype)
+    inputs = moments.first
+    square = float(inputs.mean @ inputs.mean) / len(inputs.mean)
+    target = repaired(exact, inputs.covariance, moments.cross, damping, _ROUNDING * square)
     seen = inputs
     if stats.gradients is not None:
         seen = replace(inputs, gradients=GradientStats(inputs, stats.gradients.moment))
     method = make_method(plan.method.name, plan.method.options)
-    factorization = method.decompose(target, seen).factorize(plan.rank, plan.store)
+    factorization = method.decompose(target.astype(weight.dtype), seen).factorize(
+        plan.rank, plan.store
+    )
     if not method.corrects_bias:
         return factorization
-    bias = moments.original_mean @ exact - inputs.mean @ factorization.product()
+    bias = moments.second_mean @ exact - inputs.mean @ factorization.product()
     return replace(factorization, bias=bias)
 
 
-def repaired(weight: Float64, covariance: Float64, cross: Float64, damping: float) -> Float64:
+def repaired(
+    weight: Float64, covariance: Float64, cross: Float64, damping: float, least: float = 0.0
+) -> Float64:
     """``[K, N]`` the dense weight T of the module's formula.
 
     Args:
@@ -182,9 +185,10 @@ def repaired(weight: Float64, covariance: Float64, cross: Float64, damping: floa
         covariance: ``[K, K]`` C' of the inputs as they are.
         cross: ``[K, K]`` D between these and the original inputs.
         damping: λ in mean eigenvalues of C'; W itself is the answer where C' is zero.
+        least: a λ that rounding calls for.
     """
     size = len(covariance)
-    ridge = damping * float(np.trace(covariance)) / size
+    ridge = max(damping * float(np.trace(covariance)) / size, least)
     if ridge <= 0:
         return weight
     damped = covariance + ridge * np.eye(size)
@@ -198,43 +202,22 @@ def _moments(
     compressed: _Side,
     batches: Sequence[Batch],
     weights: Weights | None,
-) -> _Moments:
+) -> PairedStats:
+    """Of x' and x, weighted, over all batches."""
     name, features = site.input.name or "", site.in_features
-    total, count = 0.0, 0
-    sums = np.zeros((2, features))
-    magnitude = np.zeros(features)
-    moment, cross = np.zeros((features,) * 2), np.zeros((features,) * 2)
+    accumulator = PairedAccumulator(features, repr(name))
     for index, batch in enumerate(batches):
         pair = [side.alive[index][name] for side in (compressed, original)]
+        # Features last: [..., T, K].
         ours, theirs = (np.swapaxes(v, -1, -2) if site.transpose_input else v for v in pair)
         weight = (
-            _position_weights(ours, batch) if weights is None else weights[site.name][index]
+            real_weights(ours, batch.mask) if weights is None else weights[site.name][index]
         ).reshape(-1)
         real = weight > 0
-        root = np.sqrt(weight[real])[:, None]
-        x = _rows(ours, features)[real] * root
-        y = _rows(theirs, features)[real] * root
-        count += len(x)
-        total += float(weight.sum(dtype=np.float64))
-        sums += np.stack([root[:, 0] @ x, root[:, 0] @ y])
-        magnitude += root[:, 0] @ np.abs(x)
-        moment += x.T @ x
-        cross += x.T @ y
-    total = total or 1.0
-    mean, original_mean = sums / total
-    inputs = ActivationStats(count, mean, magnitude / total, moment / total)
-    return _Moments(inputs, original_mean, cross / total - np.outer(mean, original_mean))
-
-
-def _rows(value: Array, features: int) -> NDArray[np.float32]:
-    return value.reshape(-1, features).astype(np.float32, copy=False)
-
-
-def _position_weights(value: Array, batch: Batch) -> NDArray[np.float32]:
-    real = None if batch.mask is None else real_positions(value, batch.mask)
-    if real is None:
-        return np.ones(value.shape[:-1], np.float32)
-    return real.astype(np.float32)
+        # The real rows alone: [n, K].
+        x, y = (value.reshape(-1, features)[real] for value in (ours, theirs))
+        accumulator.update(x, y, weight[real])
+    return accumulator.result()
 
 
 def _groups(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> Iterator[_Group]:

@@ -12,6 +12,7 @@ import numpy as np
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.data.npz import load_npz
+from compress_onnx.pipeline.runtime.inputs import ModelInput, constants_among
 from compress_onnx.pipeline.runtime.samples import Samples
 
 DataLike = Samples | Path | str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
@@ -21,25 +22,35 @@ LABELS = "labels"
 DEFAULT_MASK = "attention_mask"
 
 
-def as_samples(data: DataLike, input_names: Sequence[str], mask: str | None = None) -> Samples:
+def as_samples(data: DataLike, declared: Sequence[ModelInput], mask: str | None = None) -> Samples:
     """Make samples of ``data``.
 
     Args:
         data: where an array is called ``labels``, and no input is, it holds the labels.
-        input_names: the model's inputs.
+        declared: the model's inputs, which say what has no axis of samples.
         mask: the input that is the padding mask; ``attention_mask`` is found by itself.
 
     Raises:
         DataError: the data is empty, damaged, or its arrays do not fit together.
     """
+    input_names = {model_input.name for model_input in declared}
     mask = mask or (DEFAULT_MASK if DEFAULT_MASK in input_names else None)
     if isinstance(data, Samples):
         return data if data.mask_name or not mask else replace(data, mask_name=mask)
     if isinstance(data, Path | str):
-        return load_npz(Path(data), None, mask)
+        return _with_labels(load_npz(Path(data), None, mask, declared), input_names)
     arrays = _arrays(data) if isinstance(data, Mapping) else _concatenated(list(data), mask)
     labels = None if LABELS in input_names else arrays.pop(LABELS, None)
-    return Samples(arrays, mask, labels)
+    constants = constants_among(arrays, declared)
+    return Samples(arrays, mask, labels, constants=constants)
+
+
+def _with_labels(samples: Samples, input_names: set[str]) -> Samples:
+    """The samples with the array ``labels`` taken for labels, where no input is called so."""
+    if LABELS not in samples.inputs or LABELS in input_names:
+        return samples
+    inputs = dict(samples.inputs)
+    return replace(samples, labels=inputs.pop(LABELS), inputs=inputs)
 
 
 def _arrays(feeds: Mapping[str, Any]) -> dict[str, Array]:

@@ -1,5 +1,8 @@
 """``.npz`` files: one array for each model input, samples along the first axis.
 
+An input that has no axis of samples in the model (a flag, a trip count) is an array of the very
+shape that the model declares: ``numpy.savez(path, input_ids=ids, use_cache_branch=[False])``.
+
 An archive may come from anywhere: it is read without pickle, and what its directory declares is
 checked against this machine's memory before anything is unpacked (``zipfile`` never unpacks more
 than is declared).
@@ -12,12 +15,14 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.runtime.inputs import ModelInput, constants_among
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import one_line
 
@@ -37,13 +42,19 @@ ARCHIVE_ERRORS = (
 """What ``zipfile`` and ``numpy.load`` raise on archives that are damaged or no archives."""
 
 
-def load_npz(path: Path, labels: str | None = None, mask: str | None = None) -> Samples:
+def load_npz(
+    path: Path,
+    labels: str | None = None,
+    mask: str | None = None,
+    declared: Sequence[ModelInput] = (),
+) -> Samples:
     """Read samples from an ``.npz`` file.
 
     Args:
         path: the file.
         labels: the array with the labels ``[samples, ...]``; every other array is a model input.
         mask: the input that is the padding mask ``[samples, T]``.
+        declared: what the model takes, which says which arrays have no axis of samples.
 
     Raises:
         DataError: the file is missing, damaged, larger than the memory, not plain arrays, or
@@ -54,7 +65,11 @@ def load_npz(path: Path, labels: str | None = None, mask: str | None = None) -> 
         raise DataError(f"{path} has no labels {labels!r}, only {', '.join(arrays)}")
     inputs = {name: array for name, array in arrays.items() if name != labels}
     return Samples(
-        inputs, mask, None if labels is None else arrays[labels], origin=f"npz file {path.name}"
+        inputs,
+        mask,
+        None if labels is None else arrays[labels],
+        origin=f"npz file {path.name}",
+        constants=constants_among(inputs, declared),
     )
 
 

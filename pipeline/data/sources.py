@@ -32,6 +32,7 @@ from compress_onnx.pipeline.recipe import (
     PythonData,
     TextData,
 )
+from compress_onnx.pipeline.runtime.inputs import ModelInput
 from compress_onnx.pipeline.runtime.samples import Samples
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class _Request:
     input_names: tuple[str, ...]
     seed: int
     allow_code: bool
+    declared: tuple[ModelInput, ...] = ()
 
     def rows(self, count: int, limit: int | None) -> list[int]:
         """Which of ``count`` samples to keep, ascending."""
@@ -95,6 +97,7 @@ def load_samples(
     input_names: Sequence[str],
     seed: int = 0,
     allow_code: bool = False,
+    declared: Sequence[ModelInput] = (),
 ) -> Samples:
     """Load the samples that ``spec`` describes, ready to be fed to a model.
 
@@ -107,13 +110,16 @@ def load_samples(
         input_names: the model's inputs; the samples have exactly these.
         seed: chooses the samples where ``spec.limit`` is less than there are.
         allow_code: whether Python code that ``spec`` names may run.
+        declared: the model's inputs as it declares them: which have no axis of samples.
 
     Raises:
         RequestError: ``spec`` names code that may not run, or is not there.
         DataError: the data is missing, damaged, or lacks one of the inputs or has others.
         MissingDependencyError: an optional library is needed and not installed.
     """
-    request = _Request(base_dir, tokenizer_dir, mask, tuple(input_names), seed, allow_code)
+    request = _Request(
+        base_dir, tokenizer_dir, mask, tuple(input_names), seed, allow_code, tuple(declared)
+    )
     samples = _LOADERS[type(spec)](spec, request)
     if set(samples.inputs) != set(input_names):
         raise DataError(
@@ -124,7 +130,7 @@ def load_samples(
 
 
 def _from_npz(spec: NpzData, request: _Request) -> Samples:
-    samples = load_npz(request.base_dir / spec.path, spec.labels, request.mask)
+    samples = load_npz(request.base_dir / spec.path, spec.labels, request.mask, request.declared)
     return request.limited(samples, spec.limit)
 
 

@@ -36,11 +36,12 @@ from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.routing import row_source
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
-from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.padding import real_positions
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
-_FORMAT = "calibration 1"
+_FORMAT = "calibration 2"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def calibrate(
         progress: called after each batch with the number of samples done so far.
 
     Raises:
-        DataError: the samples do not fit the model, or all positions are padding.
+        DataError: the samples do not fit the model, all positions are padding, or a value is NaN
+            or infinite.
         ModelFileError: the model cannot be run.
     """
     taps = taps_of(sites)
@@ -219,7 +221,7 @@ def _collect(
     taps: Sequence[Tap],
     progress: Callable[[int], None] | None,
 ) -> tuple[dict[str, ActivationStats | None], set[str]]:
-    accumulators = {tap.key: MomentAccumulator(tap.features) for tap in taps}
+    accumulators = {tap.key: MomentAccumulator(tap.features, repr(tap.value)) for tap in taps}
     unmasked: set[str] = set()
     done = 0
     for batch in batches:
@@ -276,24 +278,6 @@ def _sent(value: Array, source: Array) -> NDArray[np.bool_]:
     return sent
 
 
-def real_positions(value: Array, mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Which rows of ``value`` are no padding; None where the mask does not fit.
-
-    Args:
-        value: ``[B, T, ..., K]``, or ``[B·T, K]``.
-        mask: ``[B, T]``.
-
-    Returns:
-        Booleans of the shape of ``value`` without its last axis.
-    """
-    if value.ndim >= 3 and value.shape[:2] == mask.shape:
-        trailing = (1,) * (value.ndim - 3)
-        return np.broadcast_to(mask.reshape(*mask.shape, *trailing), value.shape[:-1])
-    if value.ndim == 2 and len(value) == mask.size:
-        return mask.reshape(-1)
-    return None
-
-
 def _pack(moments: Mapping[str, ActivationStats | None], unmasked: set[str]) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for key, stats in moments.items():
@@ -302,7 +286,7 @@ def _pack(moments: Mapping[str, ActivationStats | None], unmasked: set[str]) -> 
         if stats is not None:
             arrays[f"{key}/mean"] = stats.mean
             arrays[f"{key}/magnitude"] = stats.magnitude
-            arrays[f"{key}/second_moment"] = stats.second_moment
+            arrays[f"{key}/covariance"] = stats.covariance
     return arrays
 
 
@@ -319,11 +303,10 @@ def _unpack_one(arrays: Mapping[str, Array], key: str) -> ActivationStats | None
     count = int(arrays[f"{key}/count"])
     if not count:
         return None
-    mean, magnitude, moment = (
-        arrays[f"{key}/{field}"].astype(np.float64)
-        for field in ("mean", "magnitude", "second_moment")
+    mean, magnitude, covariance = (
+        arrays[f"{key}/{field}"].astype(np.float64) for field in ("mean", "magnitude", "covariance")
     )
-    return ActivationStats(count, mean, magnitude, moment)
+    return ActivationStats(count, mean, magnitude, covariance)
 
 
 def _unmasked(arrays: Mapping[str, Array]) -> set[str]:

@@ -41,7 +41,7 @@ from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, sh
 from compress_onnx.pipeline.evidence.slices import gather_slices
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
-from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, one_line, open_session, run
 
@@ -127,7 +127,7 @@ def output_gradients(
     names = "\n".join(f"{site.name} {site.node.name}" for site in flat)
     mask = samples.mask_name or ""
     key = content_key(
-        "gradients 1", digest, mask, names, objective, f"{seed} {batch_size}", samples.inputs
+        "gradients 2", digest, mask, names, objective, f"{seed} {batch_size}", samples.inputs
     )
     stored = cache.get(key) if cache is not None else None
     if stored is not None:
@@ -277,7 +277,10 @@ class _Collector:
     def __init__(self, sites: Sequence[LinearSite]) -> None:
         self._sites = {site.name: site for site in sites}
         names = [(name, site) for site in sites for name in site.matrices]
-        self._inputs = {name: MomentAccumulator(site.in_features) for name, site in names}
+        self._inputs = {
+            name: MomentAccumulator(site.in_features, f"the input or the gradient of {name}")
+            for name, site in names
+        }
         self._moments = {name: np.zeros((site.out_features,) * 2) for name, site in names}
         self._weights: dict[str, list[Float32]] = {site.name: [] for site in sites}
 
@@ -292,7 +295,7 @@ class _Collector:
     def _add(self, matrix: str, inputs: Array, gradient: Float32) -> None:
         rows = gradient.reshape(-1, gradient.shape[-1])
         weights = _squared_norms(rows)
-        real = weights > 0
+        real = ~(weights == 0)  # NaN is not left out: it must show
         self._inputs[matrix].update(inputs.reshape(-1, inputs.shape[-1])[real], weights[real])
         self._moments[matrix] += rows[real].T @ rows[real]
 
@@ -317,7 +320,7 @@ def _squared_norms(gradient: Float32) -> Float32:
     return norms
 
 
-_FIELDS = ("mean", "magnitude", "second_moment")
+_FIELDS = ("mean", "magnitude", "covariance")
 
 
 def _pack(gradients: OutputGradients) -> dict[str, Array]:
@@ -341,9 +344,9 @@ def _unpack(arrays: Mapping[str, Array]) -> OutputGradients:
             weights.setdefault(site, []).append(array.astype(np.float32))
         elif field == "moment":
             count = int(arrays[f"stats/count/{site}"])
-            mean, magnitude, second = (
+            mean, magnitude, covariance = (
                 arrays[f"stats/{name}/{site}"].astype(np.float64) for name in _FIELDS
             )
-            inputs = ActivationStats(count, mean, magnitude, second)
+            inputs = ActivationStats(count, mean, magnitude, covariance)
             stats[site] = GradientStats(inputs, array.astype(np.float64))
     return OutputGradients(stats, weights)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.arrays import Array, Float32, Float64
+from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.samples import Batch
 
 Objective = Literal["positions", "pooled"]
@@ -67,13 +68,8 @@ def _positions(output: Array) -> tuple[int, ...]:
 
 
 def _real_positions(output: Array, batch: Batch) -> Float32:
-    """1 at real positions of ``output``, 0 at padding, with a last axis of one."""
-    mask = batch.mask
-    shape = (*output.shape[:-1], 1)
-    if mask is None or output.ndim < 3 or output.shape[:2] != mask.shape:
-        return np.ones(shape, np.float32)
-    trailing = (1,) * (output.ndim - 2)
-    return np.broadcast_to(mask.reshape(*mask.shape, *trailing), shape).astype(np.float32)
+    """``[..., 1]``: 1 at real positions of ``[B, T, ..., D]`` or ``[B·T, D]``, 0 at padding."""
+    return real_weights(output, batch.mask)[..., None]
 
 
 def _random_signs(shape: tuple[int, ...], rng: np.random.Generator) -> Float32:

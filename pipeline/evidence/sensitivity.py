@@ -26,7 +26,7 @@ from compress_onnx.graph_passes.sites.grouping import WeightGroups
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.objective import Objective, change
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
-from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 

@@ -30,6 +30,7 @@ from scipy.stats import norm
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.results import OutputComparison
+from compress_onnx.pipeline.runtime.padding import by_position
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ class OutputComparator:
         Args:
             reference: ``[B, ...]`` numbers or booleans.
             candidate: the same shape and kind of dtype, or the comparison fails.
-            mask: ``[B, T]``; arrays ``[B, T, ...]`` are compared only where it is True. Arrays of
-                another leading shape are compared whole.
+            mask: ``[B, T]``; arrays ``[B, T, ...]`` or ``[B·T, ...]`` are compared only where it
+                is True. Arrays of another leading shape are compared whole.
 
         Raises:
             DataError: the arrays hold neither numbers nor booleans.
@@ -65,14 +66,18 @@ class OutputComparator:
         self._problem = self._problem or _mismatch(reference, candidate)
         if self._problem is not None:
             return
-        if mask is not None and reference.shape[:2] != mask.shape:
-            mask = None
+        if mask is not None:
+            ours, theirs = by_position(reference, mask), by_position(candidate, mask)
+            if ours is None or theirs is None:
+                mask = None
+            else:
+                reference, candidate = ours, theirs
         # A product that overflows float64 makes a sum infinite, which result() turns into failure.
         with np.errstate(over="ignore", invalid="ignore"):
-            for ours, theirs in _samples(reference, candidate, mask):
+            for before, after in _samples(reference, candidate, mask):
                 self._errors.append(0.0)
                 self._references.append(0.0)
-                for r, c in _float64_chunks(ours, theirs):
+                for r, c in _float64_chunks(before, after):
                     self._accumulate(r, c)
 
     def _accumulate(self, r: NDArray[np.float64], c: NDArray[np.float64]) -> None:

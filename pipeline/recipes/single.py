@@ -343,4 +343,5 @@ def _samples(
         input_names=[model_input.name for model_input in inputs],
         seed=recipe.seed,
         allow_code=allow_code,
+        declared=inputs,
     )

@@ -31,7 +31,7 @@ def mixed(batch: Batch, mask_name: str | None, rng: np.random.Generator) -> Batc
     fractions = np.sort(rng.random((count, 2)), axis=1)
     feeds: dict[str, Array] = {}
     for name, array in batch.feeds.items():
-        if name == mask_name:
+        if name == mask_name or name in batch.constants:
             feeds[name] = array
         elif array.dtype.kind == "f":
             share = fractions[:, 0].reshape(-1, *(1,) * (array.ndim - 1))

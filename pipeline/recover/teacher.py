@@ -22,7 +22,6 @@ from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY
 from compress_onnx.pipeline.data.masking import UNLABELLED
-from compress_onnx.pipeline.measure.validate import check_samples, model_batches
 from compress_onnx.pipeline.recover.distillation import (
     Compared,
     label_of,
@@ -31,6 +30,8 @@ from compress_onnx.pipeline.recover.distillation import (
     weight_of,
 )
 from compress_onnx.pipeline.recover.mixing import mixed
+from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -159,7 +160,7 @@ class Teacher:
         return run(self._session, batch.feeds, [*self._outputs, *self._hidden])
 
     def _terms(self, value: Compared, target: Array, batch: Batch) -> dict[str, Array]:
-        real = real_positions(target, batch)
+        real = real_weights(target, batch.mask)[..., None]
         inside = value.name not in self._outputs
         importance = self._importance.hidden / len(self._hidden) if inside else 1.0
         terms: dict[str, Array] = {
@@ -234,15 +235,6 @@ def _entropy(logits: Array, weights: Array) -> float:
     exact = logits.astype(np.float64)
     surprise = logsumexp(exact, axis=-1, keepdims=True) - exact
     return float(np.sum(weights.astype(np.float64) * surprise))
-
-
-def real_positions(value: Array, batch: Batch) -> Float32:
-    """``[..., 1]``: 1 at real positions of ``value``, 0 at padding."""
-    shape = (*value.shape[:-1], 1)
-    if batch.mask is None or value.ndim < 3 or value.shape[:2] != batch.mask.shape:
-        return np.ones(shape, np.float32)
-    mask = batch.mask.reshape(*batch.mask.shape, *(1,) * (value.ndim - 2))
-    return np.broadcast_to(mask, shape).astype(np.float32)
 
 
 def _has_positions(value: Array, batch: Batch) -> bool:

@@ -6,11 +6,15 @@ exporters of decoders write it) is the sum of their sizes.
 
 Values: rows of real samples where there are some, with the padding taken out, because padding
 costs as much time as words do; otherwise random values that are safe to look up in a table.
+
+What a model declares also says which arrays are no samples but constants
+(:func:`constants_among`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, ModelFileError
+from compress_onnx.pipeline.runtime.padding import repeated_positions
 from compress_onnx.pipeline.runtime.samples import Samples
 
 Dimension = int | str | None
@@ -78,6 +83,53 @@ def _model_input(value: onnx.ValueInfoProto) -> ModelInput:
 
 def _cannot_invent(name: str, why: str) -> DataError:
     return DataError(f"cannot make up data for the input {name!r}, which {why}: pass --inputs")
+
+
+def constants_among(arrays: Mapping[str, Array], declared: Sequence[ModelInput]) -> frozenset[str]:
+    """Which of ``arrays`` have no axis of samples, by what the model declares.
+
+    An array is such a constant if it has no axes at all, or if it has exactly the declared shape
+    and its first axis cannot be the batch, because
+
+    1. the model fixes its size, but leaves the first axis of another input free, or the other
+       arrays have another number of samples (``use_cache_branch [1]``, a table ``[16, 4]``);
+    2. the model calls it as it calls a later axis of another input, and the sizes agree
+       (``cache_position [sequence]`` beside ``input_ids [batch, sequence]``).
+
+    Args:
+        arrays: by input name; names that the model does not know are never constants.
+        declared: what :func:`model_inputs` returned.
+    """
+    known = [i for i in declared if i.name in arrays and _fits(i, arrays[i.name])]
+    free = any(i.shape and not isinstance(i.shape[0], int) for i in declared)
+    lengths = Counter(len(array) for array in arrays.values() if array.ndim)
+    samples = max(lengths, key=lambda length: (lengths[length], length), default=0)
+    later = {
+        (dimension, size)
+        for i in known
+        for dimension, size in zip(i.shape[1:], arrays[i.name].shape[1:], strict=True)
+    }
+
+    def is_constant(model_input: ModelInput) -> bool:
+        if not model_input.shape:
+            return True
+        first, length = model_input.shape[0], len(arrays[model_input.name])
+        if isinstance(first, int):
+            return free or length != samples
+        return first is not None and (first, length) in later
+
+    scalars = {name for name, array in arrays.items() if array.ndim == 0}
+    return frozenset(scalars | {i.name for i in known if is_constant(i)})
+
+
+def _fits(model_input: ModelInput, array: Array) -> bool:
+    """Whether ``array`` has as many axes as declared, and the sizes that are fixed."""
+    shape = model_input.shape
+    return array.ndim == len(shape) and all(
+        size == dimension
+        for dimension, size in zip(shape, array.shape, strict=True)
+        if isinstance(dimension, int)
+    )
 
 
 def synthetic_feeds(
@@ -151,16 +203,12 @@ def _from_samples(model_input: ModelInput, samples: Samples, batch: int, length:
             f"{samples.origin}: input {name!r} is {array.dtype} with {array.ndim} axes, "
             f"the model takes {model_input.dtype} with {len(shape)}"
         )
+    if name in samples.constants:
+        return np.array(array, dtype=model_input.dtype)
     rows = np.arange(shape[0] if isinstance(shape[0], int) else batch) % len(samples)
     chosen = array[rows]
     if samples.mask_name is not None and array.shape == samples.inputs[samples.mask_name].shape:
         width = shape[1] if isinstance(shape[1], int) else length
         mask = samples.inputs[samples.mask_name][rows].astype(bool)
-        chosen = np.take_along_axis(chosen, _real_positions(mask, width), axis=1)
+        chosen = np.take_along_axis(chosen, repeated_positions(mask, width), axis=1)
     return np.ascontiguousarray(chosen, dtype=model_input.dtype)
-
-
-def _real_positions(mask: np.ndarray, width: int) -> np.ndarray:
-    """``[B, width]``: each row's unpadded positions, over and over until the width is full."""
-    positions = [np.flatnonzero(row) if row.any() else np.arange(len(row)) for row in mask]
-    return np.stack([np.resize(real, width) for real in positions])

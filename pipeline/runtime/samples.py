@@ -3,11 +3,15 @@
 The padding mask, where there is one, is itself a model input (``attention_mask``): 1 for real
 positions, 0 for padding. Batches are cut back to their longest sample along the mask's sequence
 axis, so that padding costs no time.
+
+Some inputs have no axis of samples: a flag such as ``use_cache_branch``, a trip count, a table.
+They are constants, fed whole with every batch. A number without axes always is one; which other
+arrays are, the model's declaration says (:func:`pipeline.runtime.inputs.constants_among`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.runtime.padding import used_columns
 
 
 @dataclass(frozen=True)
@@ -22,16 +27,18 @@ class Batch:
     """Some samples of a set.
 
     Attributes:
-        feeds: one array ``[B, ...]`` for each model input.
+        feeds: one array ``[B, ...]`` for each model input; constants as they are.
         index: ``[B]`` the samples' positions in the whole set.
         mask: ``[B, T]`` boolean, True for real positions; None where nothing is padded.
         labels: ``[B]``, or ``[B, T]`` where each position has its own; None without labels.
+        constants: the inputs among ``feeds`` that have no axis of samples.
     """
 
     feeds: dict[str, Array]
     index: NDArray[np.intp]
     mask: NDArray[np.bool_] | None
     labels: Array | None
+    constants: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,12 @@ class Samples:
     """Inputs, optionally with labels.
 
     Attributes:
-        inputs: one array ``[samples, ...]`` for each model input, by input name.
+        inputs: one array ``[samples, ...]`` for each model input, by input name; a constant has
+            any shape.
         mask_name: the input that is the padding mask, ``[samples, T]``; None without padding.
         labels: ``[samples, ...]``, or None; those of the mask's shape belong to positions.
         origin: where the samples come from, for reports.
+        constants: the inputs without an axis of samples; those of rank 0 are added.
 
     Raises:
         DataError: no input, no sample, or arrays of different lengths.
@@ -52,17 +61,22 @@ class Samples:
     mask_name: str | None = None
     labels: Array | None = None
     origin: str = field(default="arrays", compare=False)
+    constants: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.inputs:
             raise DataError(f"{self.origin}: there is no input array at all")
-        arrays = (
-            dict(self.inputs) if self.labels is None else {**self.inputs, "labels": self.labels}
-        )
-        lengths = {name: (len(a) if a.ndim else 0) for name, a in arrays.items()}
-        if len(set(lengths.values())) != 1:
-            raise DataError(f"{self.origin}: arrays differ in their number of samples: {lengths}")
-        if 0 in lengths.values():
+        scalars = {name for name, array in self.inputs.items() if array.ndim == 0}
+        object.__setattr__(self, "constants", self.constants | scalars)
+        lengths = {name: len(self.inputs[name]) for name in self._sampled}
+        if self.labels is not None:
+            lengths["labels"] = len(self.labels) if self.labels.ndim else 0
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                f"{self.origin}: arrays differ in their number of samples: {lengths}; an input "
+                "without an axis of samples must have exactly the shape that the model declares"
+            )
+        if not self._sampled or 0 in lengths.values():
             raise DataError(f"{self.origin}: there are no samples")
         if self.mask_name is not None and self.mask_name not in self.inputs:
             raise DataError(
@@ -83,7 +97,12 @@ class Samples:
                 raise DataError(f"{self.origin}: input {name!r} contains NaN or infinite values")
 
     def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return len(self.inputs[self._sampled[0]])
+
+    @property
+    def _sampled(self) -> list[str]:
+        """The inputs with an axis of samples."""
+        return [name for name in self.inputs if name not in self.constants]
 
     def take(self, count: int) -> Samples:
         """The first ``count`` samples."""
@@ -92,48 +111,53 @@ class Samples:
     def select(self, index: NDArray[np.intp]) -> Samples:
         """The samples at the positions ``index``."""
         labels = None if self.labels is None else self.labels[index]
-        inputs = {name: array[index] for name, array in self.inputs.items()}
-        return Samples(inputs, self.mask_name, labels, self.origin)
+        return Samples(
+            self._rows(index), self.mask_name, labels, self.origin, constants=self.constants
+        )
 
-    def split(self, every: int) -> tuple[Samples, Samples]:
-        """All but every ``every``-th sample, and those.
+    def batches(self, size: int, untrimmed: Collection[str] = ()) -> Iterator[Batch]:
+        """Cut into batches of at most ``size``; with a mask, samples of like length together.
 
-        Raises:
-            DataError: there are too few samples.
+        Args:
+            size: samples in a batch.
+            untrimmed: inputs whose second axis is none of positions, though it has their number.
         """
-        if len(self) < every:
-            raise DataError(f"{self.origin}: {len(self)} samples are too few to hold some out")
-        index = np.arange(len(self))
-        held_out = index % every == every - 1
-        return self.select(index[~held_out]), self.select(index[held_out])
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Cut into batches of at most ``size``; with a mask, samples of like length together."""
         if self.mask_name is None:
             order = np.arange(len(self))
         else:
             mask = self.inputs[self.mask_name]
             order = np.argsort(-mask.astype(bool).sum(axis=1), kind="stable")
         for start in range(0, len(self), size):
-            yield self._batch(order[start : start + size])
+            yield self._batch(order[start : start + size], untrimmed)
 
-    def _batch(self, index: NDArray[np.intp]) -> Batch:
-        feeds = {name: np.ascontiguousarray(array[index]) for name, array in self.inputs.items()}
+    def _rows(self, index: NDArray[np.intp]) -> dict[str, Array]:
+        """The inputs ``[len(index), ...]`` of some samples; constants whole."""
+        return {
+            name: array if name in self.constants else np.ascontiguousarray(array[index])
+            for name, array in self.inputs.items()
+        }
+
+    def _batch(self, index: NDArray[np.intp], untrimmed: Collection[str]) -> Batch:
+        feeds = self._rows(index)
         labels = None if self.labels is None else self.labels[index]
         if self.mask_name is None:
-            return Batch(feeds, index, None, labels)
+            return Batch(feeds, index, None, labels, self.constants)
         mask = feeds[self.mask_name].astype(bool)
-        used = np.flatnonzero(mask.any(axis=0))
-        start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-        width = mask.shape[1]
+        used, width = used_columns(mask), mask.shape[1]
 
         def trimmed(array: Array) -> Array:
-            # What has the mask's axis is per-position: it shrinks with it.
+            # What has the mask's axis is per-position: [B, T, ...] shrinks with it.
             if array.ndim < 2 or array.shape[1] != width:
                 return array
-            return np.ascontiguousarray(array[:, start:stop])
+            return np.ascontiguousarray(array[:, used])
 
-        inputs = {name: trimmed(array) for name, array in feeds.items()}
-        return Batch(
-            inputs, index, mask[:, start:stop], None if labels is None else trimmed(labels)
-        )
+        kept = self.constants.union(untrimmed)
+        inputs = {n: array if n in kept else trimmed(array) for n, array in feeds.items()}
+        labels = None if labels is None else trimmed(labels)
+        return Batch(inputs, index, mask[:, used], labels, self.constants)
+
+
+def every_nth(count: int, every: int) -> NDArray[np.bool_]:
+    """``[count]`` True for the last of each ``every``: which of so many to hold out."""
+    chosen: NDArray[np.bool_] = np.arange(count) % every == every - 1
+    return chosen

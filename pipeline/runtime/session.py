@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress_onnx.graph_passes.errors import ModelFileError, ProviderError
+from compress_onnx.pipeline.runtime.baked_sizes import baked_sizes
 
 Provider = Literal["cpu", "cuda"]
 
@@ -266,5 +267,6 @@ def run(
     try:
         values = session.run(names, dict(feeds))
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise ModelFileError(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
+        reason = baked_sizes(str(error)) or one_line(error)
+        raise ModelFileError(f"ONNX Runtime cannot run the model: {reason}") from error
     return dict(zip(names, (np.asarray(value) for value in values), strict=True))

@@ -65,6 +65,7 @@ def part_samples(
     *,
     start_token: int,
     spec: SessionSpec | None = None,
+    batch_size: int = 32,
 ) -> PartSamples:
     """Calibration data out of texts and what they become.
 
@@ -74,6 +75,7 @@ def part_samples(
         targets: the tokens of the translation of each, by a person or by the model itself.
         start_token: what the decoder starts with (``decoder_start_token_id``).
         spec: how the encoder is run.
+        batch_size: texts at a time.
 
     Raises:
         DataError: not as many targets as sources, or none that is long enough.
@@ -88,7 +90,7 @@ def part_samples(
     decoder = Samples(
         {
             "input_ids": beginnings,
-            "encoder_hidden_states": _hidden_states(folder / ENCODER, chosen, spec),
+            "encoder_hidden_states": _hidden_states(folder / ENCODER, chosen, spec, batch_size),
             "encoder_attention_mask": chosen.inputs["attention_mask"],
         },
         "encoder_attention_mask",
@@ -285,12 +287,14 @@ def _beginnings(
     return np.array(found, dtype=np.int64), np.flatnonzero(long_enough)
 
 
-def _hidden_states(encoder: Path, samples: Samples, spec: SessionSpec | None) -> Array:
+def _hidden_states(
+    encoder: Path, samples: Samples, spec: SessionSpec | None, batch_size: int
+) -> Array:
     """``[samples, S, D]``, zero where the source is padded."""
     session = open_session(encoder, spec)
     length = samples.inputs["attention_mask"].shape[1]
     found: np.ndarray | None = None
-    for batch in samples.batches(32):
+    for batch in samples.batches(batch_size):
         hidden = run(session, batch.feeds)["last_hidden_state"]
         if found is None:
             found = np.zeros((len(samples), length, hidden.shape[-1]), hidden.dtype)

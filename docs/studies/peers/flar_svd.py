@@ -22,8 +22,8 @@ import numpy as np
 
 from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.pipeline.evidence.calibrate import real_positions
 from compress_onnx.pipeline.evidence.sensitivity import Trial
+from compress_onnx.pipeline.runtime.padding import real_positions
 from studies.peers.contestant import Compressor, Contestant, compressor
 from studies.peers.laboratory import Laboratory, Ranks, budget, cost
 from studies.peers.svd_llm import whitened

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.calibrate import observe, tapped, taps_of
-from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session
 

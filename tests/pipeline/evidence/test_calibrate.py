@@ -131,7 +131,9 @@ def test_sites_that_share_an_input_share_its_statistics(encoder, monkeypatch):
     made = []
     accumulator = calibrate_module.MomentAccumulator
     monkeypatch.setattr(
-        calibrate_module, "MomentAccumulator", lambda k: made.append(k) or accumulator(k)
+        calibrate_module,
+        "MomentAccumulator",
+        lambda k, name: made.append(k) or accumulator(k, name),
     )
     found = calibrated(encoder, small.sentences(), mask="attention_mask")
     assert set(found.stats) == set(ENCODER_SITES)

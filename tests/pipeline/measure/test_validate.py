@@ -11,8 +11,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 from compress_onnx.graph_passes.errors import DataError, ModelFileError, RequestError
-from compress_onnx.pipeline.measure.validate import check_samples, model_batches, validate
+from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import AccuracyMetric, EmbeddingMetric
+from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import open_session
 

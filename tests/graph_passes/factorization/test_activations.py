@@ -1,0 +1,92 @@
+"""Moments: as exact as float64 wherever the mean is, and never of NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.graph_passes.factorization import (
+    ActivationStats,
+    MomentAccumulator,
+    PairedAccumulator,
+)
+
+K = 6
+
+
+def rows(ratio: float, seed: int = 0) -> np.ndarray:
+    """``[500, K]`` with means ``ratio`` times the deviation."""
+    return np.random.default_rng(seed).standard_normal((500, K)) + ratio
+
+
+def accumulated(x: np.ndarray, weights: np.ndarray | None = None) -> ActivationStats:
+    accumulator = MomentAccumulator(K)
+    for part in np.array_split(np.arange(len(x)), 7):
+        accumulator.update(x[part], None if weights is None else weights[part])
+    return accumulator.result()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e3, 1e6, 1e9])
+def test_a_large_mean_takes_nothing_from_the_covariance(ratio):
+    x = rows(ratio)
+    stats = accumulated(x)
+    expected = np.cov(x, rowvar=False, bias=True)
+    np.testing.assert_allclose(stats.covariance, expected, atol=1e-12)
+    np.testing.assert_allclose(stats.mean, x.mean(axis=0), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(stats.second_moment, x.T @ x / len(x), rtol=1e-9, atol=1e-12)
+
+
+def test_merged_parts_are_as_exact():
+    x = rows(1e6)
+    x[300:] += 2.0
+    merged = ActivationStats.merge([accumulated(x[:300]), accumulated(x[300:])])
+    expected = np.cov(x, rowvar=False, bias=True)
+    np.testing.assert_allclose(merged.covariance, expected, atol=1e-8)
+
+
+def test_uncentred_statistics_are_second_moments():
+    x = rows(3.0)
+    stats = accumulated(x).uncentred()
+    np.testing.assert_allclose(stats.covariance, x.T @ x / len(x), rtol=1e-12)
+    np.testing.assert_allclose(stats.second_moment, stats.covariance)
+    assert not stats.mean.any()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e6])
+def test_cross_moments_are_centred_and_weighted(ratio):
+    x, y = rows(ratio), rows(-2 * ratio, seed=1) + 0.5 * rows(0.0)
+    weights = np.random.default_rng(2).random(len(x)).astype(np.float32)
+    accumulator = PairedAccumulator(K)
+    for part in np.array_split(np.arange(len(x)), 7):
+        accumulator.update(x[part], y[part], weights[part])
+    found = accumulator.result()
+    share = weights.astype(np.float64)[:, None] / weights.sum(dtype=np.float64)
+    means = [(share * value).sum(axis=0) for value in (x, y)]
+    centred = [value - mean for value, mean in zip((x, y), means, strict=True)]
+    np.testing.assert_allclose(found.cross, (share * centred[0]).T @ centred[1], atol=1e-8)
+    np.testing.assert_allclose(
+        found.first.covariance, (share * centred[0]).T @ centred[0], atol=1e-8
+    )
+    np.testing.assert_allclose(found.second_mean, means[1], rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_weigh_nothing_leave_zeros():
+    weights = np.zeros(500, np.float32)
+    stats = accumulated(rows(1.0), weights)
+    assert (stats.count, stats.covariance.any(), stats.mean.any()) == (500, False, False)
+    empty = PairedAccumulator(K).result()
+    assert (empty.first.count, empty.cross.any()) == (0, False)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_refused_by_name(value):
+    good, bad = rows(0.0), rows(0.0)
+    bad[3, 2] = value
+    ones = np.ones(len(good))
+    with pytest.raises(DataError, match="'hidden' is NaN or infinite") as caught:
+        MomentAccumulator(K, "'hidden'").update(bad)
+    assert "\n" not in str(caught.value)
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(DataError, match="'hidden' is NaN or infinite"):
+            PairedAccumulator(K, "'hidden'").update(*pair, ones)
