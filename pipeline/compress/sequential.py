@@ -49,6 +49,7 @@ from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
 from compress_onnx.graph_passes.sites.find import LinearSite, SiteTable
 from compress_onnx.pipeline.evidence.calibrate import real_positions
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
+from compress_onnx.pipeline.files.protobuf import serialized
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
@@ -122,7 +123,7 @@ def factor_sequentially(
         and site.weight.key in single
     ]
     proto = self_contained(model, data_folder)
-    session = open_session(proto.SerializeToString(), spec)
+    session = open_session(serialized(proto), spec)
     check_samples(session, samples)
     batches = list(model_batches(session, samples, batch_size))
     shifts = shift_outputs(proto, sites)
@@ -256,7 +257,7 @@ def _advance(side: _Side, start: int, stop: int, spec: SessionSpec | None) -> No
     outputs = sorted(made & wanted)
     if outputs:
         segment = _segment(side.proto, start, stop, side.alive[0], outputs)
-        session = open_session(segment.SerializeToString(), spec)
+        session = open_session(serialized(segment), spec)
         names = [value.name for value in session.get_inputs()]
         for values, after in zip(side.alive, kept, strict=True):
             after.update(run(session, {name: values[name] for name in names}, outputs))

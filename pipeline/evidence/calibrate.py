@@ -35,6 +35,7 @@ from compress_onnx.graph_passes.sites.find import LinearSite
 from compress_onnx.graph_passes.sites.routing import row_source
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
+from compress_onnx.pipeline.files.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
@@ -243,7 +244,7 @@ def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:
     before = len(model.graph.outputs)
     model.graph.outputs.extend(extra)
     try:
-        return bytes(ir.to_proto(model).SerializeToString())
+        return serialized(ir.to_proto(model), instead=OUTSIDE)
     finally:
         del model.graph.outputs[before:]
 

@@ -53,6 +53,7 @@ from compress_onnx.pipeline.files.model_file import (
     save_model,
     weight_bytes,
 )
+from compress_onnx.pipeline.files.protobuf import SMALLER, serialized
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.distillation import Distillation
 from compress_onnx.pipeline.recover.optimizer import scheduled
@@ -306,11 +307,11 @@ def _training_graph(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
 
 
 def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, *settings: str) -> str:
-    serialized = np.frombuffer(candidate.SerializeToString(deterministic=True), np.uint8)
+    content = np.frombuffer(serialized(candidate, instead=SMALLER), np.uint8)
     return content_key(
         "recovery 3",
         content_digest(reference, load_model(reference)),
-        {"candidate": serialized},
+        {"candidate": content},
         samples.mask_name or "",
         samples.inputs,
         *settings,
