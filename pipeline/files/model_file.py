@@ -60,6 +60,7 @@ def _read(path: Path) -> ir.Model:
     proto = _proto(path)
     try:
         check_messages(proto)
+        _open_negative_dimensions(proto)
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)
         check_graph(model)
@@ -81,6 +82,13 @@ def _proto(path: Path) -> onnx.ModelProto:
 
 def _damaged(path: Path, error: Exception) -> ModelFileError:
     return ModelFileError(f"{path} is not an ONNX model, or it is damaged: {one_line(error)}")
+
+
+def _open_negative_dimensions(proto: onnx.ModelProto) -> None:
+    """Some exporters write an open dimension of a value as -1; everybody else leaves it out."""
+    for message in messages(proto):
+        if isinstance(message, onnx.TensorShapeProto.Dimension) and message.dim_value < 0:
+            message.ClearField("dim_value")
 
 
 def data_files(model: ir.Model) -> list[Path]:
