@@ -19,7 +19,7 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.decide import make_plan
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
 from compress_onnx.pipeline.compress.subject import (
     Subject,
@@ -73,6 +73,7 @@ def analyze(
         Path | None, typer.Option("--json", help="Also write the whole spectra here.")
     ] = None,
     batch_size: options.BatchSize = 32,
+    force: options.Force = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """List the linear sites of MODEL with the least error that any factorization could have.
@@ -89,6 +90,8 @@ def analyze(
     )
     cache, progress = options.cache_unless(no_cache), ProgressBars()
     files = _Files(calibration, held_out, mask)
+    written = (outputs.spectra_file(json_path), outputs.analysis_folder(output))
+    outputs.check_outputs(written, (*_read(model), calibration, held_out), force=force)
     with _opened(model, files, output is not None, batch_size, cache) as material:
         subject, known = material.subject, material.calibration
         plan = make_plan(subject.table, request)
@@ -145,6 +148,12 @@ def _opened(
             "recipe"
         )
     return _recipe_material(recipe, source.parent, cache)
+
+
+def _read(source: Path) -> list[Path]:
+    if source.suffix not in {".yaml", ".yml"}:
+        return [source]
+    return outputs.recipe_inputs(source, read_recipe(source))
 
 
 def _model_material(

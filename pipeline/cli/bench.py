@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compress_onnx.graph_passes.planning.plan import read_plan
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, print_benchmarks, print_gates
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import model_size
@@ -45,6 +45,7 @@ def bench(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures here.")
     ] = None,
+    force: options.Force = False,
 ) -> None:
     """Time REFERENCE against CANDIDATE, one run each a round, in random order.
 
@@ -52,6 +53,8 @@ def bench(
     `p50_ms.cpu`, `p99_ms.cpu`, `latency_ratio.cuda`, `size_ratio` and the like.
     """
     gates = [parse_gate(text) for text in gate or ()]
+    read = (reference, candidate, inputs, plan)
+    outputs.check_outputs([outputs.benchmark_file(json_path)], read, force=force)
     settings = BenchmarkSpec(
         provider=provider,
         threads=threads,

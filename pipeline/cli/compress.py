@@ -15,7 +15,7 @@ from compress_onnx.graph_passes.planning.decide import require_gain
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, read_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.planning.strategy import concrete
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
     ProgressBars,
     errors,
@@ -121,6 +121,7 @@ def compress(
     ] = None,
     recover_for: options.Recover = None,
     batch_size: options.BatchSize = 32,
+    force: options.Force = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """Replace the linear layers of MODEL by low-rank factors.
@@ -160,6 +161,8 @@ def compress(
             "select": {"include": include or ["*"], "exclude": exclude or [], "group": group},
         },
     )
+    written = (outputs.model_file(output), outputs.plan_file(save_plan))
+    outputs.check_outputs(written, (model, calibration, validation, plan_path), force=force)
     subject = open_subject(model)
     samples, held_out = (
         None if path is None else options.labelled_samples_for(model, path, mask)

@@ -89,6 +89,9 @@ Recover = Annotated[
         help="Then train the factors to reproduce the original's outputs: 90s, 10min, 1h.",
     ),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace outputs that compress-onnx did not write.")
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 
 

@@ -11,7 +11,7 @@ import typer
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.request import BUDGETS
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
     ProgressBars,
     errors,
@@ -52,6 +52,7 @@ def run(
     store: options.Store = None,
     max_drop: options.MaxDrop = None,
     recovery: options.Recover = None,
+    force: options.Force = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """Export, calibrate, compress, validate, benchmark, report and bundle as RECIPE says.
@@ -64,6 +65,8 @@ def run(
     recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop, store)
     recipe = _recovering(recipe, recovery)
     folder = output or recipe.output or Path("bundles") / recipe.name
+    read = outputs.recipe_inputs(recipe_path, recipe)
+    outputs.check_outputs([outputs.bundle_output(folder)], read, force=force)
     carry_out = _translate if isinstance(recipe.metric, TranslationMetric) else _run
     report = carry_out(
         recipe,
@@ -72,6 +75,7 @@ def run(
         command=" ".join(["compress-onnx", *sys.argv[1:]]),
         cache=options.cache_unless(no_cache),
         progress=ProgressBars(),
+        force=force,
     )
     size = report.size
     out.print(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, out
 from compress_onnx.pipeline.recipe import TranslationMetric, read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid
@@ -57,6 +57,7 @@ def sweep(
     no_benchmark: Annotated[
         bool, typer.Option("--no-benchmark", help="Leave the latency of the variants out.")
     ] = False,
+    force: options.Force = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """Try every combination of methods, allocations and budgets on the model of RECIPE.
@@ -64,6 +65,8 @@ def sweep(
     `compress-onnx sweep models/minilm.yaml -m svd -m svdlora:stages=3 -m asvd -p 0.7 -p 0.5`
     """
     recipe = read_recipe(recipe_path)
+    read = outputs.recipe_inputs(recipe_path, recipe)
+    outputs.check_outputs([outputs.sweep_folder(output)], read, force=force)
     changes: dict[str, object] = {}
     if rank_multiple is not None:
         changes["rank_multiple"] = rank_multiple

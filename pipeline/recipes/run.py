@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.search import smallest_within
-from compress_onnx.pipeline.files.atomic import atomic_directory
+from compress_onnx.pipeline.files.atomic import anything, atomic_directory
 from compress_onnx.pipeline.files.bundle import copy_assets, is_bundle, write_manifest
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.model_file import model_size
@@ -41,6 +41,7 @@ def run_recipe(
     command: str = "",
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    force: bool = False,
 ) -> RunReport:
     """Carry out ``recipe`` and leave a bundle in ``output``.
 
@@ -51,6 +52,7 @@ def run_recipe(
         command: how the run was asked for, for the report.
         cache: where calibration is kept between runs; None computes afresh.
         progress: shows the steps.
+        force: replace whatever is in ``output``.
 
     Returns:
         The report that was written; ``report.passed`` is the verdict.
@@ -60,7 +62,7 @@ def run_recipe(
     """
     # The output is opened first: what cannot be written fails before minutes are spent.
     with (
-        atomic_directory(output, replaceable=is_bundle) as bundle,
+        atomic_directory(output, replaceable=anything if force else is_bundle) as bundle,
         TemporaryDirectory(prefix="compress-onnx-") as work,
     ):
         experiment = prepare(recipe, Path(work), base_dir=base_dir, cache=cache, progress=progress)

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from compress_onnx.graph_passes.errors import NothingToCompressError
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.files.atomic import atomic_directory
+from compress_onnx.pipeline.files.atomic import anything, atomic_directory
 from compress_onnx.pipeline.files.bundle import is_bundle, write_manifest
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.measure.gates import check_gates, translation_quantities
@@ -44,6 +44,7 @@ def run_translation(
     command: str = "",
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
+    force: bool = False,
 ) -> TranslationReport:
     """Carry out ``recipe`` and leave a bundle in ``output``.
 
@@ -54,6 +55,7 @@ def run_translation(
         command: how the run was asked for, for the report.
         cache: where calibration is kept between runs; None computes afresh.
         progress: shows the steps.
+        force: replace whatever is in ``output``.
 
     Returns:
         The report that was written; ``report.passed`` is the verdict.
@@ -62,7 +64,7 @@ def run_translation(
         CompressOnnxError: the run could not be carried out; nothing is left behind.
     """
     with (
-        atomic_directory(output, replaceable=is_bundle) as bundle,
+        atomic_directory(output, replaceable=anything if force else is_bundle) as bundle,
         TemporaryDirectory(prefix="compress-onnx-") as work,
     ):
         experiment = prepare_translation(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
 import pytest
 import small_models as small
 from cli_runner import Cli
-from onnx import TensorProto, helper, parser
+from onnx import helper, parser
 
 from compress_onnx.pipeline.files.model_file import load_model, model_size, save_model
 
