@@ -13,6 +13,7 @@ from compress_onnx.graph_passes.errors import CompressOnnxError
 from compress_onnx.pipeline.cli import (
     analyze,
     bench,
+    cache,
     compress,
     export,
     report,
@@ -23,7 +24,7 @@ from compress_onnx.pipeline.cli import (
 from compress_onnx.pipeline.cli.app import app
 from compress_onnx.pipeline.cli.console import errors
 
-for command in (run, export, analyze, compress, validate, bench, sweep, report):
+for command in (run, export, analyze, compress, validate, bench, sweep, report, cache):
     command.register(app)
 
 # Typer exports only a subclass of it, and keeps it in a package that differs by version.
