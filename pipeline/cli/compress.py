@@ -40,7 +40,7 @@ from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recipes.experiment import of_file
-from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
+from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
 from compress_onnx.pipeline.results import RecoveryReport, SearchReport
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -163,6 +163,8 @@ def compress(
     )
     written = (outputs.model_file(output), outputs.plan_file(save_plan))
     outputs.check_outputs(written, (model, calibration, validation, plan_path), force=force)
+    if recovery is not None:
+        check_trainable(model)
     subject = open_subject(model)
     samples, held_out = (
         None if path is None else options.labelled_samples_for(model, path, mask)

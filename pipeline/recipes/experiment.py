@@ -42,7 +42,7 @@ from compress_onnx.pipeline.recipe import (
     SourceSpec,
     TranslationMetric,
 )
-from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
+from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
 from compress_onnx.pipeline.report.pictures import SiteSpectrum
 from compress_onnx.pipeline.results import Benchmark, RecoveryReport, ValidationReport
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
@@ -262,6 +262,8 @@ def prepare(
     progress, watch = progress or Silent(), Stopwatch()
     with watch.measure("export"), progress.step("export"):
         exported = export(recipe.source, folder, base_dir=base_dir, seed=recipe.seed)
+    if recipe.recovery is not None:
+        check_trainable(exported.path)
     with watch.measure("load data"):
         held_out = _samples(recipe, recipe.validation, exported, base_dir)
         samples = _samples(recipe, recipe.calibration, exported, base_dir)
