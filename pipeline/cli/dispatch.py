@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import onnxruntime
 import typer
 from rich.logging import RichHandler
 
@@ -29,6 +30,7 @@ for command in (run, export, analyze, compress, validate, bench, sweep, report, 
 
 # Typer exports only a subclass of it, and keeps it in a package that differs by version.
 _UsageError: Any = typer.BadParameter.__mro__[1]
+_FATAL = 4
 # What Typer returns after Ctrl-C, having said nothing.
 _TYPER_INTERRUPTED = 130
 
@@ -46,6 +48,8 @@ def dispatch(arguments: Sequence[str]) -> int:
     )
     # What onnx_ir warns of while it reads a file, load_model checks and refuses.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    # This process is the command line's own; its errors say what a provider's complaints would.
+    onnxruntime.set_default_logger_severity(_FATAL)
     try:
         code = app(list(arguments), standalone_mode=False) or 0
     except typer.Abort as stop:  # what Typer makes of Ctrl-C in some versions
