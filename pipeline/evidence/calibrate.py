@@ -33,6 +33,7 @@ from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
 from compress_onnx.graph_passes.sites.find import LinearSite
 from compress_onnx.graph_passes.sites.routing import row_source
+from compress_onnx.pipeline.evidence.compact import compact
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
 from compress_onnx.pipeline.files.protobuf import OUTSIDE, serialized
@@ -40,7 +41,7 @@ from compress_onnx.pipeline.measure.validate import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
-_FORMAT = "calibration 1"
+_FORMAT = "calibration 2"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ def calibrate(
         batches = model_batches(session, samples, batch_size)
         moments, unmasked = _collect(session, batches, list(distinct.values()), progress)
         if cache is not None:
-            cache.put(key, _pack(moments, unmasked))
+            stored = compact(_pack(moments, unmasked))
+            cache.put(key, stored)
+            moments = {tap: _unpack_one(stored, tap) for tap in distinct}
     else:
         unmasked = _unmasked(stored or {})
     notes = [
@@ -302,7 +305,7 @@ def _pack(moments: Mapping[str, ActivationStats | None], unmasked: set[str]) -> 
         if stats is not None:
             arrays[f"{key}/mean"] = stats.mean
             arrays[f"{key}/magnitude"] = stats.magnitude
-            arrays[f"{key}/second_moment"] = stats.second_moment
+            arrays[f"{key}/covariance"] = stats.covariance
     return arrays
 
 
@@ -319,11 +322,10 @@ def _unpack_one(arrays: Mapping[str, Array], key: str) -> ActivationStats | None
     count = int(arrays[f"{key}/count"])
     if not count:
         return None
-    mean, magnitude, moment = (
-        arrays[f"{key}/{field}"].astype(np.float64)
-        for field in ("mean", "magnitude", "second_moment")
+    mean, magnitude, covariance = (
+        arrays[f"{key}/{field}"].astype(np.float64) for field in ("mean", "magnitude", "covariance")
     )
-    return ActivationStats(count, mean, magnitude, moment)
+    return ActivationStats(count, mean, magnitude, covariance + np.outer(mean, mean))
 
 
 def _unmasked(arrays: Mapping[str, Array]) -> set[str]:

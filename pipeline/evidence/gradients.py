@@ -35,6 +35,7 @@ from compress_onnx.graph_passes.factorization import (
     MomentAccumulator,
 )
 from compress_onnx.graph_passes.sites.find import LinearSite
+from compress_onnx.pipeline.evidence.compact import compact
 from compress_onnx.pipeline.evidence.dead_nodes import without_dead_nodes
 from compress_onnx.pipeline.evidence.objective import Objective, signs
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
@@ -130,7 +131,7 @@ def output_gradients(
     names = "\n".join(f"{site.name} {site.node.name}" for site in flat)
     mask = samples.mask_name or ""
     key = content_key(
-        "gradients 1", digest, mask, names, objective, f"{seed} {batch_size}", samples.inputs
+        "gradients 2", digest, mask, names, objective, f"{seed} {batch_size}", samples.inputs
     )
     stored = cache.get(key) if cache is not None else None
     if stored is not None:
@@ -153,7 +154,9 @@ def output_gradients(
             progress(done)
     gradients = collector.result(len(samples))
     if cache is not None:
-        cache.put(key, _pack(gradients))
+        arrays = compact(_pack(gradients))
+        cache.put(key, arrays)
+        gradients = _unpack(arrays)
     return gradients
 
 
@@ -321,7 +324,7 @@ def _squared_norms(gradient: Float32) -> Float32:
     return norms
 
 
-_FIELDS = ("mean", "magnitude", "second_moment")
+_FIELDS = ("mean", "magnitude", "covariance")
 
 
 def _pack(gradients: OutputGradients) -> dict[str, Array]:
@@ -345,9 +348,9 @@ def _unpack(arrays: Mapping[str, Array]) -> OutputGradients:
             weights.setdefault(site, []).append(array.astype(np.float32))
         elif field == "moment":
             count = int(arrays[f"stats/count/{site}"])
-            mean, magnitude, second = (
+            mean, magnitude, covariance = (
                 arrays[f"stats/{name}/{site}"].astype(np.float64) for name in _FIELDS
             )
-            inputs = ActivationStats(count, mean, magnitude, second)
+            inputs = ActivationStats(count, mean, magnitude, covariance + np.outer(mean, mean))
             stats[site] = GradientStats(inputs, array.astype(np.float64))
     return OutputGradients(stats, weights)
