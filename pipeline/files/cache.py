@@ -10,6 +10,9 @@ by default). What a killed writer left counts like an entry after an hour, so th
 Several processes may use one cache: an entry appears and goes in one step of the file system, and
 one that goes while it is wanted is absent. ``COMPRESS_ONNX_CACHE`` moves the cache; deleting it is
 always safe. Files of other names in its folder are nobody's business.
+
+(The package diskcache is no help: it unpickles what it finds, CVE-2025-69872, and evicts ten entries
+at a time, where ten of these may be all.)
 """
 
 from __future__ import annotations
