@@ -139,10 +139,10 @@ def calibrate(
         check_samples(session, samples)
         batches = model_batches(session, samples, batch_size)
         moments, unmasked = _collect(session, batches, list(distinct.values()), progress)
+        stored = compact(_pack(moments, unmasked))
+        moments = {tap: _unpack_one(stored, tap) for tap in distinct}
         if cache is not None:
-            stored = compact(_pack(moments, unmasked))
             cache.put(key, stored)
-            moments = {tap: _unpack_one(stored, tap) for tap in distinct}
     else:
         unmasked = _unmasked(stored or {})
     notes = [

@@ -4,7 +4,8 @@ What is left out is a relative 6e-8 of each entry of a covariance or a moment, f
 finite sample leaves open. It is the *centred* covariance that is rounded: means may be a thousand
 times the deviations, and a second moment in float32 would lose those. Vectors stay in float64.
 
-What was just computed is rounded too, so that a first run and its repetition have equal plans.
+What was just computed is rounded too, cache or no cache: a model does not depend on whether there
+was one.
 """
 
 from __future__ import annotations

@@ -152,12 +152,10 @@ def output_gradients(
         done += len(batch.index)
         if progress is not None:
             progress(done)
-    gradients = collector.result(len(samples))
+    arrays = compact(_pack(collector.result(len(samples))))
     if cache is not None:
-        arrays = compact(_pack(gradients))
         cache.put(key, arrays)
-        gradients = _unpack(arrays)
-    return gradients
+    return _unpack(arrays)
 
 
 def backward(

@@ -3,16 +3,17 @@
 Entries are ``.npz`` files without pickled objects, written atomically, each array guarded by the
 archive's checksum. A damaged entry is noticed, reported, and treated as absent.
 
-The time of a file is when its entry was last used. After each write the entries that were used
-least recently go, until all take at most ``COMPRESS_ONNX_CACHE_LIMIT`` (bytes, or ``500MB``; 2 GB
-by default). What a killed writer left counts like an entry after an hour, so that it goes as well.
+The access time of a file is when its entry was last used, set here because file systems are often
+told not to. After each write the entries that were used least recently go, until all take at most
+``COMPRESS_ONNX_CACHE_LIMIT`` (bytes, or ``500MB``; 2 GB by default). What a killed writer left
+counts like an entry after an hour, so that it goes as well.
 
 Several processes may use one cache: an entry appears and goes in one step of the file system, and
 one that goes while it is wanted is absent. ``COMPRESS_ONNX_CACHE`` moves the cache; deleting it is
 always safe. Files of other names in its folder are nobody's business.
 
-(The package diskcache is no help: it unpickles what it finds, CVE-2025-69872, and evicts ten entries
-at a time, where ten of these may be all.)
+(The package diskcache is no help: it unpickles what it finds, CVE-2025-69872, and evicts ten
+entries at a time, where ten of these may be all.)
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class ArrayCache:
             logger.warning("the cache entry %s is damaged and is rebuilt (%s)", path, error)
             return None
         with suppress(OSError):  # gone by now, or a folder that may only be read
-            os.utime(path)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         return arrays
 
     def put(self, key: str, arrays: Mapping[str, Array]) -> None:
@@ -153,7 +154,7 @@ class ArrayCache:
                     with suppress(FileNotFoundError):  # another process evicts as well
                         status = path.stat()
                         if not _is_being_written(path, status):
-                            found.append((status.st_mtime_ns, path, status.st_size))
+                            found.append((status.st_atime_ns, path, status.st_size))
         return {path: size for _, path, size in sorted(found, reverse=True)}
 
     def _path(self, key: str) -> Path:
