@@ -14,28 +14,33 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compress_onnx.graph_passes.rewriting.shapes import DropWrongShapesPass
-from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY
 from compress_onnx.graph_passes.sites.naming import NAME_SCOPES
-
-_OWN = SITE_PROPERTY.partition(".")[0] + "."
 
 
 class StripMetadataPass(ir.passes.InPlacePass):
-    """Remove exporter metadata and doc strings, which hold absolute source paths.
+    """Remove what exporters wrote about sources, which holds absolute paths of somebody's machine.
 
-    Module paths (``name_scopes``) and what this project wrote stay.
+    That is metadata under ``pkg.`` or ``namespace`` (torch, onnxscript), but for module paths
+    (``name_scopes``), and the doc strings of nodes and functions (stack traces). Everything else is
+    its owner's: dictionaries, labels, licences, descriptions.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Strip the model, its graphs, functions, nodes and values."""
         modified = False
         for item in _documented(model):
-            stale = [k for k in item.metadata_props if k != NAME_SCOPES and not k.startswith(_OWN)]
+            stale = [key for key in item.metadata_props if _is_trace(key)]
             for key in stale:
                 del item.metadata_props[key]
-            modified |= bool(stale or item.doc_string)
-            item.doc_string = None
+            modified |= bool(stale)
+            if isinstance(item, ir.Node | ir.Function) and item.doc_string:
+                item.doc_string = None
+                modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def _is_trace(key: str) -> bool:
+    return key == "namespace" or (key.startswith("pkg.") and key != NAME_SCOPES)
 
 
 def _documented(

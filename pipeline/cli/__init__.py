@@ -1,62 +1,43 @@
 """The command line ``compress-onnx``: one module a command, nothing here that a library needs.
 
-Exit codes: 0 all gates passed; 1 a gate failed; 2 the request was wrong; 3 nothing to compress.
+Exit codes:
+
+    0    all gates passed
+    1    a gate failed
+    2    the request was wrong; one line says what, and what to do
+    3    nothing could be compressed
+    70   a defect of this program, with its traceback (``EX_SOFTWARE`` of sysexits.h)
+    130  interrupted (128 + SIGINT, as shells count)
 """
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
-from typing import Any, NoReturn
+import traceback
+from typing import NoReturn
 
-import typer
-from rich.logging import RichHandler
+__all__ = ["main"]
 
-from compress_onnx.graph_passes.errors import CompressOnnxError
-from compress_onnx.pipeline.cli import (
-    analyze,
-    bench,
-    compress,
-    export,
-    report,
-    run,
-    sweep,
-    validate,
-)
-from compress_onnx.pipeline.cli.app import app
-from compress_onnx.pipeline.cli.console import errors
-
-__all__ = ["app", "main"]
-
-for command in (run, export, analyze, compress, validate, bench, sweep, report):
-    command.register(app)
+_DEFECT = getattr(os, "EX_SOFTWARE", 70)  # Windows has no such name
+_INTERRUPTED = 130
 
 
-# Typer exports only a subclass of it, and keeps it in a package that differs by version.
-_UsageError: Any = typer.BadParameter.__mro__[1]
-
-
-def main() -> None:
-    """Run the command line; expected errors become one line and an exit code."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
-    )
-    # What onnx_ir warns of while it reads a file, load_model checks and refuses.
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+def main() -> NoReturn:
+    """Run the command line and leave with one of its exit codes."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
-    except CompressOnnxError as error:
-        _fail(str(error), error.exit_code)
-    except _UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else app.info.name
-        problem = " ".join(error.format_message().split()).removesuffix(".")
-        _fail(f"{problem} (see {command} --help)", CompressOnnxError.exit_code)
+        # Here and not above: the imports take a second or two, in which Ctrl-C may come as well.
+        from compress_onnx.pipeline.cli.dispatch import dispatch
+
+        code = dispatch(sys.argv[1:] or ["--help"])
+    except KeyboardInterrupt:
+        code = _failed("interrupted", _INTERRUPTED)
+    except Exception:  # whatever is not expected is a defect, and never a gate that failed
+        traceback.print_exc()
+        code = _failed("this is a defect of compress-onnx: report it, with the above", _DEFECT)
+    sys.exit(code)
 
 
-def _fail(message: str, exit_code: int) -> NoReturn:
-    errors.print(
-        f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True
-    )
-    sys.exit(exit_code)
+def _failed(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code

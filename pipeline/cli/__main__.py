@@ -1,4 +1,4 @@
-"""Lets ``python -m pipeline.cli`` do what ``compress-onnx`` does."""
+"""Lets ``python -m compress_onnx.pipeline.cli`` do what ``compress-onnx`` does."""
 
 from compress_onnx.pipeline.cli import main
 

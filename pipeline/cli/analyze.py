@@ -19,7 +19,7 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out
@@ -69,6 +69,7 @@ def analyze(
     ] = None,
     batch_size: options.BatchSize = 32,
     allow_code: options.AllowCode = False,
+    force: options.Force = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """List the linear sites of MODEL with the least error that any factorization could have.
@@ -90,6 +91,8 @@ def analyze(
         batch_size=batch_size, cache=cache, progress=progress, allow_code=allow_code
     )
     files = _Files(calibration, held_out, mask)
+    written = (outputs.spectra_file(json_path), outputs.analysis_folder(output))
+    outputs.check_outputs(written, (*_read(model), calibration, held_out), force=force)
     with _opened(model, files, output is not None, settings) as (name, learned, unseen):
         basis = learned.basis(request)
         plan = make_plan(learned.original.table, request)
@@ -146,6 +149,12 @@ def _opened(
             "recipe"
         )
     return _recipe_material(recipe, source.parent, settings)
+
+
+def _read(source: Path) -> list[Path]:
+    if source.suffix not in {".yaml", ".yml"}:
+        return [source]
+    return outputs.recipe_inputs(source, read_recipe(source))
 
 
 def _model_material(model: Path, files: _Files, split: bool, settings: RunSettings) -> _Material:

@@ -7,8 +7,14 @@ from typing import Annotated
 
 import typer
 
+_EXIT_CODES = """
+**Exit codes**: 0 all gates passed, 1 a gate failed, 2 the request was wrong, 3 nothing could be
+compressed, 70 a defect of this program, 130 interrupted.
+"""
+
 app = typer.Typer(
     name="compress-onnx",
+    epilog=_EXIT_CODES,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -39,7 +45,4 @@ def root(
     and check the result with `validate` and `bench`. `run` does everything that a recipe says.
 
     **Data files** are `.npz` with one array for each model input, samples along the first axis.
-
-    **Exit codes**: 0 all gates passed, 1 a gate failed, 2 the request was wrong, 3 nothing could
-    be compressed.
     """

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compress_onnx.graph_passes.planning.plan import read_plan
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, print_benchmarks, print_gates
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import model_size
@@ -50,6 +50,7 @@ def bench(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures here.")
     ] = None,
+    force: options.Force = False,
 ) -> None:
     """Time REFERENCE against CANDIDATE, one run each a round, in random order.
 
@@ -59,6 +60,8 @@ def bench(
     `compress-onnx bench model.onnx small.onnx --gate 'size_ratio<=0.9'`
     """
     gates = [parse_gate(text) for text in gate or ()]
+    read = (reference, candidate, inputs, plan)
+    outputs.check_outputs([outputs.benchmark_file(json_path)], read, force=force)
     settings = BenchmarkSpec(
         provider=provider,
         threads=threads,

@@ -12,7 +12,7 @@ from compress_onnx.graph_passes.allocation import ALLOCATORS
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, read_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
     ProgressBars,
     errors,
@@ -31,7 +31,7 @@ from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
+from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import RecoveryReport, SearchReport
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -150,6 +150,7 @@ class Output:
             "--external-data/--inline", help="Weights in a file of their own [default: by size]."
         ),
     ] = None
+    force: options.Force = False
 
 
 def register(app: typer.Typer) -> None:
@@ -193,6 +194,11 @@ def compress(
     _check_search(budget, data, plan)
     _check_plan(plan, budget, which, how)
     request = _request(budget, which, how)
+    written = (outputs.model_file(output.output), outputs.plan_file(plan.save_plan))
+    read = (model, data.calibration, data.validation, plan.plan)
+    outputs.check_outputs(written, read, force=output.force)
+    if recovery is not None:
+        check_trainable(model)
     samples, held_out = (
         None if path is None else options.labelled_samples_for(model, path, data.mask)
         for path in (data.calibration, data.validation)

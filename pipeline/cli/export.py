@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, out
 from compress_onnx.pipeline.export import export as export_source
 from compress_onnx.pipeline.files.model_file import load_model, save_model
@@ -33,11 +33,13 @@ def export(
     exporter: Annotated[Literal["dynamo", "optimum"], typer.Option(help="Who exports.")] = "dynamo",
     opset: Annotated[int, typer.Option(min=13, help="ONNX opset.")] = 23,
     allow_code: options.AllowCode = False,
+    force: options.Force = False,
 ) -> None:
     """Export SOURCE to ONNX and compare the graph with PyTorch at two input sizes."""
     spec = options.validated(
         SourceSpec, {"model": source, "task": task, "exporter": exporter, "opset": opset}
     )
+    outputs.check_outputs([outputs.model_file(output)], _local(source), force=force)
     with TemporaryDirectory(prefix="compress-onnx-") as work:
         with ProgressBars().step("export"):
             exported = export_source(spec, Path(work), base_dir=Path.cwd(), allow_code=allow_code)
@@ -56,3 +58,8 @@ def export(
             )
     for note in exported.notes:
         errors.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _local(source: str) -> list[Path]:
+    path = Path(source).expanduser()
+    return [path] if path.exists() else []

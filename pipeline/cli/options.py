@@ -94,6 +94,9 @@ Recover = Annotated[
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Run the Python code that a recipe or source names.")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace outputs that compress-onnx did not write.")
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 
 

@@ -11,7 +11,7 @@ import typer
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.request import BUDGETS
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
     ProgressBars,
     errors,
@@ -53,6 +53,7 @@ def run(
     max_drop: options.MaxDrop = None,
     recovery: options.Recover = None,
     allow_code: options.AllowCode = False,
+    force: options.Force = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """Export, calibrate, compress, validate, benchmark, report and bundle as RECIPE says.
@@ -65,6 +66,8 @@ def run(
     recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop, store)
     recipe = _recovering(recipe, recovery)
     folder = output or recipe.output or Path("bundles") / recipe.name
+    read = outputs.recipe_inputs(recipe_path, recipe)
+    outputs.check_outputs([outputs.bundle_output(folder)], read, force=force)
     report = run_recipe(
         recipe,
         folder,
@@ -73,6 +76,7 @@ def run(
         cache=options.cache_unless(no_cache),
         progress=ProgressBars(),
         allow_code=allow_code,
+        force=force,
     )
     _print_report(report)
     for note in report.notes:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, out
 from compress_onnx.pipeline.recipe import read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid
@@ -58,6 +58,7 @@ def sweep(
         bool, typer.Option("--no-benchmark", help="Leave the latency of the variants out.")
     ] = False,
     allow_code: options.AllowCode = False,
+    force: options.Force = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """Try every combination of methods, allocations and budgets on the model of RECIPE.
@@ -67,6 +68,8 @@ def sweep(
     if output is not None:
         require_pictures()
     recipe = read_recipe(recipe_path)
+    read = outputs.recipe_inputs(recipe_path, recipe)
+    outputs.check_outputs([outputs.sweep_folder(output)], read, force=force)
     changes: dict[str, object] = {}
     if rank_multiple is not None:
         changes["rank_multiple"] = rank_multiple

@@ -30,6 +30,7 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import Original
+from compress_onnx.pipeline.files.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.measure.product_times import Product, ranks_to_measure, time_product
 from compress_onnx.pipeline.recipe import BenchmarkSpec
@@ -148,7 +149,7 @@ def count_rows(original: Original, feeds: Mapping[str, Array]) -> dict[str, int]
         proto.graph.output.append(
             onnx.helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, [None])
         )
-    session = open_session(bytes(proto.SerializeToString()), data_folder=original.data_folder)
+    session = open_session(serialized(proto, instead=OUTSIDE), data_folder=original.data_folder)
     shapes = run(session, feeds, [_shape_name(value) for value in values.values()])
     features = {site.name: site.out_features for site in original.table.sites}
     return {

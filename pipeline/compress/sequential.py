@@ -53,6 +53,7 @@ from compress_onnx.graph_passes.sites.find import SiteTable
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
+from compress_onnx.pipeline.files.protobuf import serialized
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
@@ -130,7 +131,7 @@ def factor_sequentially(
         and site.weight.key in single
     ]
     proto = self_contained(model, data_folder)
-    session = open_session(proto.SerializeToString(), spec)
+    session = open_session(serialized(proto), spec)
     check_samples(session, samples)
     batches = list(model_batches(session, samples, batch_size))
     shifts = shift_outputs(proto, sites)
@@ -240,7 +241,7 @@ def _advance(side: _Side, start: int, stop: int, spec: SessionSpec | None) -> No
     outputs = sorted(made & wanted)
     if outputs:
         segment = _segment(side.proto, start, stop, side.alive[0], outputs)
-        session = open_session(segment.SerializeToString(), spec)
+        session = open_session(serialized(segment), spec)
         names = [value.name for value in session.get_inputs()]
         for values, after in zip(side.alive, kept, strict=True):
             after.update(run(session, {name: values[name] for name in names}, outputs))

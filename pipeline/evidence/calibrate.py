@@ -34,8 +34,10 @@ from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.routing import row_source
+from compress_onnx.pipeline.evidence.compact import compact
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
+from compress_onnx.pipeline.files.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.padding import real_positions
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
@@ -140,8 +142,10 @@ def calibrate(
         check_samples(session, samples)
         batches = model_batches(session, samples, batch_size)
         moments, unmasked = _collect(session, batches, list(distinct.values()), progress)
+        stored = compact(_pack(moments, unmasked))
+        moments = {tap: _unpack_one(stored, tap) for tap in distinct}
         if cache is not None:
-            cache.put(key, _pack(moments, unmasked))
+            cache.put(key, stored)
     else:
         unmasked = _unmasked(stored or {})
     notes = [
@@ -246,7 +250,7 @@ def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:
     before = len(model.graph.outputs)
     model.graph.outputs.extend(extra)
     try:
-        return bytes(ir.to_proto(model).SerializeToString())
+        return serialized(ir.to_proto(model), instead=OUTSIDE)
     finally:
         del model.graph.outputs[before:]
 

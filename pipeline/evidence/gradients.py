@@ -35,12 +35,14 @@ from compress_onnx.graph_passes.factorization import (
     MomentAccumulator,
 )
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.pipeline.evidence.compact import compact
 from compress_onnx.pipeline.evidence.dead_nodes import without_dead_nodes
 from compress_onnx.pipeline.evidence.objective import Objective, signs
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
 from compress_onnx.pipeline.evidence.slices import gather_slices
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
+from compress_onnx.pipeline.files.protobuf import serialized
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, one_line, open_session, run
@@ -120,7 +122,8 @@ def output_gradients(
         progress: called after each batch with the number of samples done so far.
 
     Raises:
-        NotDifferentiableError: an operator has no gradient, or the model is too large.
+        NotDifferentiableError: an operator has no gradient.
+        ModelFileError: the model is too large.
         DataError: the samples do not fit the model, or no output depends on any site.
     """
     flat = [site for site in sites if can_shift(site)]
@@ -148,10 +151,10 @@ def output_gradients(
         done += len(batch.index)
         if progress is not None:
             progress(done)
-    gradients = collector.result(len(samples))
+    arrays = compact(_pack(collector.result(len(samples))))
     if cache is not None:
-        cache.put(key, _pack(gradients))
-    return gradients
+        cache.put(key, arrays)
+    return _unpack(arrays)
 
 
 def backward(
@@ -176,12 +179,13 @@ def backward(
         batch_size: samples at a time.
 
     Raises:
-        NotDifferentiableError: an operator has no gradient, or the model is too large.
+        NotDifferentiableError: an operator has no gradient.
+        ModelFileError: the model is too large.
         DataError: the samples do not fit the model.
     """
     adjoint = _differentiate(self_contained(model, data_folder), sites)
     session = open_session(adjoint.model, spec)
-    plain = open_session(self_contained(model, data_folder).SerializeToString(), spec)
+    plain = open_session(serialized(self_contained(model, data_folder)), spec)
     check_samples(plain, samples)
     for batch in model_batches(plain, samples, batch_size):
         outputs = run(plain, batch.feeds, list(adjoint.seeds))
@@ -226,7 +230,7 @@ def _differentiate(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> _Adjo
     for name in sorted({tap.input for tap in taps} - present):
         adjoint.graph.output.add().name = name
     seeds = {name: f"{_GRADIENT}{name}" for name in seeded}
-    return _Adjoint(without_dead_nodes(adjoint).SerializeToString(), taps, seeds)
+    return _Adjoint(serialized(without_dead_nodes(adjoint)), taps, seeds)
 
 
 def _remove_defaults(proto: onnx.ModelProto, shifts: Container[str]) -> None:

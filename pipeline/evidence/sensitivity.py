@@ -26,6 +26,7 @@ from compress_onnx.graph_passes.sites.grouping import WeightGroups
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.objective import Objective, change
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
+from compress_onnx.pipeline.files.protobuf import serialized
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
@@ -148,7 +149,7 @@ class Probe:
         extra = sorted((inputs | set(self._watched)) - set(outputs))
         for name in extra:
             proto.graph.output.add().name = name
-        self._session = open_session(proto.SerializeToString(), spec)
+        self._session = open_session(serialized(proto), spec)
         check_samples(self._session, samples)
         self._batches: list[tuple[Batch, dict[str, Array]]] = [
             (batch, {**batch.feeds, **run(self._session, batch.feeds, [*outputs, *extra])})

@@ -92,6 +92,11 @@ def atomic_directory(path: Path, *, replaceable: Callable[[Path], bool]) -> Iter
             _sync_names(target.parent)
 
 
+def anything(_folder: Path) -> bool:
+    """Lets :func:`atomic_directory` replace whatever is there."""
+    return True
+
+
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside ``path``, for what is needed only until that is written.

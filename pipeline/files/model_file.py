@@ -3,6 +3,8 @@
 Large models keep their weights in a data file beside the model. Two files cannot replace two files
 in one step, so the data file gets a name of its own (with a hash of its content) and the model file
 that refers to it is replaced last: at any moment the model in place and its data belong together.
+The data file of the model that was replaced goes after that, if it was named like this, unless
+another model in the folder refers to it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -19,7 +25,8 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.errors import ModelFileError, OutputError
 from compress_onnx.graph_passes.sites.weights import read
 from compress_onnx.pipeline.files.atomic import atomic_file, scratch_folder
-from compress_onnx.pipeline.files.soundness import check_graph, check_messages
+from compress_onnx.pipeline.files.protobuf import serialized
+from compress_onnx.pipeline.files.soundness import check_graph, check_messages, messages
 from compress_onnx.pipeline.results import SizeReport
 from compress_onnx.pipeline.runtime.session import one_line
 
@@ -29,7 +36,11 @@ times their size in memory (and protobuf cannot hold 2 GiB at all)."""
 
 _SMALL_TENSOR_BYTES = 1024
 _SMALL_INTEGERS = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
-_CHUNK_BYTES = 1 << 24
+
+MARK = "compress_onnx.version"
+"""The key of a model's metadata that says that this tool wrote the file."""
+
+_INLINE_TOO_LARGE = "leave --inline out, so that the weights go into a file of their own"
 
 
 def load_model(path: Path) -> ir.Model:
@@ -46,21 +57,38 @@ def load_model(path: Path) -> ir.Model:
 
 
 def _read(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise ModelFileError(f"there is no model file {path}")
+    proto = _proto(path)
     try:
-        proto = onnx.load(path, format="protobuf", load_external_data=False)
         check_messages(proto)
+        _open_negative_dimensions(proto)
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)
         check_graph(model)
-    except Exception as error:  # protobuf and onnx_ir raise unrelated classes on a damaged file
-        raise ModelFileError(
-            f"{path} is not an ONNX model, or it is damaged: {one_line(error)}"
-        ) from error
+    except Exception as error:  # onnx_ir raises unrelated classes on a damaged file
+        raise _damaged(path, error) from error
     if model.opset_imports.get("") is None or not len(model.graph) or not model.graph.outputs:
         raise ModelFileError(f"{path} is not an ONNX model, or an empty one: export it again")
     return model
+
+
+def _proto(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file {path}")
+    try:
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except Exception as error:  # protobuf raises unrelated classes on what is no model
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(f"{path} is not an ONNX model, or it is damaged: {one_line(error)}")
+
+
+def _open_negative_dimensions(proto: onnx.ModelProto) -> None:
+    """Some exporters write an open dimension of a value as -1; everybody else leaves it out."""
+    for message in messages(proto):
+        if isinstance(message, onnx.TensorShapeProto.Dimension) and message.dim_value < 0:
+            message.ClearField("dim_value")
 
 
 def data_files(model: ir.Model) -> list[Path]:
@@ -136,8 +164,10 @@ def save_model(
 
     Raises:
         OutputError: ``path`` cannot be written, or is where the model's own weights are read from.
+        ModelFileError: with its weights inside, the model is too large for one file.
     """
     _refuse_own_data(model, path)
+    model.metadata_props[MARK] = version("compress-onnx")
     if external_data is None:
         external_data = weight_bytes(model) > INLINE_LIMIT_BYTES
     with atomic_file(path) as temporary:
@@ -145,25 +175,96 @@ def save_model(
             _save_with_data(model, path, temporary, check)
         else:
             _inline(model)
-            onnx.save(ir.to_proto(model), temporary)
+            temporary.write_bytes(serialized(ir.to_proto(model), instead=_INLINE_TOO_LARGE))
             if check is not None:
                 check(temporary)
+        replaced = _own_data(path)
+    _remove_unread(replaced, path)
+
+
+def was_written_here(path: Path) -> bool:
+    """Whether the file ``path`` is a model that :func:`save_model` wrote."""
+    try:
+        return any(entry.key == MARK for entry in _proto(path).metadata_props)
+    except ModelFileError:
+        return False
+
+
+def referred_files(path: Path) -> list[Path]:
+    """The external data files that the model file ``path`` names, whether they exist or not.
+
+    Raises:
+        ModelFileError: there is no such model.
+    """
+    proto = _proto(path)
+    check_messages(proto)
+    return sorted({path.parent / location.value for location in _locations(proto)})
+
+
+def _locations(proto: onnx.ModelProto) -> Iterator[onnx.StringStringEntryProto]:
+    """The entries of ``proto`` that name a data file."""
+    for message in messages(proto):
+        if isinstance(message, onnx.TensorProto):
+            yield from (entry for entry in message.external_data if entry.key == "location")
+
+
+def _data_name(path: Path, digest: str) -> str:
+    return f"{path.name}.{digest[:16]}.data"
+
+
+def _own_data(path: Path) -> list[Path]:
+    """The data files of the model in place at ``path`` that bear the names of this module."""
+    own = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    with suppress(ModelFileError):  # what is no model has no data
+        return [file for file in referred_files(path) if own.fullmatch(file.name)]
+    return []
+
+
+def _remove_unread(files: list[Path], path: Path) -> None:
+    """Remove those of ``files`` that no model beside ``path`` refers to, hidden ones included."""
+    if not files:
+        return
+    models = [
+        file
+        for file in path.parent.iterdir()
+        if file.suffix in {".onnx", path.suffix} and file.is_file()
+    ]
+    try:
+        read = {data.name for model in models for data in referred_files(model)}
+    except ModelFileError:
+        return  # nobody can tell what it refers to
+    for file in files:
+        if file.name not in read:
+            with suppress(OSError):  # another user's, or another run was faster
+                file.unlink()
 
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers."""
-    return sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
+    return sum(tensor.nbytes for tensor in _initializers(model))
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
+def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """What ``Constant`` nodes hold as tensors, those in functions included."""
+    for owner in (*model.graphs(), *model.functions.values()):
+        for node in owner:
+            tensor = node.attributes.get("value")
+            if node.op_type == "Constant" and tensor is not None and not tensor.is_ref():
+                yield tensor.as_tensor()
 
 
 def model_size(reference: Path, candidate: Path) -> SizeReport:
     """Bytes on disk, external data included, and parameters of two models.
 
-    Parameters are the numbers of all weights: floating-point ones and integers of up to 8 bits.
+    Parameters are the numbers of all weights, whether initializers or ``Constant`` nodes:
+    floating-point ones and integers of up to 8 bits.
 
     Raises:
         ModelFileError: a model cannot be read.
@@ -182,12 +283,8 @@ def _bytes_on_disk(path: Path, model: ir.Model) -> int:
 
 
 def _parameters(model: ir.Model) -> int:
-    return sum(
-        value.const_value.size
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None and _is_parameter(value.const_value.dtype)
-    )
+    weights = chain(_initializers(model), _constants(model))
+    return sum(tensor.size for tensor in weights if _is_parameter(tensor.dtype))
 
 
 def _is_parameter(dtype: ir.DataType) -> bool:
@@ -204,11 +301,8 @@ def content_digest(path: Path, model: ir.Model) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of one file, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _refuse_own_data(model: ir.Model, path: Path) -> None:
@@ -233,7 +327,7 @@ def _save_with_data(
         _write_data(model, staged, data.name)
         if check is not None:
             check(staged)
-        final = path.with_name(f"{path.name}.{file_digest(data)[:16]}.data")
+        final = path.with_name(_data_name(path, file_digest(data)))
         _rename_data(staged, final.name, temporary)
         data.replace(final)
 
@@ -251,8 +345,6 @@ def _write_data(model: ir.Model, path: Path, data_name: str) -> None:
 def _rename_data(model: Path, data_name: str, renamed: Path) -> None:
     """Write ``model`` to ``renamed``, its data file being called ``data_name`` from now on."""
     proto = onnx.load(model, load_external_data=False)
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = data_name
-    onnx.save(proto, renamed)
+    for location in _locations(proto):
+        location.value = data_name
+    renamed.write_bytes(serialized(proto))

@@ -39,7 +39,7 @@ def check_messages(proto: onnx.ModelProto) -> None:
     Raises:
         ModelFileError: with the first trouble found.
     """
-    for message in _messages(proto):
+    for message in messages(proto):
         if isinstance(message, onnx.TensorProto):
             _check_tensor(message)
         else:
@@ -64,7 +64,7 @@ def check_graph(model: ir.Model) -> None:
             raise ModelFileError("its graph has a cycle: a node depends on itself") from error
 
 
-def _messages(message: Message) -> Iterator[Message]:
+def messages(message: Message) -> Iterator[Message]:
     """``message`` and all messages inside it, but nothing inside tensors."""
     yield message
     if isinstance(message, onnx.TensorProto):
@@ -72,7 +72,7 @@ def _messages(message: Message) -> Iterator[Message]:
     for field, value in message.ListFields():
         if field.type == field.TYPE_MESSAGE:
             for inner in [value] if isinstance(value, Message) else value:
-                yield from _messages(inner)
+                yield from messages(inner)
 
 
 def _check_text(texts: str | bytes | list[str | bytes]) -> None:

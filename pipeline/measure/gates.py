@@ -199,9 +199,11 @@ def _latency_quantities(benchmark: Benchmark) -> dict[str, float]:
 
 
 def _size_quantities(size: SizeReport) -> dict[str, float]:
-    return {
+    quantities = {
         "size_ratio": size.candidate_bytes / size.reference_bytes,
-        "parameter_ratio": size.candidate_parameters / size.reference_parameters,
         "candidate_bytes": size.candidate_bytes,
         "candidate_parameters": size.candidate_parameters,
     }
+    if size.reference_parameters:
+        quantities["parameter_ratio"] = size.candidate_parameters / size.reference_parameters
+    return quantities

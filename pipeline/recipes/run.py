@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from compress_onnx.pipeline.files.atomic import atomic_directory
+from compress_onnx.pipeline.files.atomic import anything, atomic_directory
 from compress_onnx.pipeline.files.bundle import is_bundle, write_manifest
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe
@@ -31,6 +31,7 @@ def run_recipe(
     cache: ArrayCache | None = None,
     progress: Progress | None = None,
     allow_code: bool = False,
+    force: bool = False,
 ) -> Report:
     """Carry out ``recipe`` and leave a bundle in ``output``.
 
@@ -42,6 +43,7 @@ def run_recipe(
         cache: where what is learned is kept between runs; None computes afresh.
         progress: shows the steps.
         allow_code: whether Python code that the recipe names may run.
+        force: replace whatever is in ``output``.
 
     Returns:
         The report that was written; ``report.passed`` is the verdict.
@@ -51,7 +53,7 @@ def run_recipe(
     """
     # The output is opened first: what cannot be written fails before minutes are spent.
     with (
-        atomic_directory(output, replaceable=is_bundle) as bundle,
+        atomic_directory(output, replaceable=anything if force else is_bundle) as bundle,
         TemporaryDirectory(prefix="compress-onnx-") as work,
     ):
         experiment = prepare(

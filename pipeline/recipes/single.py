@@ -31,7 +31,7 @@ from compress_onnx.pipeline.measure.kernel_times import executed_op_counts
 from compress_onnx.pipeline.measure.latency import measure_latency
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
-from compress_onnx.pipeline.recover.recover import recover_file, recovery_step
+from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
 from compress_onnx.pipeline.report.drawing import why_no_pictures
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.report.writer import write_report
@@ -277,6 +277,8 @@ def prepare_model(
             seed=recipe.seed,
             allow_code=settings.allow_code,
         )
+    if recipe.recovery is not None:
+        check_trainable(exported.path)
     with watch.measure("load data"):
         held_out = _samples(recipe, recipe.validation, exported, base_dir, settings.allow_code)
         samples = _samples(recipe, recipe.calibration, exported, base_dir, settings.allow_code)

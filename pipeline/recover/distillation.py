@@ -32,6 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.pipeline.evidence.dead_nodes import without_dead_nodes
+from compress_onnx.pipeline.files.protobuf import SMALLER, serialized
 from compress_onnx.pipeline.runtime.session import SessionSpec, one_line, open_session, run
 
 _OWN = "recovery."
@@ -103,7 +104,7 @@ class Distillation:
         _write_on_rows(proto.graph, shapes)
         _append_loss(proto.graph, compared)
         self._trained = list(trained)
-        self._forward = open_session(proto.SerializeToString(), spec)
+        self._forward = open_session(serialized(proto, instead=SMALLER), spec)
         self._backward = open_session(_differentiated(proto, trained), spec)
 
     def loss(self, feeds: Mapping[str, Array]) -> float:
@@ -219,4 +220,4 @@ def _differentiated(proto: onnx.ModelProto, trained: Sequence[str]) -> bytes:
             f"the model cannot be trained, it has no gradient ({one_line(error)}): "
             "leave recovery out"
         ) from error
-    return bytes(without_dead_nodes(adjoint).SerializeToString())
+    return serialized(without_dead_nodes(adjoint), instead=SMALLER)

@@ -16,7 +16,8 @@ Rules:
 4. Training stops when the budget (seconds, steps, or whichever ends first) is used up, when the
    held-out loss has not improved for a while, or when a loss is not finite.
 5. A run that is killed goes on from its last checkpoint when the same recovery is asked for again:
-   checkpoints are keyed by both models, the data and the settings.
+   checkpoints are keyed by both models, the data and the settings. Once the result is in a file,
+   its checkpoint goes.
 6. With a budget in steps alone, the result depends on nothing but the arguments.
 """
 
@@ -43,16 +44,17 @@ from compress_onnx.graph_passes.rewriting.trainable import (
     set_array,
     vectors,
 )
+from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.pipeline.evidence.shifts import self_contained
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
 from compress_onnx.pipeline.files.model_file import (
-    INLINE_LIMIT_BYTES,
     content_digest,
     data_files,
     load_model,
     save_model,
     weight_bytes,
 )
+from compress_onnx.pipeline.files.protobuf import SMALLER, serialized
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.distillation import Distillation
 from compress_onnx.pipeline.recover.optimizer import scheduled
@@ -62,6 +64,10 @@ from compress_onnx.pipeline.results import RecoveryReport
 from compress_onnx.pipeline.runtime.progress import Progress, Update
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
+
+TRAINABLE_LIMIT_BYTES = 1_800_000_000
+"""What the weights of a model that is trained may take: all of them are inside its gradient graph,
+and protobuf holds less than 2 GiB."""
 
 _PROGRESS_TOTAL = 1000
 _HELD_OUT_EVERY = 10
@@ -83,6 +89,7 @@ def recover(
     spec: SessionSpec | None = None,
     batch_size: int = 32,
     checkpoints: ArrayCache | None = None,
+    key: str | None = None,
     progress: Update | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> RecoveryReport:
@@ -98,6 +105,7 @@ def recover(
         spec: how the models are run.
         batch_size: samples a step; fewer where that would make fewer than ten batches.
         checkpoints: where training is kept from a kill; None keeps nothing.
+        key: of its checkpoint; None makes it of the other arguments.
         progress: what :func:`recovery_step` yielded.
         clock: seconds, ever growing.
 
@@ -108,8 +116,7 @@ def recover(
     """
     begun = clock()
     proto = _training_graph(candidate, data_folder)
-    text = f"{settings.model_dump_json()} {seed} {batch_size}"
-    key = _key(reference, proto, samples, text)
+    key = key or _key(reference, proto, samples, settings, seed=seed, batch_size=batch_size)
     trained = _trained(candidate, settings)
     start = {value.name or "": array for value, array in trained.items()}
     teacher = _teacher(reference, candidate, settings, spec)
@@ -164,7 +171,15 @@ def recover_file(
     Arguments and errors are those of :func:`recover`.
     """
     model = load_model(candidate)
-    before = set(data_files(model))
+    external = bool(data_files(model))
+    key = _key(
+        reference,
+        _training_graph(model, candidate.parent),
+        samples,
+        settings,
+        seed=seed,
+        batch_size=batch_size,
+    )
     report = recover(
         reference,
         model,
@@ -175,13 +190,30 @@ def recover_file(
         spec=spec,
         batch_size=batch_size,
         checkpoints=checkpoints,
+        key=key,
         progress=progress,
     )
     if report.improved:
-        save_model(model, candidate, external_data=bool(before))
-        for stale in before - set(data_files(load_model(candidate))):
-            stale.unlink()
+        save_model(model, candidate, external_data=external)
+    if checkpoints is not None:
+        checkpoints.remove(key)
     return report
+
+
+def check_trainable(path: Path) -> None:
+    """Refuse early what :func:`recover` would refuse: what is left of a model is not known yet.
+
+    Only the weights of its matrix products get smaller, so the others must fit.
+
+    Raises:
+        ModelFileError: there is no such model.
+        RequestError: it is too large to be trained, however small its factors.
+    """
+    model = load_model(path)
+    CanonicalizePass()(model)
+    sites = {site.weight.initializer for site in find_sites(model).sites}
+    compressible = sum(v.const_value.nbytes for v in sites if v.const_value is not None)
+    _check_size(weight_bytes(model) - compressible)
 
 
 def recovery_step(progress: Progress) -> AbstractContextManager[Update]:
@@ -295,21 +327,34 @@ def _teacher(
 
 
 def _training_graph(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
-    if weight_bytes(model) > INLINE_LIMIT_BYTES:
-        raise RequestError(
-            "the model is too large to be trained: more than 1.8 GB of weights do not fit into "
-            "one gradient graph"
-        )
+    _check_size(weight_bytes(model))
     return self_contained(model, data_folder)
 
 
-def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, *settings: str) -> str:
-    serialized = np.frombuffer(candidate.SerializeToString(deterministic=True), np.uint8)
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > TRAINABLE_LIMIT_BYTES:
+        raise RequestError(
+            f"the model is too large to be trained: {size_bytes / 1e9:.2f} GB of weights, and at "
+            f"most {TRAINABLE_LIMIT_BYTES / 1e9:.2f} GB fit into one gradient graph: do without "
+            "--recover"
+        )
+
+
+def _key(
+    reference: Path,
+    candidate: onnx.ModelProto,
+    samples: Samples,
+    settings: RecoverySpec,
+    *,
+    seed: int,
+    batch_size: int,
+) -> str:
+    content = np.frombuffer(serialized(candidate, instead=SMALLER), np.uint8)
     return content_key(
         "recovery 3",
         content_digest(reference, load_model(reference)),
-        {"candidate": serialized},
+        {"candidate": content},
         samples.mask_name or "",
         samples.inputs,
-        *settings,
+        f"{settings.model_dump_json()} {seed} {batch_size}",
     )

@@ -22,6 +22,7 @@ from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY
 from compress_onnx.pipeline.data.masking import UNLABELLED
+from compress_onnx.pipeline.files.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.recover.distillation import (
     Compared,
     label_of,
@@ -264,7 +265,7 @@ def _with_outputs(model: ir.Model, names: Sequence[str]) -> bytes:
     before = len(model.graph.outputs)
     model.graph.outputs.extend(by_name[name] for name in names)
     try:
-        return bytes(ir.to_proto(model).SerializeToString())
+        return serialized(ir.to_proto(model), instead=OUTSIDE)
     finally:
         del model.graph.outputs[before:]
 

@@ -75,10 +75,13 @@ def _model_input(value: onnx.ValueInfoProto) -> ModelInput:
         raise _cannot_invent(
             value.name, f"holds {onnx.TensorProto.DataType.Name(tensor.elem_type)}"
         )
-    dimensions = (
-        d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
-    )
-    return ModelInput(value.name, dtype, tuple(dimensions))
+    return ModelInput(value.name, dtype, tuple(map(_dimension, tensor.shape.dim)))
+
+
+def _dimension(declared: onnx.TensorShapeProto.Dimension) -> Dimension:
+    if declared.HasField("dim_value") and declared.dim_value >= 0:
+        return declared.dim_value
+    return declared.dim_param or None  # some exporters write an open dimension as -1
 
 
 def _cannot_invent(name: str, why: str) -> DataError:

@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +37,7 @@ _OPTIMIZATION_LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_SEVERITY_WARNING, _SEVERITY_FATAL = 2, 4
+_SEVERITY_FATAL = 4
 
 _log = logging.getLogger(__name__)
 
@@ -174,9 +174,8 @@ def _create(
     if provider == "cpu":
         return ort.InferenceSession(source, options, providers=wanted)
     _preload_cuda()
-    with _quiet_runtime():
-        # Without a fallback ONNX Runtime raises instead of printing and carrying on.
-        return ort.InferenceSession(source, options, providers=wanted, enable_fallback=0)
+    # Without a fallback ONNX Runtime raises instead of printing and carrying on.
+    return ort.InferenceSession(source, options, providers=wanted, enable_fallback=0)
 
 
 @functools.cache
@@ -186,16 +185,6 @@ def _preload_cuda() -> None:
     with contextlib.redirect_stdout(printed):
         ort.preload_dlls()
     _log.debug("preloading CUDA: %s", printed.getvalue())
-
-
-@contextlib.contextmanager
-def _quiet_runtime() -> Iterator[None]:
-    """Keep the runtime's own complaints off stderr: the error that is raised says it all."""
-    ort.set_default_logger_severity(_SEVERITY_FATAL)
-    try:
-        yield
-    finally:
-        ort.set_default_logger_severity(_SEVERITY_WARNING)
 
 
 def _refusal(

@@ -10,6 +10,7 @@ import small_models as small
 
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key, default_folder
 
+KEY = content_key("k")
 ARRAYS = {"a/b": np.arange(12.0).reshape(3, 4), "count": np.array(3), "mask": np.ones(2, bool)}
 
 
@@ -19,9 +20,9 @@ def cache(tmp_path):
 
 
 def test_arrays_come_back_as_they_were(cache):
-    assert cache.get("k") is None
-    cache.put("k", ARRAYS)
-    found = cache.get("k")
+    assert cache.get(KEY) is None
+    cache.put(KEY, ARRAYS)
+    found = cache.get(KEY)
     assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(found[name], array)
@@ -30,21 +31,21 @@ def test_arrays_come_back_as_they_were(cache):
 
 
 def test_a_later_entry_replaces_an_earlier_one(cache):
-    cache.put("k", ARRAYS)
-    cache.put("k", {"x": np.zeros(1)})
-    assert cache.get("k").keys() == {"x"}
+    cache.put(KEY, ARRAYS)
+    cache.put(KEY, {"x": np.zeros(1)})
+    assert cache.get(KEY).keys() == {"x"}
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x10, 0xFF])
 def test_no_damage_of_an_entry_passes_for_data(cache, tmp_path, caplog, bit):
-    cache.put("k", ARRAYS)
+    cache.put(KEY, ARRAYS)
     (path,) = (tmp_path / "deep" / "cache").iterdir()
     sound = path.read_bytes()
     noticed = 0
     for position in range(len(sound)):
         path.write_bytes(sound[:position] + bytes([sound[position] ^ bit]) + sound[position + 1 :])
         with caplog.at_level(logging.CRITICAL):
-            found = cache.get("k")
+            found = cache.get(KEY)
         # Some bytes (dates, attributes) say nothing about the arrays.
         same = found is None or all(
             name in found and np.array_equal(found[name], array) for name, array in ARRAYS.items()
@@ -56,27 +57,27 @@ def test_no_damage_of_an_entry_passes_for_data(cache, tmp_path, caplog, bit):
 
 
 def test_no_truncated_entry_passes_for_data(cache, tmp_path):
-    cache.put("k", ARRAYS)
+    cache.put(KEY, ARRAYS)
     (path,) = (tmp_path / "deep" / "cache").iterdir()
     sound = path.read_bytes()
     for length in range(0, len(sound), 7):
         path.write_bytes(sound[:length])
-        assert cache.get("k") is None
+        assert cache.get(KEY) is None
 
 
 def test_pickled_objects_are_never_loaded(cache, tmp_path):
-    cache.put("k", ARRAYS)
-    np.savez(tmp_path / "deep" / "cache" / "k.npz", x=np.array([{}], dtype=object))
-    assert cache.get("k") is None
+    cache.put(KEY, ARRAYS)
+    np.savez(tmp_path / "deep" / "cache" / f"{KEY}.npz", x=np.array([{}], dtype=object))
+    assert cache.get(KEY) is None
 
 
 def test_a_cache_that_cannot_be_written_only_warns(tmp_path, caplog):
     (tmp_path / "file").write_text("x")
     cache = ArrayCache(tmp_path / "file" / "cache")
     with caplog.at_level(logging.WARNING):
-        cache.put("k", ARRAYS)
+        cache.put(KEY, ARRAYS)
     assert "nothing is cached" in caplog.text
-    assert cache.get("k") is None
+    assert cache.get(KEY) is None
     assert small.listing(tmp_path) == {"file": b"x"}
 
 

@@ -96,14 +96,14 @@ def test_the_files_of_the_input_are_never_overwritten(external):
 def test_a_failed_write_leaves_nothing(inline, tmp_path, monkeypatch, to_external):
     output = tmp_path / "out" / "copy.onnx"
     save_model(load_model(inline), output, external_data=to_external)
+    model = load_model(small.save(small.perceptron(seed=1), tmp_path / "model.onnx"))
     before = small.listing(tmp_path)
 
     def full_disk(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     monkeypatch.setattr(onnx, "save", full_disk)
-    model = load_model(small.save(small.perceptron(seed=1), tmp_path / "model.onnx"))
-    before["model.onnx"] = (tmp_path / "model.onnx").read_bytes()
     with pytest.raises(OutputError, match="No space left on device"):
         save_model(model, output, external_data=to_external)
     assert small.listing(tmp_path) == before

@@ -1,0 +1,42 @@
+"""``compress-onnx cache``: what is kept between runs, and how to get rid of it."""
+
+from __future__ import annotations
+
+import typer
+
+from compress_onnx.pipeline.cli.console import out
+from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
+from compress_onnx.pipeline.report import formats
+
+_cache = typer.Typer(help="What is kept between runs: `info` and `clear`.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.add_typer(_cache, name="cache")
+
+
+@_cache.command()
+def info() -> None:
+    """Print folder, entries, size and limit.
+
+    `COMPRESS_ONNX_CACHE` moves the folder, `COMPRESS_ONNX_CACHE_LIMIT` (`500MB`) sets the limit.
+    """
+    found = ArrayCache(default_folder()).info()
+    lines = {
+        "folder": found.folder,
+        "entries": found.entries,
+        "size": formats.size(found.size_bytes),
+        "limit": formats.size(found.limit_bytes),
+    }
+    for name, value in lines.items():
+        out.print(f"{name:8}{value}", markup=False, highlight=False, soft_wrap=True)
+
+
+@_cache.command()
+def clear() -> None:
+    """Remove all entries; what is computed again only takes time."""
+    cache = ArrayCache(default_folder())
+    removed = cache.info().size_bytes
+    cache.clear()
+    out.print(f"{formats.size(removed)} removed", markup=False, highlight=False)

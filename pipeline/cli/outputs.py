@@ -1,0 +1,77 @@
+"""What each command writes and reads, for :func:`pipeline.files.outputs.check_outputs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from compress_onnx.pipeline.files.outputs import (
+    Output,
+    bundle_output,
+    check_outputs,
+    folder_output,
+    json_output,
+    model_output,
+)
+from compress_onnx.pipeline.recipe import Recipe
+from compress_onnx.pipeline.report.analysis.page import REPORT_NAME
+from compress_onnx.pipeline.report.sweep import JSON_NAME
+
+__all__ = [
+    "analysis_folder",
+    "benchmark_file",
+    "bundle_output",
+    "check_outputs",
+    "model_file",
+    "plan_file",
+    "recipe_inputs",
+    "spectra_file",
+    "sweep_folder",
+]
+
+
+def model_file(path: Path | None) -> Output | None:
+    """What ``compress`` and ``export`` write."""
+    return None if path is None else model_output(path)
+
+
+def plan_file(path: Path | None) -> Output | None:
+    """What ``--save-plan`` writes."""
+    return None if path is None else json_output(path, "allocation", "sites")
+
+
+def benchmark_file(path: Path | None) -> Output | None:
+    """What ``bench --json`` writes."""
+    return None if path is None else json_output(path, "benchmarks", "unmeasured")
+
+
+def spectra_file(path: Path | None) -> Output | None:
+    """What ``analyze --json`` writes."""
+    return None if path is None else json_output(path, "site", "weight_tail")
+
+
+def analysis_folder(path: Path | None) -> Output | None:
+    """What ``analyze -o`` writes."""
+    return None if path is None else folder_output(path, REPORT_NAME, "tool_version", "sites")
+
+
+def sweep_folder(path: Path | None) -> Output | None:
+    """What ``sweep -o`` writes."""
+    return None if path is None else folder_output(path, JSON_NAME, "tool_version", "rows")
+
+
+def recipe_inputs(path: Path, recipe: Recipe) -> list[Path]:
+    """The recipe in the file ``path``, and the local files and folders that it names."""
+    names = [recipe.source.model, *_paths(recipe.model_dump())]
+    found = [path.parent / Path(name).expanduser() for name in names]
+    return [path, *(file for file in found if file.exists())]
+
+
+def _paths(values: object) -> Iterator[str | Path]:
+    """What the keys ``path`` and ``packages`` say at any depth: the files that data comes from."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            if key in {"path", "packages"} and isinstance(value, str | Path):
+                yield value
+            else:
+                yield from _paths(value)

@@ -1,0 +1,56 @@
+"""What a cache's float32 costs a plan: nothing in its ranks, next to nothing in its errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small_models as small
+from compress_onnx.pipeline.compress.study import Researcher, plan_study
+from compress_onnx.pipeline.compress.subject import evaluate_plan, open_subject
+
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress.meter import Meter
+from compress_onnx.pipeline.evidence import calibrate, gradients
+from compress_onnx.pipeline.evidence.compact import compact
+from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.runtime.samples import Samples
+
+
+@pytest.fixture
+def samples():
+    rng = np.random.default_rng(1)
+    deviations = np.geomspace(1e-3, 1, small.FEATURES)
+    x = rng.normal(size=(200, small.FEATURES)) * deviations
+    # Means a thousand times the deviations, which a second moment in float32 would lose.
+    return Samples({"x": (x + 1000 * deviations[::-1]).astype(np.float32)}, origin="made up")
+
+
+def plan_with(path, samples, method, cache):
+    subject = open_subject(path)
+    request = CompressionSpec(method={"name": method}, params=0.5, rank_multiple=1)
+    researcher = Researcher(subject, samples, cache=cache)
+    study = researcher.study(request)
+    plan = plan_study(subject, study, Meter(path, samples=samples))
+    return evaluate_plan(subject, plan, study.calibration)
+
+
+@pytest.mark.parametrize("method", ["asvd", "gauss-newton"])
+def test_ranks_stay_and_errors_nearly(tmp_path, samples, method, monkeypatch):
+    path = small.save(small.perceptron(), tmp_path / "model.onnx")
+    cache = ArrayCache(tmp_path / "cache")
+    first = plan_with(path, samples, method, cache)
+    assert first == plan_with(path, samples, method, cache)
+    assert first == plan_with(path, samples, method, None)
+    for module in (calibrate, gradients):
+        monkeypatch.setattr(module, "compact", dict)
+    exact = plan_with(path, samples, method, None)
+    assert exact != first
+    assert [site.rank for site in first.sites] == [site.rank for site in exact.sites]
+    for ours, theirs in zip(first.factored, exact.factored, strict=True):
+        assert ours.error.reached == pytest.approx(theirs.error.reached, rel=1e-4)
+
+
+def test_only_matrices_get_smaller():
+    arrays = {"m": np.ones((3, 3)), "v": np.ones(3), "n": np.array(3), "i": np.ones((2, 2), int)}
+    kinds = {name: array.dtype for name, array in compact(arrays).items()}
+    assert kinds == {"m": np.float32, "v": np.float64, "n": np.int64, "i": np.int64}
