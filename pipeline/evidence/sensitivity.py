@@ -27,6 +27,7 @@ from compress_onnx.graph_passes.sites.find import LinearSite
 from compress_onnx.pipeline.evidence.objective import Objective, change
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
 from compress_onnx.pipeline.measure.validate import check_samples, model_batches
+from compress_onnx.pipeline.runtime.inner_values import expose
 from compress_onnx.pipeline.runtime.samples import Array, Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -143,15 +144,11 @@ class Probe:
         outputs = [value.name for value in proto.graph.output]
         self._watched = outputs if watched is None else list(watched)
         self._shifts = shift_outputs(proto, sites)
-        feeds = {value.name for value in proto.graph.input}
-        inputs = {site.input.name or "" for site in sites} - feeds
-        extra = sorted((inputs | set(self._watched)) - set(outputs))
-        for name in extra:
-            proto.graph.output.add().name = name
+        expose(proto, [*self._watched, *(site.input.name or "" for site in sites)])
         self._session = open_session(proto.SerializeToString(), spec)
         check_samples(self._session, samples)
         self._batches: list[tuple[Batch, dict[str, Array]]] = [
-            (batch, {**batch.feeds, **run(self._session, batch.feeds, [*outputs, *extra])})
+            (batch, {**batch.feeds, **run(self._session, batch.feeds)})
             for batch in model_batches(self._session, samples, batch_size)
         ]
 
