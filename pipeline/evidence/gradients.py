@@ -22,7 +22,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compress_onnx.graph_passes.errors import DataError, NotDifferentiableError
+from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.factorization import (
     ActivationStats,
     GradientStats,
@@ -101,8 +101,9 @@ def output_gradients(
         Nothing about sites that shifts cannot reach; without any other, nothing is run.
 
     Raises:
-        NotDifferentiableError: an operator has no gradient, or the model is too large.
-        DataError: the samples do not fit the model, or no output depends on any site.
+        NotDifferentiableError: an operator has no gradient, all gradients are zero or one is not
+            finite, or the model is too large.
+        DataError: the samples do not fit the model.
     """
     flat = [site for site in sites if can_shift(site)]
     if not flat:
@@ -235,7 +236,9 @@ class _Collector:
 
     def result(self, samples: int) -> OutputGradients:
         if not any(accumulator.count for accumulator in self._inputs.values()):
-            raise DataError("no output of the model depends on any linear site at these samples")
+            raise NotDifferentiableError(
+                f"no output has a gradient by any linear layer at these samples: {_ADVICE}"
+            )
         stats = {
             matrix: GradientStats(self._seen(site, matrix), self._moments[matrix] / samples)
             for site in self._sites.values()

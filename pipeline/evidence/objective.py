@@ -70,7 +70,7 @@ def _positions(output: Array) -> tuple[int, ...]:
 def _real_positions(output: Array, batch: Batch) -> Float32:
     """1 at real positions of ``output``, 0 at padding, with a last axis of one."""
     mask = batch.mask
-    shape = (*output.shape[:-1], 1)
+    shape = (*output.shape[:-1], 1) if output.ndim else ()  # a single number has no axis
     if mask is None or output.ndim < 3 or output.shape[:2] != mask.shape:
         return np.ones(shape, np.float32)
     trailing = (1,) * (output.ndim - 2)
@@ -78,4 +78,4 @@ def _real_positions(output: Array, batch: Batch) -> Float32:
 
 
 def _random_signs(shape: tuple[int, ...], rng: np.random.Generator) -> Float32:
-    return (rng.integers(0, 2, shape) * 2 - 1).astype(np.float32)
+    return np.asarray(rng.integers(0, 2, shape) * 2 - 1, np.float32)

@@ -3,7 +3,7 @@
 One site at a time gets the error that its factorization at the uniform rank would make, everything
 else stays exact. Its inputs are then those of the original model, so the error is computed outside,
 ``(x − μ)·(A·B − W)``, and fed as a shift (:mod:`pipeline.evidence.shifts`) into one session for all
-sites.
+sites; μ is the mean input where the method corrects the bias, and 0 where it does not.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def measure_slopes(
         for k, sites in groups.items()
         if evidence_in(statistics_of(sites, stats)) != "none" and all(map(can_shift, sites))
     }
+    if not known:
+        return {}
     sites = [site for members in known.values() for site in members]
     proto = self_contained(model, data_folder)
     probe = Probe(proto, sites, samples, spec=spec, batch_size=batch_size)
@@ -82,12 +84,19 @@ def measure_slopes(
         changes = [
             change_of(trial, objective)
             for site in members
-            for trial in probe.replace(site, residual, _means(site, statistics_of([site], stats)))
+            for trial in probe.replace(site, residual, _corrected(method, site, stats))
         ]
         slopes[key] = sum(changes) / len(samples) / error if error > 0 else 0.0
         if progress is not None:
             progress(len(slopes))
     return slopes
+
+
+def _corrected(
+    method: Method, site: LinearSite, stats: Mapping[str, ActivationStats]
+) -> Float64 | None:
+    """The inputs at which the bias makes up for the error; None where the bias stays as it is."""
+    return _means(site, statistics_of([site], stats)) if method.corrects_bias else None
 
 
 def _means(site: LinearSite, known: Known) -> Float64:
