@@ -99,7 +99,7 @@ def make_plan(
     check_opset(request.store, table.opset)
     spec = request.method
     method = make_method(spec.name, spec.options)
-    if method.needs_activations and not stats:
+    if method.needs_activations and not stats and table.sites:
         raise RequestError(
             f"method {spec.name} looks at activations: give calibration data, or use svd"
         )

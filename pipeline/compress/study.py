@@ -212,9 +212,10 @@ def plan_study(subject: Subject, study: Study, meter: Meter | None = None) -> Co
     """
     request = study.request
     method = make_method(request.method.name, request.method.options)
-    damage = damage_curve(
-        get_allocator(request.allocation).damage, method, study.stats, study.slopes
-    )
+    # A fixed rank is shared out by nothing, and a model without sites has nothing to share.
+    fixed = request.rank is not None or not subject.table.sites
+    kind = "none" if fixed else get_allocator(request.allocation).damage
+    damage = damage_curve(kind, method, study.stats, study.slopes)
     prices = meter.prices(subject, request) if meter else None
     curve = prices.curve if prices else None
     plan = plan_subject(subject, request, study.calibration, damage, curve)

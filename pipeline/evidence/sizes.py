@@ -66,6 +66,8 @@ _DECIDING: Mapping[str, frozenset[int]] = {
 }
 """The operands that an operator's output has its shape from, beside the shapes of all operands."""
 
+_SCATTERS = frozenset({"ScatterElements", "ScatterND"})
+
 _SHAPE = ".measured_shape"
 
 
@@ -170,7 +172,8 @@ def _loose(graph: onnx.GraphProto) -> set[str]:
             for index, name in enumerate(node.input)
             if index in _DECIDING.get(node.op_type, ())
         }
-        if reads & loose or deciding & data:
+        shaping = set(node.input[:1]) if node.op_type in _SCATTERS else reads
+        if shaping & loose or deciding & data:
             loose.update(node.output)
         if reads & (loose if node.op_type in {"Shape", "Size"} else data):
             data.update(node.output)
