@@ -176,7 +176,7 @@ class Adjoint:
 def _differentiated(
     graph: onnx.ModelProto, reached: Mapping[str, str], of: Sequence[str]
 ) -> onnx.ModelProto:
-    """The adjoint graph by the inputs that values are ``reached`` through: themselves, or shifts."""
+    """The adjoint graph by the inputs that reach each value: itself, or its shift."""
     if not of:
         raise ValueError("no output is a float")
     graph = _copy(graph)
