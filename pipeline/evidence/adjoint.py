@@ -4,7 +4,7 @@
 way there and back:
 
 1. The graph is *prepared* (:func:`prepared`): in single precision, in a recent opset, with
-   operators of ONNX in place of fused ones. Slices become gathers.
+   operators of ONNX in place of fused ones. Slices become gathers, and padding is written out.
 2. An inner value v becomes ``v + d`` and is differentiated by the input d; afterwards the additions
    are taken out again.
 3. What no output depends on is taken out: ``onnx-ad`` differentiates by every operand on the way,
@@ -32,6 +32,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from compress_onnx.graph_passes.errors import ModelFileError, NotDifferentiableError
 from compress_onnx.pipeline.evidence.fused_operators import write_out_fused
 from compress_onnx.pipeline.evidence.opset import in_recent_opset
+from compress_onnx.pipeline.evidence.padding import write_out_pads
 from compress_onnx.pipeline.evidence.precision import in_float32
 from compress_onnx.pipeline.evidence.shifts import add_shifts, shift_of
 from compress_onnx.pipeline.evidence.sizes import declare_sizes, shapes_of
@@ -181,6 +182,7 @@ def _differentiated(
         raise ValueError("no output is a float")
     graph = _copy(graph)
     gather_slices(graph)
+    write_out_pads(graph)
     shifted = [value for value, name in reached.items() if value != name]
     _add_shift_inputs(graph, shifted)
     adjoint: onnx.ModelProto = onnx_ad.reverse(

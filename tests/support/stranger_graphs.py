@@ -261,6 +261,31 @@ STRANGERS: Mapping[str, Stranger] = {
         shapes={"w3": (3, 8), "k": (8, 8, 3, 3)},
         **_VISION,  # type: ignore[arg-type]
     ),
+    "conv-auto-pad-lower": Stranger(
+        """r = Transpose<perm = [0, 2, 3, 1]>(x)
+        h = MatMul(r, w3)
+        c = Transpose<perm = [0, 3, 1, 2]>(h)
+        d = Conv<auto_pad = "SAME_LOWER", strides = [3, 2]>(c, k)
+        p = Conv<pads = [1, 1, 1, 1], strides = [3, 3]>(d, k)
+        f = GlobalAveragePool(p)
+        b = Flatten(f)
+        y = MatMul(b, w2)""",
+        exporter=_TF,
+        output="float[B,4] y",
+        shapes={"w3": (3, 8), "k": (8, 8, 2, 3)},
+        **_VISION,  # type: ignore[arg-type]
+    ),
+    "average-pool-padded": Stranger(
+        """r = Transpose<perm = [0, 2, 3, 1]>(x)
+        h = MatMul(r, w3)
+        c = Transpose<perm = [0, 3, 1, 2]>(h)
+        d = AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(c)
+        s = Transpose<perm = [0, 2, 3, 1]>(d)
+        y = MatMul(s, w2)""",
+        output="float[B,H,W,4] y",
+        shapes={"w3": (3, 8)},
+        **_VISION,  # type: ignore[arg-type]
+    ),
     "average-pool": Stranger(
         """r = Transpose<perm = [0, 2, 3, 1]>(x)
         h = MatMul(r, w3)
