@@ -16,7 +16,7 @@ PARAMS ?=
 OUT    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs memory peers reproduce lock wheel clean
+.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,9 @@ analysis: $(READY)  ## Draw the spectra and densities of the recipes' models aga
 
 graphs: $(READY)  ## Rewrite the collection of exports at full rank again (docs/graphs.md).
 	$(BIN)/python tests/support/graph_table.py docs/graphs.md
+
+gradients: $(READY)  ## Try gradients on the collection of strangers' graphs again (docs/gradients.md).
+	$(BIN)/python tests/support/gradient_table.py docs/gradients.md
 
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	PYTHONPATH=docs $(BIN)/python -m studies.memory

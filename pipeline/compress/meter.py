@@ -30,10 +30,10 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import Original
-from compress_onnx.pipeline.files.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.measure.product_times import Product, ranks_to_measure, time_product
 from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.runtime.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 

@@ -53,9 +53,9 @@ from compress_onnx.graph_passes.sites.find import SiteTable
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
-from compress_onnx.pipeline.files.protobuf import serialized
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.padding import real_weights
+from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 

@@ -37,8 +37,8 @@ from compress_onnx.graph_passes.sites.routing import row_source
 from compress_onnx.pipeline.evidence.compact import compact
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
-from compress_onnx.pipeline.files.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.padding import real_positions
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
@@ -244,15 +244,7 @@ def _collect(
 
 def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:
     """The serialized model with every tapped value as an output; ``model`` is left as it was."""
-    reads = {name for tap in taps for name in tap.reads}
-    wanted = reads - {value.name for value in model.graph.outputs}
-    extra = [v for node in model.graph for v in node.outputs if v.name in wanted]
-    before = len(model.graph.outputs)
-    model.graph.outputs.extend(extra)
-    try:
-        return serialized(ir.to_proto(model), instead=OUTSIDE)
-    finally:
-        del model.graph.outputs[before:]
+    return exposed(model, (name for tap in taps for name in tap.reads))
 
 
 def _rows(values: Mapping[str, Array], tap: Tap, batch: Batch) -> tuple[NDArray[np.generic], bool]:

@@ -1,56 +1,49 @@
 """Gradients of the model's outputs at every linear site, for any ONNX graph.
 
-``onnx-ad`` turns the graph into another ONNX graph that also computes adjoints; ONNX Runtime runs
-it. One backward pass a batch gives, for random signs s over the outputs o, the gradient
-``g = ∂(sᵀo)/∂y`` at every site's output y, and ``E[g gᵀ]`` over s is the Gauss-Newton matrix of the
-squared change of the outputs.
+One backward pass a batch (:mod:`pipeline.evidence.adjoint`) gives, for random signs s over the
+outputs o, the gradient ``g = ∂(sᵀo)/∂y`` at every site's output y, and ``E[g gᵀ]`` over s is the
+Gauss-Newton matrix of the squared change of the outputs.
 
 What the signs are drawn over is the :mod:`~pipeline.evidence.objective`. Padding positions are
 never seeded, so what does not reach a real position has gradient zero and weight zero in all
 statistics. So have the rows of tokens that a router sent to another expert: their gate of zero is
 in the gradient, and each matrix of a stack has the statistics of the rows that matter to it. Other
 seeds than signs give the gradients of other functions of the outputs (:func:`backward`).
-
-The graph is differentiated with respect to the shifts of :mod:`pipeline.evidence.shifts`, which are
-taken out again afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ad
 import onnx_ir as ir
-import onnxruntime as ort
 
 from compress_onnx.graph_passes.arrays import Array, Float32
-from compress_onnx.graph_passes.errors import DataError, NotDifferentiableError
+from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.factorization import (
     ActivationStats,
     GradientStats,
     MomentAccumulator,
 )
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.pipeline.evidence.adjoint import Adjoint, prepared
 from compress_onnx.pipeline.evidence.compact import compact
-from compress_onnx.pipeline.evidence.dead_nodes import without_dead_nodes
 from compress_onnx.pipeline.evidence.objective import Objective, signs
-from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
-from compress_onnx.pipeline.evidence.slices import gather_slices
+from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
-from compress_onnx.pipeline.files.protobuf import serialized
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec, one_line, open_session, run
+from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 Seeding = Callable[[Array, Batch], Float32]
 """The adjoint that an output starts from, of the output's shape, given its value."""
 
-_GRADIENT = "gradient."
+_ADVICE = "use the method asvd, with --allocation sensitivity to measure instead"
 
 
 @dataclass(frozen=True)
@@ -73,23 +66,6 @@ class SiteValues:
 
     inputs: Array
     gradient: Float32
-
-
-@dataclass(frozen=True)
-class _Tap:
-    site: str
-    input: str
-    transposed: bool
-    gradient: str
-
-
-@dataclass(frozen=True)
-class _Adjoint:
-    """A model with gradients as outputs; ``seeds`` maps each seeded output to its seed input."""
-
-    model: bytes
-    taps: Sequence[_Tap]
-    seeds: Mapping[str, str]
 
 
 def output_gradients(
@@ -121,12 +97,17 @@ def output_gradients(
         cache: None computes afresh.
         progress: called after each batch with the number of samples done so far.
 
+    Returns:
+        Nothing about sites that shifts cannot reach; without any other, nothing is run.
+
     Raises:
-        NotDifferentiableError: an operator has no gradient.
-        ModelFileError: the model is too large.
-        DataError: the samples do not fit the model, or no output depends on any site.
+        NotDifferentiableError: an operator has no gradient, all gradients are zero or one is not
+            finite, or the model is too large.
+        DataError: the samples do not fit the model.
     """
     flat = [site for site in sites if can_shift(site)]
+    if not flat:
+        return OutputGradients({}, {})
     names = "\n".join(f"{site.name} {site.node.name}" for site in flat)
     mask = samples.mask_name or ""
     key = content_key(
@@ -183,96 +164,50 @@ def backward(
         ModelFileError: the model is too large.
         DataError: the samples do not fit the model.
     """
-    adjoint = _differentiate(self_contained(model, data_folder), sites)
-    session = open_session(adjoint.model, spec)
-    plain = open_session(serialized(self_contained(model, data_folder)), spec)
+    values = {site.name: site.node.outputs[0].name or "" for site in sites}
+    inputs = {site.name: site.input.name or "" for site in sites}
+    graph = prepared(self_contained(model, data_folder))
+    outputs = [value.name for value in graph.graph.output if _is_float(value)]
+    fed = {value.name for value in graph.graph.input}
+    adjoint = Adjoint(
+        graph,
+        list(values.values()),
+        outputs,
+        beside=[name for name in inputs.values() if name not in fed],
+        advice=_ADVICE,
+        spec=spec,
+    )
+    plain = open_session(exposed(model, ()), spec, data_folder=data_folder)
     check_samples(plain, samples)
     for batch in model_batches(plain, samples, batch_size):
-        outputs = run(plain, batch.feeds, list(adjoint.seeds))
         seeds = {
-            adjoint.seeds[name]: seeding(value, batch)[..., None] for name, value in outputs.items()
+            name: seeding(value, batch) for name, value in run(plain, batch.feeds, outputs).items()
         }
-        yield batch, _run_adjoint(session, {**batch.feeds, **seeds}, adjoint.taps)
-
-
-def _differentiate(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> _Adjoint:
-    """The adjoint graph of ``proto`` at the outputs of ``sites``."""
-    seeded = [value.name for value in proto.graph.output if _is_float(value)]
-    gather_slices(proto)
-    shifts = shift_outputs(proto, sites)
-    _remove_defaults(proto, set(shifts.values()))
-    try:
-        adjoint = onnx_ad.reverse(
-            proto,
-            inputs=list(shifts.values()),
-            outputs=seeded,
-            prefix=_GRADIENT,
-            dim="projections",
-            layout="onnx",
+        gradients, beside = adjoint.run(batch.feeds, seeds)
+        seen = {**batch.feeds, **beside}
+        yield (
+            batch,
+            {
+                site.name: SiteValues(
+                    _rows(site, seen[inputs[site.name]]), _finite(gradients[values[site.name]])
+                )
+                for site in sites
+            },
         )
-    except Exception as error:  # onnx-ad raises many classes on graphs that it cannot read
-        raise NotDifferentiableError(
-            f"the model has no gradient graph ({one_line(error)}): use the method asvd, with "
-            "--allocation sensitivity to measure instead"
-        ) from error
-    values = {shifts[site.name]: site.node.outputs[0].name or "" for site in sites}
-    _remove_shifts(adjoint, values)
-    taps = [
-        _Tap(
-            site.name,
-            site.input.name or "",
-            site.transpose_input,
-            f"{_GRADIENT}{shifts[site.name]}",
-        )
-        for site in sites
-    ]
-    present = {value.name for value in (*adjoint.graph.output, *adjoint.graph.input)}
-    for name in sorted({tap.input for tap in taps} - present):
-        adjoint.graph.output.add().name = name
-    seeds = {name: f"{_GRADIENT}{name}" for name in seeded}
-    return _Adjoint(serialized(without_dead_nodes(adjoint)), taps, seeds)
-
-
-def _remove_defaults(proto: onnx.ModelProto, shifts: Container[str]) -> None:
-    """Shifts with a default would be differentiated as the constants that they default to."""
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in shifts]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-
-
-def _remove_shifts(adjoint: onnx.ModelProto, values: Mapping[str, str]) -> None:
-    """Take the additions out again, in place: ``y' = y``, and the shift inputs go."""
-    for node in adjoint.graph.node:
-        if node.op_type == "Add" and node.name in values:
-            node.op_type = "Identity"
-            del node.input[1]
-            continue
-        for index, name in enumerate(node.input):
-            if name in values:
-                node.input[index] = values[name]
-    kept = [value for value in adjoint.graph.input if value.name not in values]
-    del adjoint.graph.input[:]
-    adjoint.graph.input.extend(kept)
 
 
 def _is_float(value: onnx.ValueInfoProto) -> bool:
     return bool(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
 
 
-def _run_adjoint(
-    session: ort.InferenceSession, feeds: Mapping[str, Array], taps: Sequence[_Tap]
-) -> dict[str, SiteValues]:
-    wanted = {tap.gradient for tap in taps} | {tap.input for tap in taps}
-    values = {**feeds, **run(session, feeds, sorted(wanted - set(feeds)))}
+def _rows(site: LinearSite, inputs: Array) -> Array:
+    return np.swapaxes(inputs, -1, -2) if site.transpose_input else inputs
 
-    def at(tap: _Tap) -> SiteValues:
-        inputs = values[tap.input]
-        return SiteValues(
-            np.swapaxes(inputs, -1, -2) if tap.transposed else inputs,
-            values[tap.gradient][..., 0].astype(np.float32),
-        )
 
-    return {tap.site: at(tap) for tap in taps}
+def _finite(gradient: Float32) -> Float32:
+    if not np.isfinite(gradient).all():
+        raise NotDifferentiableError(f"a gradient of this graph is not finite: {_ADVICE}")
+    return gradient
 
 
 class _Collector:
@@ -305,7 +240,9 @@ class _Collector:
 
     def result(self, samples: int) -> OutputGradients:
         if not any(accumulator.count for accumulator in self._inputs.values()):
-            raise DataError("no output of the model depends on any linear site at these samples")
+            raise NotDifferentiableError(
+                f"no output has a gradient by any linear layer at these samples: {_ADVICE}"
+            )
         stats = {
             matrix: GradientStats(self._seen(site, matrix), self._moments[matrix] / samples)
             for site in self._sites.values()

@@ -69,8 +69,9 @@ def _positions(output: Array) -> tuple[int, ...]:
 
 def _real_positions(output: Array, batch: Batch) -> Float32:
     """``[..., 1]``: 1 at real positions of ``[B, T, ..., D]`` or ``[B·T, D]``, 0 at padding."""
-    return real_weights(output, batch.mask)[..., None]
+    weights = real_weights(output, batch.mask)
+    return weights[..., None] if output.ndim else weights  # a single number has no axis
 
 
 def _random_signs(shape: tuple[int, ...], rng: np.random.Generator) -> Float32:
-    return (rng.integers(0, 2, shape) * 2 - 1).astype(np.float32)
+    return np.asarray(rng.integers(0, 2, shape) * 2 - 1, np.float32)

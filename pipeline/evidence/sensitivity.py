@@ -3,7 +3,7 @@
 One site at a time gets the error that its factorization at the uniform rank would make, everything
 else stays exact. Its inputs are then those of the original model, so the error is computed outside,
 ``(x − μ)·(A·B − W)``, and fed as a shift (:mod:`pipeline.evidence.shifts`) into one session for all
-sites.
+sites; μ is the mean input where the method corrects the bias, and 0 where it does not.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from compress_onnx.graph_passes.sites.grouping import WeightGroups
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.objective import Objective, change
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
-from compress_onnx.pipeline.files.protobuf import serialized
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.inner_values import expose
+from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -69,6 +70,8 @@ def measure_slopes(
         for k, sites in groups.items()
         if evidence_in(decompositions.known(sites)) != "none" and all(map(can_shift, sites))
     }
+    if not known:
+        return {}
     sites = [site for members in known.values() for site in members]
     proto = self_contained(model, data_folder)
     probe = Probe(proto, sites, samples, spec=spec, batch_size=batch_size)
@@ -82,12 +85,17 @@ def measure_slopes(
         changes = [
             change_of(trial, objective)
             for site in members
-            for trial in probe.replace(site, residual, _means(site, decompositions.known([site])))
+            for trial in probe.replace(site, residual, _corrected(method, site, decompositions))
         ]
         slopes[key] = sum(changes) / len(samples) / error if error > 0 else 0.0
         if progress is not None:
             progress(len(slopes))
     return slopes
+
+
+def _corrected(method: Method, site: LinearSite, decompositions: Decompositions) -> Float64 | None:
+    """The inputs at which the bias makes up for the error; None where the bias stays as it is."""
+    return _means(site, decompositions.known([site])) if method.corrects_bias else None
 
 
 def _means(site: LinearSite, known: Known) -> Float64:
@@ -144,15 +152,11 @@ class Probe:
         outputs = [value.name for value in proto.graph.output]
         self._watched = outputs if watched is None else list(watched)
         self._shifts = shift_outputs(proto, sites)
-        feeds = {value.name for value in proto.graph.input}
-        inputs = {site.input.name or "" for site in sites} - feeds
-        extra = sorted((inputs | set(self._watched)) - set(outputs))
-        for name in extra:
-            proto.graph.output.add().name = name
+        expose(proto, [*self._watched, *(site.input.name or "" for site in sites)])
         self._session = open_session(serialized(proto), spec)
         check_samples(self._session, samples)
         self._batches: list[tuple[Batch, dict[str, Array]]] = [
-            (batch, {**batch.feeds, **run(self._session, batch.feeds, [*outputs, *extra])})
+            (batch, {**batch.feeds, **run(self._session, batch.feeds)})
             for batch in model_batches(self._session, samples, batch_size)
         ]
 

@@ -25,9 +25,9 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.errors import ModelFileError, OutputError
 from compress_onnx.graph_passes.sites.weights import read
 from compress_onnx.pipeline.files.atomic import atomic_file, scratch_folder
-from compress_onnx.pipeline.files.protobuf import serialized
 from compress_onnx.pipeline.files.soundness import check_graph, check_messages, messages
 from compress_onnx.pipeline.results import SizeReport
+from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.session import one_line
 
 INLINE_LIMIT_BYTES = 256_000_000

@@ -54,7 +54,6 @@ from compress_onnx.pipeline.files.model_file import (
     save_model,
     weight_bytes,
 )
-from compress_onnx.pipeline.files.protobuf import SMALLER, serialized
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.distillation import Distillation
 from compress_onnx.pipeline.recover.optimizer import scheduled
@@ -62,6 +61,7 @@ from compress_onnx.pipeline.recover.teacher import Importance, Teacher
 from compress_onnx.pipeline.recover.training import Training
 from compress_onnx.pipeline.results import RecoveryReport
 from compress_onnx.pipeline.runtime.progress import Progress, Update
+from compress_onnx.pipeline.runtime.protobuf import SMALLER, serialized
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
 

@@ -10,7 +10,6 @@ contributes the mean cross-entropy of the labels that there are; mixed samples h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY
 from compress_onnx.pipeline.data.masking import UNLABELLED
-from compress_onnx.pipeline.files.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.recover.distillation import (
     Compared,
     label_of,
@@ -32,6 +30,7 @@ from compress_onnx.pipeline.recover.distillation import (
 )
 from compress_onnx.pipeline.recover.mixing import mixed
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
@@ -80,7 +79,7 @@ class Teacher:
             raise RequestError("no output of the model is float32: recovery has nothing to compare")
         self._hidden = _common_values(original, candidate) if importance.hidden else []
         self._importance = importance
-        model = _with_outputs(original, self._hidden)
+        model = exposed(original, self._hidden)
         self._session = open_session(model, spec, data_folder=data_folder)
         self._kept: dict[int, dict[str, Array]] = {}
         self._kept_bytes = 0
@@ -257,17 +256,6 @@ def _common_values(original: ir.Model, candidate: ir.Model) -> list[str]:
         for value in node.outputs
         if value.name in theirs - outputs
     ]
-
-
-def _with_outputs(model: ir.Model, names: Sequence[str]) -> bytes:
-    """The serialized model with the values ``names`` as outputs; ``model`` is left as it was."""
-    by_name = {value.name: value for node in model.graph for value in node.outputs}
-    before = len(model.graph.outputs)
-    model.graph.outputs.extend(by_name[name] for name in names)
-    try:
-        return serialized(ir.to_proto(model), instead=OUTSIDE)
-    finally:
-        del model.graph.outputs[before:]
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compress_onnx.pipeline.evidence.dead_nodes import without_dead_nodes
+from compress_onnx.pipeline.evidence.adjoint import without_dead_nodes
 from compress_onnx.pipeline.runtime.session import open_session, run
 
 
@@ -20,7 +20,7 @@ def test_what_no_output_needs_goes_and_the_numbers_stay():
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    pruned = without_dead_nodes(model)
+    pruned = onnx.ModelProto.FromString(without_dead_nodes(model))
     onnx.checker.check_model(pruned)
     assert [node.output[0] for node in pruned.graph.node] == ["y"]
     assert [tensor.name for tensor in pruned.graph.initializer] == ["a"]

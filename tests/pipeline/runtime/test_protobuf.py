@@ -8,9 +8,9 @@ from cli_runner import Cli, error_line
 from google.protobuf.message import EncodeError
 
 from compress_onnx.graph_passes.errors import ModelFileError
-from compress_onnx.pipeline.files import protobuf
 from compress_onnx.pipeline.files.model_file import load_model, save_model
-from compress_onnx.pipeline.files.protobuf import serialized
+from compress_onnx.pipeline.runtime import protobuf
+from compress_onnx.pipeline.runtime.protobuf import serialized
 
 
 @pytest.fixture

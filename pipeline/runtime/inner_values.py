@@ -1,0 +1,32 @@
+"""Make values inside a graph outputs of it, so that a session returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+import onnx_ir as ir
+
+from compress_onnx.pipeline.runtime.protobuf import OUTSIDE, serialized
+
+
+def expose(proto: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Add to the outputs of ``proto``, in place, the values ``names`` that its nodes compute.
+
+    What is an output already, and what is fed or stored and not computed, is left out.
+    """
+    computed = {name for node in proto.graph.node for name in node.output}
+    present = {value.name for value in proto.graph.output}
+    # ONNX Runtime infers the types of outputs that declare none.
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=name)
+        for name in dict.fromkeys(names)
+        if name in computed - present
+    )
+
+
+def exposed(model: ir.Model, names: Iterable[str]) -> bytes:
+    """The serialized ``model`` with the values ``names`` as outputs; it is left as it was."""
+    proto = ir.to_proto(model)
+    expose(proto, names)
+    return serialized(proto, instead=OUTSIDE)
