@@ -25,6 +25,7 @@ from compress_onnx.pipeline.cli import (
 )
 from compress_onnx.pipeline.cli.app import app
 from compress_onnx.pipeline.cli.console import errors
+from compress_onnx.pipeline.runtime.threads import limited
 
 __all__ = ["app", "main"]
 
@@ -46,7 +47,8 @@ def main() -> None:
     # What onnx_ir warns of while it reads a file, load_model checks and refuses.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        with limited():
+            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except CompressOnnxError as error:
         _fail(str(error), error.exit_code)
     except _UsageError as error:

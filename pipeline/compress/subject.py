@@ -43,6 +43,7 @@ from compress_onnx.pipeline.report.pictures import SiteSpectrum
 from compress_onnx.pipeline.runtime.progress import Progress, Silent
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, check_loads
+from compress_onnx.pipeline.runtime.threads import limited
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def calibrate_subject(
     Raises:
         DataError: the samples do not fit the model.
     """
-    with (progress or Silent()).step("calibrate", len(samples)) as update:
+    with _threads_for(subject), (progress or Silent()).step("calibrate", len(samples)) as update:
         return calibrate(
             subject.model,
             content_digest(subject.path, subject.model),
@@ -114,7 +115,8 @@ def plan_subject(
         RequestError: the request makes no sense for this model.
         NothingToCompressError: no weight can be factored with a gain.
     """
-    plan = make_plan(subject.table, request, statistics(calibration), damage, price)
+    with _threads_for(subject):
+        plan = make_plan(subject.table, request, statistics(calibration), damage, price)
     require_gain(plan)
     return plan
 
@@ -129,7 +131,7 @@ def evaluate_plan(
     """The plan with the error that each factorization would have; changes nothing."""
     stats = statistics(calibration)
     errors = PlanErrors(subject.table, plan, stats)
-    with (progress or Silent()).step("factor", weights_in(plan)) as update:
+    with _threads_for(subject), (progress or Silent()).step("factor", weights_in(plan)) as update:
         weights = factor_weights(subject.table, plan, stats, ready)
         for done, factored in enumerate(weights, start=1):
             errors.add(factored)
@@ -162,7 +164,7 @@ def apply_plan(
         RequestError: the plan does not fit the model.
     """
     check_fits(subject.table, plan)
-    with (progress or Silent()).step("factor", weights_in(plan)) as update:
+    with _threads_for(subject), (progress or Silent()).step("factor", weights_in(plan)) as update:
         low_rank = LowRankPass(plan, statistics(calibration), update, ready, store)
         low_rank(subject.model)
     PartSiblingsPass(store)(subject.model)
@@ -256,7 +258,7 @@ def spectra_of(
     planned = {site.site: site for site in plan.selected}
     selected = [site for site in subject.table.sites if site.name in planned]
     result = []
-    with (progress or Silent()).step("spectra", len(selected)) as update:
+    with _threads_for(subject), (progress or Silent()).step("spectra", len(selected)) as update:
         for site in selected:
             found = spectrum(site, statistics_of([site], stats))
             choice = planned[site.name]
@@ -273,6 +275,10 @@ def spectra_of(
             )
             update(len(result))
     return result
+
+
+def _threads_for(subject: Subject) -> AbstractContextManager[None]:
+    return limited(max((site.in_features for site in subject.table.sites), default=0))
 
 
 def statistics(calibration: Calibration | None) -> Mapping[str, ActivationStats]:

@@ -28,11 +28,13 @@ from compress_onnx.pipeline.report.writer import write_report
 from compress_onnx.pipeline.results import RunReport, SearchReport
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.progress import Progress
+from compress_onnx.pipeline.runtime.threads import limited
 
 MODEL_NAME = "model.onnx"
 PLAN_NAME = "plan.json"
 
 
+@limited()
 def run_recipe(
     recipe: Recipe,
     output: Path,

@@ -26,6 +26,7 @@ from compress_onnx.pipeline.recipes.experiment import Experiment, prepare
 from compress_onnx.pipeline.results import SweepReport, SweepRow
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.progress import Progress
+from compress_onnx.pipeline.runtime.threads import limited
 
 
 def grid(
@@ -66,6 +67,7 @@ def _variant(base: CompressionSpec, changes: Mapping[str, object]) -> Compressio
         raise RequestError(first_problem(error)) from error
 
 
+@limited()
 def sweep(
     recipe: Recipe,
     variants: Sequence[CompressionSpec],

@@ -31,11 +31,13 @@ from compress_onnx.pipeline.results import (
 )
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.progress import Progress
+from compress_onnx.pipeline.runtime.threads import limited
 from compress_onnx.pipeline.translate.experiment import TranslationExperiment, prepare_translation
 
 _COLUMNS = ("bleu", "chrf", "bleu_drop", "chrf_drop")
 
 
+@limited()
 def run_translation(
     recipe: Recipe,
     output: Path,
@@ -73,6 +75,7 @@ def run_translation(
     return report
 
 
+@limited()
 def sweep_translations(
     recipe: Recipe,
     variants: Sequence[CompressionSpec],
