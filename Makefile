@@ -12,6 +12,8 @@ QUICK  ?=
 PUBLISHED ?=
 ONLY   ?=
 PARAMS ?=
+# One process a core; tests of a group run in the same one and share what they prepare.
+WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
 
 .DEFAULT_GOAL := help
@@ -34,10 +36,10 @@ compress-onnx: $(READY)  ## Run RECIPE (METHOD, PARAMS, OUT override it); the ex
 	    $(if $(PARAMS),--params $(PARAMS)) $(if $(OUT),--output $(OUT))
 
 test: $(READY)  ## Run all tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-fast: $(READY)  ## Run the tests that take less than a few seconds each.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 check: $(READY)  ## Lint, check the formatting and the types.
 	$(BIN)/ruff check .
