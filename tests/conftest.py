@@ -1,4 +1,4 @@
-"""What all tests share: one thread each, one profile of hypothesis, one width of the terminal.
+"""What all tests share: one thread each, one profile of hypothesis, no width of a terminal.
 
 Tests run in parallel processes. More threads in each only wait for one another (docs/threads.md),
 so that the environment is set here before numpy is imported, and child processes inherit it. A test
@@ -11,8 +11,8 @@ import os
 
 for variable in ("COMPRESS_ONNX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
-# Tables are as wide in a worker, which has no terminal, as in the terminal that started it.
-os.environ["COLUMNS"] = "120"
+# A console that finds a width here keeps it, whatever a test sets later.
+os.environ.pop("COLUMNS", None)
 
 from hypothesis import settings  # noqa: E402  # imports numpy
 

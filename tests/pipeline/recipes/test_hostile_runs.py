@@ -101,7 +101,9 @@ RUN = ("run", "in/recipe.yaml", "-o", "out/bundle")
 def test_a_killed_run_leaves_the_old_bundle_or_the_new_one(folder, old):
     rng = random.Random(old)  # noqa: S311
     inputs, bundle = small.listing(folder / "in"), folder / "out" / "bundle"
-    assert finish(spawn(*RUN, "--params", "0.3"))[0] == 0
+    first = fork(folder, *RUN, "--params", "0.3")  # starts the process that forks, too
+    first.join()
+    assert first.exitcode == 0
     kept = folder / "kept"
     bundle.rename(kept)
     start = time.monotonic()  # of a run that finds its calibration in the cache, as all below do
