@@ -17,7 +17,7 @@ WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs memory peers reproduce lock wheel clean
+.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs memory two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,9 @@ graphs: $(READY)  ## Rewrite the collection of exports at full rank again (docs/
 
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	PYTHONPATH=docs $(BIN)/python -m studies.memory
+
+two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
+	PYTHONPATH=docs $(BIN)/python -m studies.two_at_once
 
 stages: $(READY)  ## Measure where stages and rounded factors help (docs/stages.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.rounded_stages docs/stages.md

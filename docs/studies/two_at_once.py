@@ -1,9 +1,9 @@
 """Two compressions at once: ``python -m studies.two_at_once``.
 
 A process does what calibrating and factoring a model of MiniLM's size does: run layers in ONNX
-Runtime, gather second moments, solve symmetric eigenproblems, multiply. It is timed alone and beside
-a second one like it, in turn, with the threads that the libraries take by themselves and with those
-that the tool gives them. Prints one row for each, as docs/threads.md has them.
+Runtime, gather second moments, solve symmetric eigenproblems, multiply. It is timed alone and
+beside a second one like it, in turn, with the threads that the libraries take by themselves and
+with those that the tool gives them. Prints one row for each, as docs/threads.md has them.
 """
 
 from __future__ import annotations
