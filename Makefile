@@ -13,10 +13,12 @@ UPGRADE ?=
 PUBLISHED ?=
 ONLY   ?=
 PARAMS ?=
+# One process a core; tests of a group run in the same one and share what they prepare.
+WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory peers reproduce lock wheel clean
+.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,10 +40,10 @@ compress-onnx: $(READY)  ## Run RECIPE (METHOD, PARAMS, OUT override it); the ex
 	    $(if $(PARAMS),--params $(PARAMS)) $(if $(OUT),--output $(OUT))
 
 test: $(READY)  ## Run all tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-fast: $(READY)  ## Run the tests that take less than a few seconds each.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 check: $(READY)  ## Lint, check the formatting, the types, and that imports go downwards.
 	$(BIN)/ruff check .
@@ -80,6 +82,9 @@ gradients: $(READY)  ## Try gradients on the collection of strangers' graphs aga
 
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	PYTHONPATH=docs $(BIN)/python -m studies.memory
+
+two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
+	PYTHONPATH=docs $(BIN)/python -m studies.two_at_once
 
 stages: $(READY)  ## Measure where stages and rounded factors help (docs/stages.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.rounded_stages docs/stages.md

@@ -24,6 +24,7 @@ from compress_onnx.pipeline.cli import (
 )
 from compress_onnx.pipeline.cli.app import app
 from compress_onnx.pipeline.cli.console import errors
+from compress_onnx.pipeline.runtime.threads import limited
 
 for command in (run, export, analyze, compress, validate, bench, sweep, report, cache):
     command.register(app)
@@ -51,7 +52,8 @@ def dispatch(arguments: Sequence[str]) -> int:
     # This process is the command line's own; its errors say what a provider's complaints would.
     onnxruntime.set_default_logger_severity(_FATAL)
     try:
-        code = app(list(arguments), standalone_mode=False) or 0
+        with limited():
+            code = app(list(arguments), standalone_mode=False) or 0
     except typer.Abort as stop:  # what Typer makes of Ctrl-C in some versions
         raise KeyboardInterrupt from stop
     except CompressOnnxError as error:

@@ -69,7 +69,7 @@ class BoundModel:
 
     def __init__(self, model: Path, feeds: Mapping[str, np.ndarray], spec: SessionSpec) -> None:
         self._model = model
-        self.session = open_session(model, spec)
+        self.session = open_session(model, spec, spinning=True)
         names = {i.name for i in self.session.get_inputs()}
         if names != set(feeds):
             raise DataError(

@@ -157,7 +157,7 @@ def _profile(
     model: Path, feeds: Mapping[str, np.ndarray], spec: SessionSpec, runs: int
 ) -> list[KernelTime]:
     with tempfile.TemporaryDirectory(prefix="compress-onnx-") as folder:
-        session = open_session(model, spec, profile_prefix=Path(folder) / "profile")
+        session = open_session(model, spec, spinning=True, profile_prefix=Path(folder) / "profile")
         try:
             for _ in range(runs + 1):
                 run(session, feeds)

@@ -20,8 +20,10 @@ from compress_onnx.pipeline.recipes.experiment import prepare
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.results import Report
 from compress_onnx.pipeline.runtime.progress import Progress
+from compress_onnx.pipeline.runtime.threads import limited
 
 
+@limited()
 def run_recipe(
     recipe: Recipe,
     output: Path,

@@ -23,6 +23,7 @@ from compress_onnx.pipeline.recipes.experiment import prepare
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.results import SweepReport
 from compress_onnx.pipeline.runtime.progress import Progress
+from compress_onnx.pipeline.runtime.threads import limited
 
 
 def grid(
@@ -63,6 +64,7 @@ def _variant(base: CompressionSpec, changes: Mapping[str, object]) -> Compressio
         raise RequestError(first_problem(error)) from error
 
 
+@limited()
 def sweep(
     recipe: Recipe,
     variants: Sequence[CompressionSpec],

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from compress_onnx.pipeline.results import Environment
-from compress_onnx.pipeline.runtime.session import available_cores
+from compress_onnx.pipeline.runtime.threads import available_cores
 
 PACKAGES = (
     "numpy",

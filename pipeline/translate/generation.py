@@ -148,8 +148,9 @@ def _open(folder: Path, spec: SessionSpec) -> ORTModelForSeq2SeqLM:
     from optimum.onnxruntime import ORTModelForSeq2SeqLM
     from transformers import AutoConfig, GenerationConfig
 
-    encoder = open_session(folder / ENCODER, spec)
-    decoders = [open_session(folder / name, spec) for name in decoder_files(folder)]
+    # The same sessions translate and are timed.
+    encoder = open_session(folder / ENCODER, spec, spinning=True)
+    decoders = [open_session(folder / name, spec, spinning=True) for name in decoder_files(folder)]
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if (folder / "generation_config.json").is_file():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 from models.data.digits import digit_images
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("digits-switch")]
 
 MODELS = Path(__file__).parents[2] / "models"
 RECIPE = read_recipe(MODELS / "digits-switch.yaml")
@@ -33,16 +35,22 @@ def switch():
     return module
 
 
-@pytest.fixture(scope="module", params=SOURCES)
-def experiment(request, tmp_path_factory) -> ModelExperiment:
-    source = RECIPE.source.model_copy(update={"model": SOURCES[request.param]})
-    recipe = RECIPE.model_copy(update={"source": source, "benchmark": None})
-    return prepare_model(
-        recipe,
-        tmp_path_factory.mktemp(request.param),
-        base_dir=MODELS,
-        settings=settings_of(recipe, allow_code=True),
-    )
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Callable[[str], ModelExperiment]:
+    @cache
+    def prepare_once(layout: str) -> ModelExperiment:
+        source = RECIPE.source.model_copy(update={"model": SOURCES[layout]})
+        recipe = RECIPE.model_copy(update={"source": source, "benchmark": None})
+        settings = settings_of(recipe, allow_code=True)
+        folder = tmp_path_factory.mktemp(layout)
+        return prepare_model(recipe, folder, base_dir=MODELS, settings=settings)
+
+    return prepare_once
+
+
+@pytest.fixture(params=SOURCES)
+def experiment(request, prepared) -> ModelExperiment:
+    return prepared(request.param)
 
 
 def logits(model, pixels):
@@ -125,18 +133,12 @@ def test_auto_is_gauss_newton_in_both_layouts(experiment, tmp_path):
     assert {site.reason for site in plan.factored} == {"33% of parameters, gauss-newton"}
 
 
-def test_both_layouts_lose_the_same(tmp_path):
+def test_both_layouts_lose_the_same(prepared, tmp_path):
     losses = []
-    for layout, model in SOURCES.items():
-        source = RECIPE.source.model_copy(update={"model": model})
-        recipe = RECIPE.model_copy(update={"source": source, "benchmark": None})
-        folder = tmp_path / layout
-        folder.mkdir()
-        settings = settings_of(recipe, allow_code=True)
-        experiment = prepare_model(recipe, folder, base_dir=MODELS, settings=settings)
-        candidate = tmp_path / f"{layout}-candidate"
+    for layout in SOURCES:
+        candidate = tmp_path / layout
         candidate.mkdir()
-        _, validation = compressed(experiment, candidate, rank=40)
+        _, validation = compressed(prepared(layout), candidate, rank=40)
         losses.append(validation.outputs[0].relative_l2)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert losses[0] > 0.01

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.files.bundle import verify_manifest
+from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.run import run_recipe
@@ -19,15 +22,31 @@ from compress_onnx.pipeline.runtime.samples import Samples
 pytestmark = pytest.mark.slow
 
 MODELS = Path(__file__).parents[2] / "models"
-RECIPES = ["minilm", "digits-vit"]
+# One worker exports and calibrates a model for all of its tests.
+MINILM = pytest.mark.xdist_group("minilm")
+RECIPES = [pytest.param("minilm", marks=MINILM), "digits-vit"]
 
 
-@pytest.fixture(scope="module", params=RECIPES)
-def experiment(request, tmp_path_factory) -> ModelExperiment:
-    recipe = read_recipe(MODELS / f"{request.param}.yaml")
-    folder = tmp_path_factory.mktemp(request.param)
-    settings = settings_of(recipe, allow_code=True)
-    return prepare_model(recipe, folder, base_dir=MODELS, settings=settings)
+@pytest.fixture(scope="module")
+def calibrations(tmp_path_factory) -> ArrayCache:
+    return ArrayCache(tmp_path_factory.mktemp("calibrations"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, calibrations) -> Callable[[str], ModelExperiment]:
+    @cache
+    def prepare_once(name: str) -> ModelExperiment:
+        recipe = read_recipe(MODELS / f"{name}.yaml")
+        folder = tmp_path_factory.mktemp(name)
+        settings = settings_of(recipe, calibrations, allow_code=True)
+        return prepare_model(recipe, folder, base_dir=MODELS, settings=settings)
+
+    return prepare_once
+
+
+@pytest.fixture(params=RECIPES)
+def experiment(request, prepared) -> ModelExperiment:
+    return prepared(request.param)
 
 
 @pytest.mark.parametrize("method", ["svd", "asvd", "svdlora:branches"])
@@ -62,10 +81,9 @@ def test_calibration_and_validation_share_nothing(experiment):
     assert isinstance(experiment.held_out, Samples)
 
 
-def test_minilm_methods_rank_as_published(tmp_path):
-    recipe = read_recipe(MODELS / "minilm.yaml")
-    settings = settings_of(recipe, allow_code=True)
-    experiment = prepare_model(recipe, tmp_path, base_dir=MODELS, settings=settings)
+@MINILM
+def test_minilm_methods_rank_as_published(prepared, tmp_path):
+    experiment = prepared("minilm")
     cosine = {}
     for method in ("svd", "svdlora", "asvd-diagonal", "asvd"):
         request = CompressionSpec(method=MethodSpec(name=method), params=0.5)
@@ -81,16 +99,20 @@ def test_minilm_methods_rank_as_published(tmp_path):
 @pytest.mark.parametrize(
     ("name", "orm_class", "output"),
     [
-        ("minilm", "ORTModelForFeatureExtraction", "last_hidden_state"),
+        pytest.param("minilm", "ORTModelForFeatureExtraction", "last_hidden_state", marks=MINILM),
         ("digits-vit", "ORTModelForImageClassification", "logits"),
     ],
 )
-def test_the_bundle_passes_its_gates_and_loads_with_optimum(tmp_path, name, orm_class, output):
+def test_the_bundle_passes_its_gates_and_loads_with_optimum(
+    tmp_path, calibrations, name, orm_class, output
+):
     import optimum.onnxruntime
     import torch
 
     recipe = read_recipe(MODELS / f"{name}.yaml")
-    report = run_recipe(recipe, tmp_path / name, base_dir=MODELS, allow_code=True)
+    report = run_recipe(
+        recipe, tmp_path / name, base_dir=MODELS, cache=calibrations, allow_code=True
+    )
 
     assert report.passed, report.gates
     assert recipe.gates

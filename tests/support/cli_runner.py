@@ -40,8 +40,8 @@ def python(*arguments, code=0):
         check=False,
         capture_output=True,
         text=True,
-        # Named, because readline (which pytest imports) adds COLUMNS behind Python's back.
-        env=dict(os.environ),
+        # Of one width, because readline (which pytest imports) adds COLUMNS behind Python's back.
+        env=os.environ | {"COLUMNS": "200"},
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -33,7 +33,6 @@ Float64 = NDArray[np.float64]
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 24)
 SHAPES = [(12, 7), (7, 12), (9, 9), (1, 6), (6, 1), (1, 1)]
-properties = settings(max_examples=60, deadline=None)
 
 
 def spread(rng: np.random.Generator, rows: int, columns: int) -> Float64:
@@ -74,7 +73,6 @@ def centred_loss(x: Float64, difference: Float64) -> float:
 
 
 class TestSVD:
-    @properties
     @given(SEEDS, SIZES, SIZES, st.data())
     def test_is_the_truncated_svd(self, seed: int, rows: int, columns: int, data) -> None:
         weight = spread(np.random.default_rng(seed), rows, columns)
@@ -82,7 +80,6 @@ class TestSVD:
         product = make_method("svd").decompose(weight, None).factorize(rank).product()
         np.testing.assert_allclose(product, truncated_svd(weight, rank), atol=1e-7)
 
-    @properties
     @given(SEEDS, SIZES, SIZES)
     def test_tail_is_the_error_of_every_rank(self, seed: int, rows: int, columns: int) -> None:
         weight = np.random.default_rng(seed).standard_normal((rows, columns))
@@ -104,7 +101,6 @@ class TestSVD:
 
 
 class TestSVDLoRA:
-    @properties
     @given(SEEDS, SIZES, SIZES, st.integers(1, 9), st.sampled_from(["merged", "branches"]))
     def test_exact_stages_equal_one_svd_of_the_summed_rank(
         self, seed: int, rows: int, columns: int, stages: int, layout: str
@@ -153,7 +149,6 @@ class TestSVDLoRA:
 
 
 class TestASVD:
-    @properties
     @given(SEEDS, SIZES, SIZES, st.integers(2, 60))
     def test_reaches_its_bound_at_every_rank(
         self, seed: int, rows: int, columns: int, count: int
@@ -171,7 +166,6 @@ class TestASVD:
             assert reached == pytest.approx(least[rank], abs=1e-6)
             assert measured == pytest.approx(least[rank], abs=1e-6)
 
-    @properties
     @given(SEEDS, st.integers(2, 8), st.integers(2, 8))
     def test_no_random_alternative_is_better(self, seed: int, rows: int, columns: int) -> None:
         rng = np.random.default_rng(seed)
@@ -189,7 +183,6 @@ class TestASVD:
             )
             assert loss <= centred_loss(x, weight - nudged) * (1 + 1e-9) + 1e-9
 
-    @properties
     @given(SEEDS, SIZES, SIZES)
     def test_bias_keeps_the_mean_output(self, seed: int, rows: int, columns: int) -> None:
         rng = np.random.default_rng(seed)
@@ -255,7 +248,6 @@ class TestDiagonalASVD:
 
 
 class TestMoments:
-    @properties
     @given(SEEDS, SIZES, st.lists(st.integers(0, 9), min_size=1, max_size=6))
     def test_streaming_equals_numpy_on_the_concatenation(
         self, seed: int, features: int, sizes: list[int]

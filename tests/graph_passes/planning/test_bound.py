@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 from graphs import canonical, compress, model, statistics, weights
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
@@ -61,7 +61,6 @@ def site_outputs(named, x):
     return [x, np.maximum(a, 0), np.maximum(c, 0)]
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["svd", "asvd-diagonal", "asvd"]))
 def test_bounds_are_in_order_whatever_the_method(seed, method):
     proto, feeds = three_layers(seed)
@@ -153,7 +152,6 @@ def test_no_allocation_of_the_same_parameters_is_below_its_bound():
     assert min(reached) < plan.error.reached
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.3, 1.0))
 def test_the_relaxation_is_below_every_choice(seed, share):
     rng = np.random.default_rng(seed)

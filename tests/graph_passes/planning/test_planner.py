@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from graphs import model, sites_of, weights
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -46,7 +46,6 @@ def decisions(made: CompressionPlan) -> dict[str, tuple[str, str]]:
 
 
 class TestBudget:
-    @settings(max_examples=50, deadline=None)
     @given(
         st.lists(st.tuples(st.integers(8, 300), st.integers(8, 300)), min_size=1, max_size=6),
         st.floats(0.05, 1),

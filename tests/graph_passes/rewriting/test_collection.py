@@ -17,7 +17,8 @@ from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.files.model_file import data_files, load_model
 from compress_onnx.pipeline.runtime.session import open_session, run
 
-pytestmark = pytest.mark.slow
+# The collection is exported once, by the worker that gets this group.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("collection")]
 
 # Transformers masks by vmap, which the tracing exporter cannot follow; optimum replaces it.
 DO_NOT_EXPORT = {"whisper-trace17", "gpt2-trace17", "llama-trace17"}

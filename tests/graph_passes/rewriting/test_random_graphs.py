@@ -17,7 +17,7 @@ from graphs import (
     sites_of,
     statistics,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from onnx import numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
@@ -31,11 +31,9 @@ from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.pipeline.runtime.session import open_session, run
 
-properties = settings(max_examples=40, deadline=None)
 ASVD = CompressionSpec(method=MethodSpec(name="asvd"), rank=10_000, allow_larger=True)
 
 
-@properties
 @given(random_graphs.graphs())
 def test_full_rank_reproduces_the_outputs(before: onnx.ModelProto) -> None:
     after, plan = compress(before, FULL_RANK)
@@ -44,7 +42,6 @@ def test_full_rank_reproduces_the_outputs(before: onnx.ModelProto) -> None:
         assert_parity(before, after, random_graphs.feeds(flag), reference=False)
 
 
-@properties
 @given(random_graphs.graphs())
 def test_corrected_biases_at_full_rank_change_nothing(before: onnx.ModelProto) -> None:
     stats = statistics(before, random_graphs.feeds(True))
@@ -56,7 +53,6 @@ def test_corrected_biases_at_full_rank_change_nothing(before: onnx.ModelProto) -
         assert_parity(before, after, random_graphs.feeds(flag), reference=False)
 
 
-@properties
 @given(random_graphs.graphs())
 def test_half_saves_what_the_plan_states(before: onnx.ModelProto) -> None:
     after, plan = compress(before, HALF)

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import small_models as small
 from graphs import assert_parity, canonical, compress, model, operators, sites_of, weights
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compress_onnx.graph_passes.errors import RequestError
@@ -115,7 +115,6 @@ def assert_same(one: ActivationStats, other: ActivationStats) -> None:
 
 
 class TestNumerics:
-    @settings(max_examples=30, deadline=None)
     @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(2, 6), st.integers(2, 6))
     def test_a_stack_is_its_matrices(self, seed: int, count: int, rows: int, columns: int) -> None:
         rng = np.random.default_rng(seed)

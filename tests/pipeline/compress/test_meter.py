@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compress_onnx.graph_passes.allocation import ALLOCATORS, Candidate, get_allocator
@@ -106,7 +106,6 @@ class TestPrices:
 
 
 class TestAnyPrices:
-    @settings(deadline=None)
     @given(candidates=priced(), share=st.floats(0.1, 1.0))
     def test_the_least_damage_keeps_the_budget(self, candidates, share):
         ranks = least_damage(candidates, share, 2)
@@ -115,7 +114,6 @@ class TestAnyPrices:
         assert spent(candidates, ranks) <= max(budget, floor) + 1e-9
         assert all(ranks[c.key] is None or c.pays(ranks[c.key]) for c in candidates)
 
-    @settings(deadline=None, max_examples=60)
     @given(candidates=priced(most=3), share=st.floats(0.2, 1.0))
     def test_it_is_optimal_but_for_one_step(self, candidates, share):
         ranks = least_damage(candidates, share, 2)
@@ -124,7 +122,6 @@ class TestAnyPrices:
         largest = max(c.price.dense for c in candidates)
         assert reached <= least(candidates, taken - largest) + 1e-9
 
-    @settings(deadline=None, max_examples=60)
     @given(candidates=priced(most=3))
     def test_it_is_optimal_at_every_corner_of_the_hull(self, candidates):
         points = sorted(map(tuple, choices(candidates)))
@@ -133,7 +130,6 @@ class TestAnyPrices:
             ranks = least_damage(candidates, (price + 1e-9) / total, 2)
             assert lost(candidates, ranks) == pytest.approx(damage, abs=1e-6)
 
-    @settings(deadline=None)
     @given(candidates=priced(), share=st.floats(0.1, 1.0))
     def test_uniform_exceeds_the_budget_only_by_least_ranks(self, candidates, share):
         ranks = uniform(candidates, share, 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_models import samples, saved, two_layers
 
-from compress_onnx.graph_passes.errors import NotDifferentiableError
+from compress_onnx.graph_passes.errors import NotDifferentiableError, RequestError
 from compress_onnx.graph_passes.factorization import make_method
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import MethodSpec
@@ -136,3 +136,13 @@ def test_slope_of_the_last_layer_is_its_positions(tmp_path):
     shifted = replace(learned.stats["first"], mean=learned.stats["first"].mean + 1.0)
     worse = slopes_by({**learned.stats, "first": shifted})
     assert worse["first.weight"] > slopes["first.weight"]
+
+
+def test_sequential_repair_sees_the_rounding(tmp_path):
+    options = {"method": "asvd", "store": "int4", "sequential": True}
+    with pytest.raises(RequestError, match="opset 21"):
+        compressed(tmp_path, **options)
+    before, sequential, plan, _ = compressed(tmp_path, **{**options, "store": "int8"})
+    assert {site.store for site in plan.factored} == {"int8"}
+    _, one_shot, _, _ = compressed(tmp_path, **{**options, "store": "int8", "sequential": False})
+    assert error(before, sequential) < error(before, one_shot)

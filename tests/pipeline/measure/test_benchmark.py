@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
@@ -132,7 +132,6 @@ def test_interval_narrows_with_rounds() -> None:
     assert high - low < (few_high - few_low) / 2
 
 
-@settings(max_examples=20)
 @given(st.integers(5, 30), st.integers(0, 5))
 def test_pairing_cancels_drift(rounds: int, seed: int) -> None:
     drift = np.random.default_rng(seed).uniform(1, 100, rounds)

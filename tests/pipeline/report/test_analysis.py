@@ -10,7 +10,7 @@ import onnx
 import pytest
 import small_models as small
 from cli_runner import Cli, error_line
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import image
 from onnx import TensorProto, helper
@@ -157,7 +157,6 @@ def test_without_statistics_only_the_weight_is_known(subject):
 # Densities
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.sampled_from([np.float32, np.float16, float]))
 def test_magnitudes_match_a_histogram_in_memory_and_integrate_to_one(seed, batches, dtype):
     rng = np.random.default_rng(seed)

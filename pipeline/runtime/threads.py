@@ -1,0 +1,69 @@
+"""How many threads compute: one number for ONNX Runtime, BLAS and what is loaded later.
+
+    threads = min(available cores, COMPRESS_ONNX_THREADS, or OMP_NUM_THREADS where that is not set)
+
+BLAS gets one of them below :data:`LARGE` and all from there on. OpenBLAS hands each small product
+to its workers and waits busily until they are done, and the workers wait busily for the next one:
+a symmetric eigenproblem does that for every column. Where a worker has to wait for a core, the
+problem takes tens of times as long, and takes the core from whoever had it (docs/threads.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from threadpoolctl import threadpool_limits
+
+from compress_onnx.graph_passes.errors import RequestError
+
+VARIABLE = "COMPRESS_ONNX_THREADS"
+OPENMP = "OMP_NUM_THREADS"
+
+LARGE = 2048
+"""The side of a matrix from which on BLAS uses several threads."""
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_count() -> int:
+    """The threads that a computation gets where nobody says how many.
+
+    Raises:
+        RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
+    """
+    return min(available_cores(), _wanted() or available_cores())
+
+
+def _wanted() -> int | None:
+    """What the environment says; None where it says nothing."""
+    if text := os.environ.get(VARIABLE, "").strip():
+        if not text.isdecimal() or int(text) < 1:
+            raise RequestError(f"{VARIABLE} is {text!r}: set it to a number of threads, or not")
+        return int(text)
+    # One number for each level of nesting, by OpenMP's rules; the outermost is what counts here.
+    outermost = os.environ.get(OPENMP, "").partition(",")[0].strip()
+    return int(outermost) or None if outermost.isdecimal() else None
+
+
+@contextmanager
+def limited(side: int = 0) -> Iterator[None]:
+    """Compute within the limits; the command line enters this once, nested calls narrow or widen.
+
+    Args:
+        side: of the largest matrix that BLAS is to work on; 0 for any that is not large.
+
+    Raises:
+        RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
+    """
+    threads = thread_count()
+    # PyTorch reads this when it is imported, which is later.
+    os.environ.setdefault(OPENMP, str(threads))
+    with threadpool_limits(threads if side >= LARGE else 1, user_api="blas"):
+        yield

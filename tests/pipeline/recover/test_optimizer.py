@@ -1,0 +1,32 @@
+"""Adam and its schedule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compress_onnx.pipeline.recover.optimizer import Adam, scheduled
+
+# The optimizer
+
+
+def test_adam_finds_the_minimum_and_steps_by_the_rate():
+    weights = {"w": np.array([2.0, -4.0], np.float32)}
+    scale = np.sqrt(10)
+    adam = Adam(weights)
+    adam.step({"w": np.array([1e-3, -10], np.float32)}, 0.1)
+    np.testing.assert_allclose(weights["w"], [2 - 0.1 * scale, -4 + 0.1 * scale], rtol=1e-5)
+    for _ in range(300):
+        adam.step({"w": weights["w"] - 1}, 0.02)
+    np.testing.assert_allclose(weights["w"], [1, 1], atol=0.05)
+
+
+def test_the_schedule_ramps_up_and_ends_at_zero():
+    shares = [scheduled(done) for done in np.linspace(0, 1, 101)]
+    peak = int(np.argmax(shares))
+    assert 0 < peak < 10
+    assert shares[peak] == pytest.approx(1, abs=1e-6)
+    assert all(np.diff(shares[: peak + 1]) >= 0)
+    assert all(np.diff(shares[peak:]) <= 0)
+    assert 0 < shares[0] < 0.2
+    assert shares[-1] == pytest.approx(0, abs=1e-12)
