@@ -54,7 +54,7 @@ def layers() -> bytes:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "length", HIDDEN])]
         for name in ("x", value)
     ]
-    graph = helper.make_graph(nodes, "layers", *ends, weights)
+    graph = helper.make_graph(nodes, "layers", ends[0], ends[1], weights)
     opset = [helper.make_opsetid("", 17)]
     return bytes(helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +26,9 @@ from compress_onnx.pipeline.compress.basis import Basis
 from compress_onnx.pipeline.compress.enough_data import held_out_errors
 from compress_onnx.pipeline.files.model_file import data_files, save_model
 from compress_onnx.pipeline.files.spill import spill
-from compress_onnx.pipeline.runtime.progress import Progress, Silent
+from compress_onnx.pipeline.runtime.progress import Progress, Silent, Update
 from compress_onnx.pipeline.runtime.session import check_loads
+from compress_onnx.pipeline.runtime.threads import limited
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Compressed:
         """The plan with the error of each factorization; rewrites nothing."""
         table, kept = self.basis.original.table, self.basis.decompositions
         errors = PlanErrors(table, self.plan, kept)
-        with self.progress.step("factor", self._weights) as update:
+        with self._factoring() as update:
             weights = factor_weights(table, self.plan, kept, self.repaired)
             for done, factored in enumerate(weights, start=1):
                 errors.add(factored)
@@ -117,7 +118,7 @@ class Compressed:
         original = self.basis.original
         check_fits(original.table, self.plan)
         model = original.copy()
-        with self.progress.step("factor", self._weights) as update:
+        with self._factoring() as update:
             low_rank = LowRankPass(
                 self.plan,
                 progress=update,
@@ -170,9 +171,15 @@ class Compressed:
             )
         return plan
 
-    @property
-    def _weights(self) -> int:
-        return len({site.weight for site in self.plan.factored})
+    @contextmanager
+    def _factoring(self) -> Iterator[Update]:
+        """The step, with as many threads as the sizes are worth."""
+        weights = len({site.weight for site in self.plan.factored})
+        with (
+            limited(self.basis.original.widest),
+            self.progress.step("factor", weights) as update,
+        ):
+            yield update
 
     def _sink_for(self, output: Path) -> AbstractContextManager[Sink]:
         large = data_files(self.basis.original.model)

@@ -43,6 +43,7 @@ from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.threads import limited
 
 _NO_STATISTICS = (
     "calibration can look at no site (all are inside an If, Loop or Scan, or there are none): the "
@@ -102,8 +103,9 @@ class Learned:
             NotDifferentiableError: gradients were asked for, and the model has none.
             NothingToCompressError: no weight can be factored with a gain.
         """
-        basis = share_siblings(self.basis(request))
-        return self._factored(basis, plan_on(basis, self.meter))
+        with limited(self.original.widest):
+            basis = share_siblings(self.basis(request))
+            return self._factored(basis, plan_on(basis, self.meter))
 
     def apply(self, plan: CompressionPlan) -> Compressed:
         """Carry out a plan that was made elsewhere, or edited.
@@ -116,7 +118,8 @@ class Learned:
         require_gain(plan)
         basis = rejoin(self._basis_of(plan), plan)
         check_fits(basis.original.table, plan)
-        return self._factored(basis, plan)
+        with limited(self.original.widest):
+            return self._factored(basis, plan)
 
     def basis(self, request: CompressionSpec) -> Basis:
         """What ``request`` stands on, every site by itself.
@@ -233,6 +236,7 @@ def learn(
     """
     settings = settings or RunSettings()
     original = model if isinstance(model, Original) else open_original(model)
-    evidence = None if samples is None else Evidence(original, samples, settings)
+    with limited(original.widest):
+        evidence = None if samples is None else Evidence(original, samples, settings)
     meter = Meter(original, benchmark, samples=priced_on or samples, settings=settings)
     return Learned(original, settings, evidence, meter, held_out)

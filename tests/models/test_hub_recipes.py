@@ -12,7 +12,6 @@ import hf_models
 import numpy as np
 import pytest
 from cli_runner import start
-from compress_onnx.pipeline.translate.run import run_translation
 from studies.reproduction import attention, fine_tuning, translation, workplace
 
 from compress_onnx.pipeline.recipe import (
@@ -195,7 +194,7 @@ def test_a_translation_recipe_runs_on_what_stands_in_for_the_hub(hub, name):
         update={"metric": recipe.metric.model_copy(update={"max_new_tokens": 5})}
     )
 
-    report = run_translation(short, hub / "bundle", base_dir=hub)
+    report = run_recipe(short, hub / "bundle", base_dir=hub)
 
     assert list(report.candidate.languages) == list(LANGUAGES)
     assert report.candidate.mean.sentences == 3 * len(LANGUAGES)

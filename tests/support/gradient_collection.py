@@ -14,11 +14,11 @@ from pathlib import Path
 
 import graph_collection
 import onnx
-from compress_onnx.pipeline.compress.subject import open_subject
 from stranger_graphs import STRANGERS
 
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.pipeline.evidence.gradients import output_gradients
+from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
 
@@ -90,7 +90,7 @@ def of_export(name: str, exporter: str, opset: int) -> Finding:
 
 
 def _finding(name: str, exporter: str, path: Path, samples: Samples) -> Finding:
-    subject = open_subject(path)
+    subject = open_original(path)
     sites = len(subject.table.sites)
     try:
         found = output_gradients(

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from graphs import canonical, model, weights
 
-from compress_onnx.graph_passes.rewriting.cleanup import cleanup
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 
 TRACES = (
     "namespace",
@@ -33,7 +33,7 @@ def documented() -> onnx.ModelProto:
 
 def cleaned(proto: onnx.ModelProto) -> onnx.ModelProto:
     work = canonical(proto)
-    cleanup(work)
+    CleanupPass()(work)
     return ir.to_proto(work)
 
 

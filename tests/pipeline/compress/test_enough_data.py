@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-from compress_onnx.pipeline.compress.study import Researcher, plan_study
-from compress_onnx.pipeline.compress.subject import calibrate_subject, evaluate_plan, open_subject
 from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.enough_data import held_out_errors, too_few_rows
 from compress_onnx.pipeline.compress.holdout import hold_out
+from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.evidence.collected import Evidence
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.runtime.samples import every_nth
 
 FEATURES = (24, 32, 16)
 
 
 def studied(tmp_path, count, sequential=False):
-    """The subject, its study on ``count`` samples of three rows each, the plan, the factors."""
-    subject = open_subject(saved(tmp_path, two_layers(FEATURES)[0]))
-    researcher = Researcher(subject, samples(FEATURES[0], count=count))
+    """What is made of ``count`` samples of three rows each."""
+    path = saved(tmp_path, two_layers(FEATURES)[0])
     request = CompressionSpec(
         method=MethodSpec(name="asvd"), rank=6, rank_multiple=1, sequential=sequential
     )
-    study = researcher.study(request)
-    plan = plan_study(subject, study)
-    return subject, study, plan, researcher.factor(plan, study)
+    return learn(path, samples(FEATURES[0], count=count)).compress(request)
 
 
-def held_out_statistics(subject):
-    return calibrate_subject(subject, samples(FEATURES[0], count=100, seed=9)).stats
+def on_others(made):
+    others = samples(FEATURES[0], count=100, seed=9)
+    return remeasured(made, Evidence(made.basis.original, others, RunSettings()).stats)
+
+
+def remeasured(made, stats):
+    basis = made.basis
+    return held_out_errors(
+        basis.original.table, made.plan, basis.decompositions, stats, made.repaired
+    )
 
 
 def test_few_rows_have_no_error_on_themselves_and_a_large_one_on_others(tmp_path):
-    subject, study, plan, ready = studied(tmp_path, 1)
-    itself = evaluate_plan(subject, plan, study.calibration, ready=ready).error
-    other = held_out_errors(subject.table, plan, study.stats, held_out_statistics(subject), ready)
+    made = studied(tmp_path, 1)
+    itself, other = made.evaluated().error, on_others(made)
     assert itself.reached < 1e-5
     assert other.error.metric == "activation"
     assert other.error.reached > 0.3
@@ -44,25 +49,21 @@ def test_few_rows_have_no_error_on_themselves_and_a_large_one_on_others(tmp_path
 
 def test_many_rows_have_the_same_error_on_others(tmp_path):
     for sequential in (False, True):
-        subject, study, plan, ready = studied(tmp_path, 400, sequential)
-        itself = evaluate_plan(subject, plan, study.calibration, ready=ready).error
-        other = held_out_errors(
-            subject.table, plan, study.stats, held_out_statistics(subject), ready
-        ).error
+        made = studied(tmp_path, 400, sequential)
+        itself, other = made.evaluated().error, on_others(made).error
         assert abs(other.reached / itself.reached - 1) < 0.1
 
 
 def test_on_its_own_samples_nothing_changes(tmp_path):
-    subject, study, plan, ready = studied(tmp_path, 50)
-    itself = evaluate_plan(subject, plan, study.calibration, ready=ready)
-    assert held_out_errors(subject.table, plan, study.stats, study.stats, ready) == itself
+    made = studied(tmp_path, 50)
+    assert remeasured(made, made.basis.stats) == made.evaluated()
 
 
 def test_notes_count_rows_against_ranks_and_features(tmp_path):
     notes = {}
     for count in (1, 5, 20):  # 3, 15 and 60 rows, for rank 6 and 24 or 32 features
-        subject, study, plan, _ = studied(tmp_path, count)
-        notes[count] = too_few_rows(subject.table, plan, study.stats)
+        made = studied(tmp_path, count)
+        notes[count] = too_few_rows(made.basis.original.table, made.plan, made.basis.stats)
     (below_rank,), (below_width,) = notes[1], notes[5]
     assert "2 weights have fewer rows than their rank (the worst first: 3 for rank 6)" in below_rank
     assert "2 weights have fewer rows than input features" in below_width
@@ -70,8 +71,8 @@ def test_notes_count_rows_against_ranks_and_features(tmp_path):
 
 
 def test_weights_without_statistics_are_not_counted(tmp_path):
-    subject, _, plan, _ = studied(tmp_path, 1)
-    assert too_few_rows(subject.table, plan, {}) == ()
+    made = studied(tmp_path, 1)
+    assert too_few_rows(made.basis.original.table, made.plan, {}) == ()
 
 
 def test_any_share_can_be_held_out():

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from compress_onnx.pipeline.compress.study import Researcher, plan_study
-from compress_onnx.pipeline.compress.subject import open_subject
 from onnx import numpy_helper
 from tiny_models import saved, two_layers
 
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.sequential import repaired
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -22,13 +21,11 @@ FEATURES = (24, 32, 16)
 
 def factored(tmp_path, x, method="asvd"):
     """The products of the factors of both weights, after repair on ``x``."""
-    subject = open_subject(saved(tmp_path, two_layers(FEATURES)[0]))
-    researcher = Researcher(subject, Samples({"x": x}))
+    path = saved(tmp_path, two_layers(FEATURES)[0])
     request = CompressionSpec(
         method=MethodSpec(name=method), params=0.5, rank_multiple=2, sequential=True
     )
-    study = researcher.study(request)
-    found = researcher.factor(plan_study(subject, study), study)
+    found = learn(path, Samples({"x": x})).compress(request).repaired
     return {key: factorization.product() for key, factorization in found.items()}
 
 
@@ -70,10 +67,9 @@ def test_values_that_overflow_are_one_line(tmp_path, method):
     path = saved(tmp_path, proto)
     x = np.ones((4, 3, FEATURES[0]), np.float32)
     x[2] = 1e4 * np.sign(weights["first.weight"][:, 0])
-    subject = open_subject(path)
     request = CompressionSpec(method=MethodSpec(name=method), params=0.5, sequential=True)
     with pytest.raises(DataError, match="'h1' is NaN or infinite on these samples"):
-        Researcher(subject, Samples({"x": x})).study(request)
+        learn(path, Samples({"x": x})).basis(request)
 
 
 def test_a_reference_of_nan_is_refused(tmp_path):
@@ -86,7 +82,6 @@ def test_a_reference_of_nan_is_refused(tmp_path):
 
 def test_gradients_of_nan_are_not_left_out(tmp_path):
     path = saved(tmp_path, two_layers(FEATURES, activation="Sqrt")[0])
-    subject = open_subject(path)
     x = np.random.default_rng(0).standard_normal((4, 3, FEATURES[0])).astype(np.float32)
     with pytest.raises(DataError, match="the input or the gradient of first is NaN or infinite"):
-        Researcher(subject, Samples({"x": x})).differentiate("positions")
+        learn(path, Samples({"x": x})).evidence.gradients("positions")

@@ -3,17 +3,18 @@
 import numpy as np
 import onnx
 import pytest
-from compress_onnx.pipeline.compress.study import Researcher, plan_study
-from compress_onnx.pipeline.compress.subject import open_subject
 from gradient_collection import EXPORTS, of_export, of_stranger
 from stranger_graphs import STRANGERS
 
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.evidence.adjoint import Adjoint, prepared
 from compress_onnx.pipeline.evidence.gradients import backward
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import self_contained, shift_outputs
 from compress_onnx.pipeline.evidence.sizes import declare_sizes, shapes_of
+from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 ONE_THREAD = SessionSpec(threads=1)
@@ -36,7 +37,7 @@ def subject(tmp_path):
     def opened(name):
         path = tmp_path / "model.onnx"
         onnx.save(STRANGERS[name].build(), path)
-        return open_subject(path)
+        return open_original(path)
 
     return opened
 
@@ -100,7 +101,7 @@ def test_gradients_are_finite_differences(name, subject):
     opened, samples = subject(name), STRANGERS[name].samples(3)
     # A step at a router changes who is chosen, which no gradient tells.
     sites = [site for site in opened.table.sites if site.weight.key != "router"]
-    folder = opened.path.parent
+    folder = opened.data_folder
     half = STRANGERS[name].dtype == "float16"
 
     def seeding(value, batch):
@@ -142,30 +143,30 @@ BUDGETS = {"share": {"params": 0.7, "rank_multiple": 1}, "rank": {"rank": 2}}
 @pytest.mark.parametrize("name", sorted(WITHOUT))
 def test_auto_falls_back_and_says_so(name, budget, subject):
     opened = subject(name)
-    researcher = Researcher(opened, STRANGERS[name].samples(), spec=ONE_THREAD, batch_size=2)
-    study = researcher.study(CompressionSpec.model_validate(BUDGETS[budget]))
-    plan = plan_study(opened, study)
-    assert study.request.method.name == "asvd"
+    learned = learn(opened, STRANGERS[name].samples(), RunSettings(ONE_THREAD, batch_size=2))
+    made = learned.compress(CompressionSpec.model_validate(BUDGETS[budget]))
+    plan = made.plan
+    assert made.basis.request.method.name == "asvd"
     assert "sensitivity is measured instead" in plan.notes[0]
     assert WITHOUT[name] in plan.notes[0]
-    assert researcher.factor(plan, study)
+    assert made.repaired
 
 
 @pytest.mark.parametrize("name", ["multi-head-attention", "reshape-through-shape-11"])
 def test_sensitivity_needs_no_rank(name, subject):
     opened = subject(name)
-    researcher = Researcher(opened, STRANGERS[name].samples(), spec=ONE_THREAD, batch_size=2)
+    learned = learn(opened, STRANGERS[name].samples(), RunSettings(ONE_THREAD, batch_size=2))
     request = CompressionSpec.model_validate(
         {"method": {"name": "asvd"}, "allocation": "sensitivity", "params": 0.6}
     )
-    slopes = researcher.study(request).slopes
+    slopes = learned.basis(request).slopes
     assert slopes
     assert all(slope > 0 for slope in slopes.values())
 
 
 def test_an_adjoint_follows_the_sizes_that_it_is_fed(subject):
     opened = subject("roll-open-axis")
-    graph = prepared(self_contained(opened.model, opened.path.parent))
+    graph = prepared(self_contained(opened.model, opened.data_folder))
     adjoint = Adjoint(graph, ["a"], ["y"], advice="give up", spec=ONE_THREAD)
     rng = np.random.default_rng(0)
     w2 = next(s for s in opened.table.sites if s.out_features == 4).weight.array()
@@ -180,7 +181,7 @@ def test_an_adjoint_follows_the_sizes_that_it_is_fed(subject):
 
 def test_a_shape_that_depends_on_the_data_stays_open(subject):
     opened = subject("experts-by-nonzero")
-    proto = self_contained(opened.model, opened.path.parent)
+    proto = self_contained(opened.model, opened.data_folder)
     samples = STRANGERS["experts-by-nonzero"].samples(3)
     declare_sizes(proto, dict(samples.inputs))
     shapes = shapes_of(proto)
@@ -196,10 +197,10 @@ def test_gradients_that_are_zero_everywhere_are_none(subject, tmp_path):
     proto.graph.node.append(onnx.helper.make_node("Sign", ["z"], ["y"]))
     path = tmp_path / "sign.onnx"
     onnx.save(proto, path)
-    opened = open_subject(path)
-    researcher = Researcher(opened, STRANGERS["fast-gelu"].samples(), spec=ONE_THREAD)
+    opened = open_original(path)
+    learned = learn(opened, STRANGERS["fast-gelu"].samples(), RunSettings(ONE_THREAD))
     with pytest.raises(NotDifferentiableError, match="no output has a gradient"):
-        researcher.differentiate("positions")
+        learned.evidence.gradients("positions")
 
 
 def test_a_graph_in_half_precision_has_gradients_in_single(subject):
@@ -209,7 +210,7 @@ def test_a_graph_in_half_precision_has_gradients_in_single(subject):
         opened.table.sites,
         samples,
         lambda value, _: np.ones(value.shape, np.float32),
-        data_folder=opened.path.parent,
+        data_folder=opened.data_folder,
         spec=ONE_THREAD,
     )
     assert all(values.gradient.dtype == np.float32 for values in found.values())

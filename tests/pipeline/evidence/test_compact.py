@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import small_models as small
-from compress_onnx.pipeline.compress.study import Researcher, plan_study
-from compress_onnx.pipeline.compress.subject import evaluate_plan, open_subject
 
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.compress.meter import Meter
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.evidence import calibrate, gradients
 from compress_onnx.pipeline.evidence.compact import compact
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -26,12 +25,8 @@ def samples():
 
 
 def plan_with(path, samples, method, cache):
-    subject = open_subject(path)
     request = CompressionSpec(method={"name": method}, params=0.5, rank_multiple=1)
-    researcher = Researcher(subject, samples, cache=cache)
-    study = researcher.study(request)
-    plan = plan_study(subject, study, Meter(path, samples=samples))
-    return evaluate_plan(subject, plan, study.calibration)
+    return learn(path, samples, RunSettings(cache=cache)).compress(request).evaluated()
 
 
 @pytest.mark.parametrize("method", ["asvd", "gauss-newton"])

@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
-from compress_onnx.pipeline.compress.study import Researcher, plan_study
-from compress_onnx.pipeline.compress.subject import calibrate_subject, open_subject
 from graphs import model, weights
 from tiny_models import saved
 
 from compress_onnx.graph_passes.errors import NothingToCompressError
 from compress_onnx.graph_passes.factorization import make_method
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
+from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.evidence.collected import Evidence
 from compress_onnx.pipeline.evidence.sensitivity import measure_slopes
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.runtime.samples import Samples
 
 LAYER = "g (float[N,8] x) => (float[N,6] y) { y = MatMul(x, w) }"
@@ -23,12 +26,18 @@ def test_the_slope_is_the_change_for_a_unit_of_error(tmp_path, name):
     """Inputs have a mean of 5: a bias that nobody corrects leaves the error that this makes."""
     path = saved(tmp_path, model(LAYER, weights(w=(8, 6))))
     x = 5 + np.random.default_rng(1).standard_normal((40, 8)).astype(np.float32)
-    samples, subject = Samples({"x": x}), open_subject(path)
-    stats = calibrate_subject(subject, samples).stats
+    samples, subject = Samples({"x": x}), open_original(path)
+    stats = Evidence(subject, samples, RunSettings()).stats
     method = make_method(name)
     groups = group_by_weight(subject.table.sites)
     slopes = measure_slopes(
-        subject.model, groups, method, stats, samples, share=SHARE, data_folder=tmp_path
+        subject.model,
+        groups,
+        method,
+        Decompositions(stats),
+        samples,
+        share=SHARE,
+        data_folder=tmp_path,
     )
     ((key, (site,)),) = groups.items()
     weight = site.weight.array()
@@ -45,10 +54,9 @@ def test_the_slope_is_the_change_for_a_unit_of_error(tmp_path, name):
 @pytest.mark.parametrize("allocation", ["auto", "sensitivity"])
 def test_a_model_without_sites_has_nothing_to_compress(tmp_path, method, allocation):
     graph = "g (float[N,8] x, float[8,6] w) => (float[N,6] y) { y = MatMul(x, w) }"
-    subject = open_subject(saved(tmp_path, model(graph, weights(w=(8, 6)))))
+    subject = open_original(saved(tmp_path, model(graph, weights(w=(8, 6)))))
     samples = Samples({"x": np.ones((4, 8), np.float32)})
     request = CompressionSpec.model_validate({"method": {"name": method}, "allocation": allocation})
     assert not subject.table.sites
-    study = Researcher(subject, samples).study(request)
     with pytest.raises(NothingToCompressError):
-        plan_study(subject, study)
+        learn(subject, samples).compress(request)

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import pytest
 import small_models as small
-from compress_onnx.pipeline.compress.subject import open_subject, plan_subject, write_compressed
 from stored import trained
 
 from compress_onnx.graph_passes.errors import RequestError
@@ -15,6 +14,7 @@ from compress_onnx.graph_passes.factorization.storage import Storage
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.rewriting.trainable import factors
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.files.model_file import load_model, model_size
 from compress_onnx.pipeline.measure.kernel_times import executed_op_counts
 from compress_onnx.pipeline.recipe import RecoverySpec
@@ -35,10 +35,9 @@ def reference(tmp_path):
 
 def written(reference, store: Storage, **arguments):
     """The compressed file and its plan."""
-    subject, output = open_subject(reference), reference.with_name(f"{store}.onnx")
+    output = reference.with_name(f"{store}.onnx")
     spec = CompressionSpec(method=MethodSpec(name="svd"), params=0.5, store=store)
-    plan = plan_subject(subject, spec, None)
-    return output, write_compressed(subject, plan, None, output, **arguments)
+    return output, learn(reference).compress(spec).write(output, **arguments)
 
 
 class TestFiles:
@@ -95,9 +94,9 @@ class TestFiles:
 
 @pytest.mark.parametrize("store", ["same", *ROUNDED])
 def test_a_budget_of_bytes_counts_what_is_stored(reference, store: Storage) -> None:
-    subject, output = open_subject(reference), reference.with_name("small.onnx")
+    output = reference.with_name("small.onnx")
     spec = CompressionSpec(method=MethodSpec(name="svd"), bytes=0.1, store=store, rank_multiple=1)
-    plan = write_compressed(subject, plan_subject(subject, spec, None), None, output)
+    plan = learn(reference).compress(spec).write(output)
     weights = sum(
         value.const_value.nbytes
         for name, value in load_model(output).graph.initializers.items()

@@ -12,7 +12,8 @@ from cli_runner import Cli, error_line
 from onnx import TensorProto, helper, numpy_helper
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.pipeline.compress import subject
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.model_file import INLINE_LIMIT_BYTES
 from compress_onnx.pipeline.recipe import RecoverySpec
@@ -35,9 +36,8 @@ def files(tmp_path, monkeypatch):
 @pytest.fixture
 def trained(files):
     """Arguments of a recovery of a compressed model."""
-    opened = subject.open_subject(files / "model.onnx")
-    plan = subject.plan_subject(opened, subject.CompressionSpec(params=0.5), None)
-    subject.write_compressed(opened, plan, None, files / "small.onnx", external_data=True)
+    compressed = learn(files / "model.onnx").compress(CompressionSpec(params=0.5))
+    compressed.write(files / "small.onnx", external_data=True)
     samples = Samples(dict(np.load(files / "data.npz")))
     settings = RecoverySpec(steps=60, budget=None, learning_rate=0.01)
     return files / "model.onnx", files / "small.onnx", samples, settings

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from compress_onnx.pipeline.compress.subject import calibrate_subject, open_subject
 from onnx import TensorProto, helper, numpy_helper
 
 from compress_onnx.graph_passes.errors import DataError, ModelFileError
 from compress_onnx.pipeline.cli.options import samples_for
+from compress_onnx.pipeline.evidence.collected import Evidence
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.inputs import (
@@ -112,7 +114,7 @@ def test_a_file_with_constants_calibrates_validates_and_benchmarks(tmp_path):
     model, data = flagged(tmp_path)
     samples = samples_for(model, data, None)
     assert samples.constants == {"scale", "flag"}
-    calibration = calibrate_subject(open_subject(model), samples, batch_size=4)
+    calibration = Evidence(open_original(model), samples, RunSettings(batch_size=4)).calibration
     assert calibration.stats["linear"].count == COUNT * 3
     report = validate(model, model, samples, batch_size=4)
     assert (report.samples, report.outputs[0].elements) == (COUNT, COUNT * 3 * 8)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 from cli_runner import Cli, error_line
-from compress_onnx.pipeline.compress.subject import open_subject, plan_subject
 from threadpoolctl import threadpool_info
 from tiny_models import saved, two_layers
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.plan import MethodSpec
-from compress_onnx.pipeline.compress import subject as subjects
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress import basis
+from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.runtime import threads
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session
 from compress_onnx.pipeline.runtime.threads import LARGE, limited, thread_count
@@ -79,15 +80,15 @@ def test_blas_gets_one_thread_for_small_matrices_and_all_for_large_ones(monkeypa
 @pytest.mark.parametrize(("rows", "expected"), [(LARGE - 1, 1), (LARGE, 8)])
 def test_a_plan_gets_the_threads_that_its_layers_are_worth(tmp_path, monkeypatch, rows, expected):
     seen = set()
-    plan = subjects.make_plan
+    plan = basis.make_plan
 
     def watched(*arguments):
         seen.update(blas_threads())
         return plan(*arguments)
 
-    monkeypatch.setattr(subjects, "make_plan", watched)
-    subject = open_subject(saved(tmp_path, two_layers((rows, 16, 16))[0]))
-    plan_subject(subject, subjects.CompressionSpec(method=MethodSpec(name="svd"), params=0.5), None)
+    monkeypatch.setattr(basis, "make_plan", watched)
+    path = saved(tmp_path, two_layers((rows, 16, 16))[0])
+    learn(path).compress(CompressionSpec(method=MethodSpec(name="svd"), params=0.5))
     assert seen == {expected}
 
 
