@@ -10,11 +10,8 @@ than is declared).
 
 from __future__ import annotations
 
-import lzma
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,24 +19,10 @@ import numpy as np
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.files.archive import ARCHIVE_ERRORS
 from compress_onnx.pipeline.runtime.inputs import ModelInput, constants_among
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import one_line
-
-ARCHIVE_ERRORS = (
-    OSError,
-    ValueError,  # numpy: pickled objects, a damaged header
-    EOFError,
-    MemoryError,
-    KeyError,  # zipfile: the directory names a member that is not there
-    RuntimeError,  # zipfile: encrypted, or (NotImplementedError) an unknown compression
-    SyntaxError,  # numpy: a header that is not a literal
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
-"""What ``zipfile`` and ``numpy.load`` raise on archives that are damaged or no archives."""
 
 
 def load_npz(

@@ -35,7 +35,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import OutputError, RequestError
-from compress_onnx.pipeline.data.npz import ARCHIVE_ERRORS
+from compress_onnx.pipeline.files.archive import ARCHIVE_ERRORS
 from compress_onnx.pipeline.files.atomic import atomic_file
 
 logger = logging.getLogger(__name__)

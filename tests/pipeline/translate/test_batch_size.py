@@ -8,7 +8,7 @@ from compress_onnx.pipeline.translate import parts
 
 def test_calibration_goes_by_the_settings(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(parts, "learn", lambda path, data, settings: seen.append((data, settings)))
+    monkeypatch.setattr(parts, "learn", lambda _, data, settings: seen.append((data, settings)))
     monkeypatch.setattr(parts, "open_original", lambda _path: None)
     settings = RunSettings(batch_size=3, seed=7)
 
