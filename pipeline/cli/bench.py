@@ -12,8 +12,14 @@ from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, print_benchmarks, print_gates
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.measure.gates import check_gates, measured_quantities, parse_gate
+from compress_onnx.pipeline.measure.gates import (
+    check_gates,
+    check_quantities,
+    measured_quantities,
+    parse_gate,
+)
 from compress_onnx.pipeline.measure.latency import measure_latency
+from compress_onnx.pipeline.measure.quantities import bench_quantities
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.results import BenchmarkReport
 
@@ -60,6 +66,7 @@ def bench(
     `compress-onnx bench model.onnx small.onnx --gate 'size_ratio<=0.9'`
     """
     gates = [parse_gate(text) for text in gate or ()]
+    check_quantities(gates, bench_quantities(provider))
     read = (reference, candidate, inputs, plan)
     outputs.check_outputs([outputs.benchmark_file(json_path)], read, force=force)
     settings = BenchmarkSpec(

@@ -10,7 +10,13 @@ import typer
 from compress_onnx.pipeline.cli import options
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, print_gates, print_validation
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.measure.gates import check_gates, measured_quantities, parse_gate
+from compress_onnx.pipeline.measure.gates import (
+    check_gates,
+    check_quantities,
+    measured_quantities,
+    parse_gate,
+)
+from compress_onnx.pipeline.measure.quantities import validate_quantities
 from compress_onnx.pipeline.measure.validate import validate as validate_models
 from compress_onnx.pipeline.runtime.inputs import (
     constants_among,
@@ -56,6 +62,8 @@ def validate(
     Real inputs matter: a model compressed for real data looks worse on made-up ones than it is.
     """
     gates = [parse_gate(text) for text in gate or ()]
+    outputs = [value.name for value in load_structure(reference).graph.output]
+    check_quantities(gates, validate_quantities(outputs))
     if inputs is not None:
         samples = options.samples_for(reference, inputs, mask)
     else:

@@ -14,6 +14,8 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export.permission import require_permission_of
 from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.measure.gates import check_quantities
+from compress_onnx.pipeline.measure.quantities import recipe_quantities
 from compress_onnx.pipeline.recipe import Recipe, TranslationMetric
 from compress_onnx.pipeline.recipes.single import prepare_model
 from compress_onnx.pipeline.report.heading import Heading
@@ -65,6 +67,7 @@ def prepare(
         CompressOnnxError: the model or the data cannot be had.
     """
     settings = settings_of(recipe, cache, progress, allow_code=allow_code)
+    check_quantities(recipe.gates, recipe_quantities(recipe))
     require_permission_of(recipe, base_dir, allow_code=allow_code)
     if isinstance(recipe.metric, TranslationMetric):
         return prepare_translation(recipe, folder, base_dir=base_dir, settings=settings)

@@ -26,9 +26,11 @@ from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import ExportedModel, export
 from compress_onnx.pipeline.files.bundle import copy_assets
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.measure.gates import check_gates, measured_quantities
+from compress_onnx.pipeline.measure.gates import check_gates, check_quantities, measured_quantities
 from compress_onnx.pipeline.measure.kernel_times import executed_op_counts
 from compress_onnx.pipeline.measure.latency import measure_latency
+from compress_onnx.pipeline.measure.metrics.check import check_metric
+from compress_onnx.pipeline.measure.quantities import recipe_quantities
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
 from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
@@ -277,6 +279,8 @@ def prepare_model(
             seed=recipe.seed,
             allow_code=settings.allow_code,
         )
+    outputs = [value.name for value in load_structure(exported.path).graph.output]
+    check_quantities(recipe.gates, recipe_quantities(recipe, outputs))
     if recipe.recovery is not None:
         check_trainable(exported.path)
     with watch.measure("load data"):
@@ -284,6 +288,8 @@ def prepare_model(
         samples = _samples(recipe, recipe.calibration, exported, base_dir, settings.allow_code)
         lessons = recipe.recovery.data if recipe.recovery else None
         training = _samples(recipe, lessons, exported, base_dir, settings.allow_code) or samples
+    if held_out is not None:
+        check_metric(recipe.metric, outputs, held_out.labels is not None)
     with watch.measure("calibrate"):
         learned = learn(
             exported.path,
