@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from compress_onnx.graph_passes.errors import ModelFileError
-from compress_onnx.graph_passes.factorization import ActivationStats, Factorization, make_method
+from compress_onnx.graph_passes.factorization import Factorization, make_method
 from compress_onnx.graph_passes.planning.bound import PlanErrors
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.factoring import factor_weights
 from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
@@ -49,14 +50,14 @@ class Compressed:
         plan: what every site becomes, without errors: :meth:`evaluated` measures these.
         repaired: factorizations by weight key that cannot be computed again for a site by itself.
         progress: shows the steps.
-        unseen: activation statistics of samples that nothing was learned from, by matrix name.
+        unseen: what samples that nothing was learned from tell about the weights; None without.
     """
 
     basis: Basis
     plan: CompressionPlan
     repaired: Mapping[str, Factorization] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
-    unseen: Mapping[str, ActivationStats] = field(default_factory=dict)
+    unseen: Decompositions | None = None
 
     def __str__(self) -> str:
         """What became of how many sites, in one line."""
@@ -85,7 +86,7 @@ class Compressed:
 
     def _held_out(self, plan: CompressionPlan) -> CompressionPlan:
         """``plan`` with the error of all its weights on samples that nothing was learned from."""
-        if not self.unseen:
+        if self.unseen is None:
             return plan
         table, kept = self.basis.original.table, self.basis.decompositions
         other = held_out_errors(table, self.plan, kept, self.unseen, self.repaired)
@@ -138,7 +139,7 @@ class Compressed:
 
     def write(
         self,
-        output: Path,
+        output: Path | str,
         *,
         keep_metadata: bool = False,
         external_data: bool | None = None,
@@ -160,7 +161,7 @@ class Compressed:
             OutputError: ``output`` cannot be written.
             ModelFileError: ONNX Runtime loads the original, but not the result.
         """
-        reference = self.basis.original.path
+        output, reference = Path(output), self.basis.original.path
         with self._sink_for(output) as sink:
             model, plan = self.rewritten(keep_metadata=keep_metadata, sink=sink)
             save_model(

@@ -67,7 +67,7 @@ def held_out_errors(
     table: SiteTable,
     plan: CompressionPlan,
     decompositions: Decompositions,
-    held_out: Mapping[str, ActivationStats],
+    held_out: Decompositions,
     ready: Mapping[str, Factorization] | None = None,
 ) -> CompressionPlan:
     """The plan with the errors of its factors on samples that calibration never saw.
@@ -76,7 +76,8 @@ def held_out_errors(
         table: the sites of the model, before any is rewritten.
         plan: what is factored.
         decompositions: what the factors are made from.
-        held_out: the statistics of the held-out samples; sites without keep their weight's error.
+        held_out: what the held-out samples tell about the weights; sites without statistics keep
+            their weight's error.
         ready: factorizations by weight key that are there already.
 
     Returns:
@@ -86,8 +87,7 @@ def held_out_errors(
     Raises:
         RequestError: the plan does not fit the model.
     """
-    unseen = Decompositions(held_out)
-    errors = PlanErrors(table, plan, unseen)
+    errors = PlanErrors(table, plan, held_out)
     for factored in factor_weights(table, plan, decompositions, ready):
-        errors.add(remeasured(factored, unseen))
+        errors.add(remeasured(factored, held_out))
     return errors.result()

@@ -70,9 +70,7 @@ class Learned:
     meter: Meter
     held_out: Samples | None = None
     _kept: dict[Objective | None, Decompositions] = field(default_factory=dict, repr=False)
-    _held_out_stats: dict[tuple[str, ...], Mapping[str, ActivationStats]] = field(
-        default_factory=dict, repr=False
-    )
+    _unseen_kept: dict[tuple[str, ...], Decompositions] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         """The model, its sites, and the data, in one line."""
@@ -180,15 +178,15 @@ class Learned:
             self._unseen(basis),
         )
 
-    def _unseen(self, basis: Basis) -> Mapping[str, ActivationStats]:
-        """Statistics of the held-out samples at the sites of ``basis``."""
+    def _unseen(self, basis: Basis) -> Decompositions | None:
+        """What the held-out samples tell about the weights of ``basis``; None without any."""
         if self.held_out is None:
-            return {}
+            return None
         key = tuple(site.name for site in basis.original.table.sites)
-        if key not in self._held_out_stats:
-            found = Evidence(basis.original, self.held_out, self.settings).stats
-            self._held_out_stats[key] = found
-        return self._held_out_stats[key]
+        if key not in self._unseen_kept:
+            found = Evidence(basis.original, self.held_out, self.settings)
+            self._unseen_kept[key] = Decompositions(found.stats)
+        return self._unseen_kept[key]
 
     def _repaired(self, basis: Basis, plan: CompressionPlan) -> Mapping[str, Factorization]:
         """The factorizations of a plan in sequence, by weight key; none of one that is not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tiny_models import samples, saved, two_layers
 
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.enough_data import held_out_errors, too_few_rows
@@ -33,7 +34,11 @@ def on_others(made):
 def remeasured(made, stats):
     basis = made.basis
     return held_out_errors(
-        basis.original.table, made.plan, basis.decompositions, stats, made.repaired
+        basis.original.table,
+        made.plan,
+        basis.decompositions,
+        Decompositions(stats),
+        made.repaired,
     )
 
 

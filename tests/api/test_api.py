@@ -1,0 +1,137 @@
+"""The Python API: what it takes, what it returns, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import small_models as small
+
+import compress_onnx
+from compress_onnx import request_of
+
+HALF = {"params": 0.5, "rank_multiple": 1}
+
+
+@pytest.fixture
+def path(tmp_path):
+    np.savez(tmp_path / "data.npz", **small.sentences(60))
+    return small.save(small.encoder(), tmp_path / "model.onnx")
+
+
+def factors(model):
+    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
+    return {i.name: onnx.numpy_helper.to_array(i) for i in proto.graph.initializer}
+
+
+@pytest.mark.parametrize("kind", ["path", "text", "proto", "ir"])
+def test_a_model_may_be_a_path_or_in_memory(path, kind):
+    models = {"path": path, "text": str(path), "proto": onnx.load(path), "ir": ir.load(path)}
+    before = path.read_bytes()
+    made = compress_onnx.compress(models[kind], data=small.sentences(60), **HALF)
+    expected = compress_onnx.compress(path, data=small.sentences(60), **HALF)
+
+    assert factors(made.model).keys() == factors(expected.model).keys()
+    for name, array in factors(made.model).items():
+        np.testing.assert_array_equal(array, factors(expected.model)[name])
+    assert path.read_bytes() == before
+
+
+def test_data_may_be_a_file_arrays_or_feeds_of_any_length(path):
+    whole = small.sentences(60)
+    feeds = [{name: array[row : row + 1] for name, array in whole.items()} for row in range(60)]
+    lengths = [int(feed["attention_mask"].sum()) for feed in feeds]
+    short = [
+        {n: a[:, :length] for n, a in f.items()} for f, length in zip(feeds, lengths, strict=True)
+    ]
+    plans = [
+        compress_onnx.compress(path, data=data, **HALF).plan.parameters_after
+        for data in (path.with_name("data.npz"), whole, iter(feeds), short)
+    ]
+    assert len(set(plans)) == 1
+
+
+def test_feeds_that_do_not_fit_together_are_one_line(path):
+    with pytest.raises(compress_onnx.CompressOnnxError, match="no feeds at all"):
+        compress_onnx.learn(path, [])
+    with pytest.raises(compress_onnx.CompressOnnxError, match="differ in their inputs"):
+        compress_onnx.learn(path, [{"input_ids": np.ones((1, 3), np.int64)}, {}])
+
+
+def test_results_print_and_are_plain_data(path):
+    learned = compress_onnx.learn(path, path.with_name("data.npz"))
+    made = learned.compress(request_of(**HALF))
+    plan = made.write(path.with_name("small.onnx"))
+    report = compress_onnx.validate(path, path.with_name("small.onnx"), small.sentences(9, seed=3))
+
+    assert "3 linear sites" in str(learned)
+    assert "of 3 sites factored" in str(made)
+    assert "relative L2" in str(report)
+    assert json.loads(json.dumps(made.to_dict()))["budget"] == plan.budget
+    assert json.loads(json.dumps(report.to_dict()))["samples"] == 9
+    assert plan.held_out_error is not None
+    assert plan.held_out_error.reached > plan.error.bound
+
+
+def test_a_damaged_model_is_seen(path):
+    same = compress_onnx.validate(path, path, small.sentences(9))
+    damaged = onnx.load(path)
+    weight = next(i for i in damaged.graph.initializer if i.name == "wq")
+    weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), "wq"))
+    other = compress_onnx.validate(path, damaged, small.sentences(9))
+
+    assert max(output.relative_l2 for output in same.outputs) == 0
+    assert max(output.relative_l2 for output in other.outputs) > 0.1
+
+
+def test_a_callback_hears_of_the_steps(path):
+    heard = []
+    settings = compress_onnx.RunSettings(
+        progress=compress_onnx.Calls(lambda *step: heard.append(step))
+    )
+    compress_onnx.compress(path, data=small.sentences(60), settings=settings, **HALF)
+
+    steps = dict.fromkeys(name for name, _, _ in heard)
+    assert list(steps)[:2] == ["calibrate", "differentiate"]
+    done = [(done, total) for name, done, total in heard if name == "calibrate"]
+    assert done[0][0] == 0
+    assert done[-1][0] == done[-1][1]
+
+
+def test_analyze_changes_nothing(path):
+    plan = compress_onnx.analyze(path, params=0.5)
+    assert all(site.error.bound > 0 for site in plan.factored)
+    assert len(list(path.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"parms": 0.5}, "parms"),
+        ({"params": 2.0}, "between 0 and 1"),
+        ({"method": "svdx"}, "svdx"),
+        ({"method": "svdlora:stages"}, "KEY=VALUE"),
+    ],
+)
+def test_a_wrong_request_is_one_line(path, request_, said):
+    with pytest.raises(compress_onnx.CompressOnnxError, match=said) as caught:
+        compress_onnx.compress(path, **request_)
+    assert "\n" not in str(caught.value)
+
+
+def test_everything_public_is_there_and_loads_late():
+    for name in compress_onnx.__all__:
+        assert getattr(compress_onnx, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = compress_onnx.nothing
+    program = "import sys, compress_onnx.graph_passes as g; g.find_sites; "
+    program += "print('onnxruntime' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
