@@ -13,7 +13,7 @@ import pytest
 import small_models as small
 
 import compress_onnx
-from compress_onnx import request_of
+from compress_onnx.pipeline.api import request_of
 
 HALF = {"params": 0.5, "rank_multiple": 1}
 
@@ -46,9 +46,8 @@ def test_data_may_be_a_file_arrays_or_feeds_of_any_length(path):
     whole = small.sentences(60)
     feeds = [{name: array[row : row + 1] for name, array in whole.items()} for row in range(60)]
     lengths = [int(feed["attention_mask"].sum()) for feed in feeds]
-    short = [
-        {n: a[:, :length] for n, a in f.items()} for f, length in zip(feeds, lengths, strict=True)
-    ]
+    pairs = zip(feeds, lengths, strict=True)
+    short = [{n: a[:, :length] for n, a in feed.items()} for feed, length in pairs]
     plans = [
         compress_onnx.compress(path, data=data, **HALF).plan.parameters_after
         for data in (path.with_name("data.npz"), whole, iter(feeds), short)

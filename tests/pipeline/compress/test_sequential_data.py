@@ -13,6 +13,8 @@ from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.sequential import repaired
+from compress_onnx.pipeline.evidence.gradients import output_gradients
+from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -83,5 +85,12 @@ def test_a_reference_of_nan_is_refused(tmp_path):
 def test_gradients_of_nan_are_not_left_out(tmp_path):
     path = saved(tmp_path, two_layers(FEATURES, activation="Sqrt")[0])
     x = np.random.default_rng(0).standard_normal((4, 3, FEATURES[0])).astype(np.float32)
+    original = open_original(path)
     with pytest.raises(DataError, match="the input or the gradient of first is NaN or infinite"):
-        learn(path, Samples({"x": x})).evidence.gradients("positions")
+        output_gradients(
+            original.model,
+            original.digest,
+            original.table.sites,
+            Samples({"x": x}),
+            data_folder=original.data_folder,
+        )
