@@ -94,12 +94,16 @@ def project(weight: Array, root: Float64 | None = None) -> Projection:
 def squared_spectrum(weight: Array, covariance: Float64 | None = None) -> Float64:
     """``[q]`` the squared singular values of ``C^½ W``, largest first, without their vectors.
 
+    NaN throughout where the weight is not finite.
+
     Args:
         weight: ``[K, N]``.
         covariance: ``[K, K]`` C; None for the identity.
     """
     exact = weight.astype(np.float64)
     rows, columns = exact.shape
+    if not np.isfinite(exact).all():
+        return np.full(min(rows, columns), np.nan)
     if columns <= rows:
         seen = exact.T @ (exact if covariance is None else covariance @ exact)  # [N, N]
     else:

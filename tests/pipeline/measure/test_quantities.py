@@ -13,7 +13,7 @@ from test_gates import BENCHMARK, SIZE, VALIDATION
 from typer.main import get_command
 
 from compress_onnx.graph_passes.errors import DataError, RequestError
-from compress_onnx.pipeline.cli import app
+from compress_onnx.pipeline.cli.dispatch import app
 from compress_onnx.pipeline.measure.gates import (
     check_quantities,
     measured_quantities,
@@ -46,7 +46,11 @@ ACCURACY = AccuracyMetric(kind="accuracy")
 FILLING = MaskFillingMetric(kind="mask-filling", top_k=1)
 SOURCE = {"model": "model.onnx"}
 NPZ = {"kind": "npz", "path": "data.npz"}
-GETTEXT = {"kind": "gettext", "packages": "r.txt", "languages": ["de", "fr"], "split": "test"}
+GETTEXT = {
+    "kind": "python",
+    "loader": "data/translations.py:pairs",
+    "arguments": {"languages": ["de", "fr"], "split": "test"},
+}
 
 
 def recipe(**settings: object) -> Recipe:
