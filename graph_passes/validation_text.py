@@ -12,5 +12,7 @@ def first_problem(error: ValidationError) -> str:
     text = {"extra_forbidden": "unknown key", "missing": "this key is required"}.get(
         problem["type"], problem["msg"]
     )
+    if problem["type"] == "literal_error":
+        text = f"{problem['input']!r} is none of {problem['ctx']['expected']}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{key}: {text}{more}"

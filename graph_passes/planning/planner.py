@@ -127,7 +127,7 @@ def _check(request: CompressionSpec, table: SiteTable, *, measured: bool) -> Non
     """Refuse what makes no sense for this model, whatever its weights are."""
     check_opset(request.store, table.opset)
     method = make_method(request.method.name, request.method.options)
-    if method.needs_activations and not measured:
+    if method.needs_activations and not measured and table.sites:
         raise RequestError(
             f"method {request.method.name} looks at activations: give calibration data, or use svd"
         )

@@ -11,7 +11,7 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.recipe import Recipe
-from compress_onnx.pipeline.recipes.experiment import Experiment
+from compress_onnx.pipeline.recipes.single import ModelExperiment
 from compress_onnx.pipeline.recipes.sweep import grid, sweep
 
 METHODS = [MethodSpec(name="svd"), MethodSpec(name="asvd")]
@@ -46,15 +46,15 @@ def test_a_variant_without_gain_is_a_row_that_says_so(tmp_path):
 
 def test_each_variant_has_an_empty_folder_that_goes(tmp_path, monkeypatch):
     folders = []
-    compress = Experiment.compress
+    write = ModelExperiment.write
 
-    def watched(experiment, request, candidate):
+    def watched(experiment, compressed, candidate):
         folders.append(candidate.parent)
         assert [folder for folder in folders if folder.exists()] == [candidate.parent]
         assert not list(candidate.parent.iterdir())
-        return compress(experiment, request, candidate)
+        return write(experiment, compressed, candidate)
 
-    monkeypatch.setattr(Experiment, "compress", watched)
+    monkeypatch.setattr(ModelExperiment, "write", watched)
     sweep(recipe(tmp_path), grid(CompressionSpec(), METHODS, {}, []), base_dir=tmp_path)
     assert len(set(folders)) == 2
     assert not any(folder.exists() for folder in folders)

@@ -152,5 +152,11 @@ def test_an_operator_without_gradient_is_named():
         y = MaxRoiPool<pooled_shape = [2, 2]>(h, rois)
     }"""
     proto = graph(text, {**weights(w=(6, 4)), "rois": np.zeros((1, 5), np.float32)})
+    distillation = Distillation(proto, ["w"], [Compared("y", 4, pooled=False)], ONE_THREAD)
+    feeds = weights(
+        w=(6, 4),
+        x=(1, 1, 4, 6),
+        **{target_of("y"): (1, 1, 2, 2), weight_of("y"): (1, 1, 2, 1)},
+    )
     with pytest.raises(NotDifferentiableError, match=r"no gradient .*MaxRoiPool"):
-        Distillation(proto, ["w"], [Compared("y", 4, pooled=False)], ONE_THREAD)
+        distillation.gradient(feeds)

@@ -20,6 +20,7 @@ from compress_onnx.graph_passes.planning.plan import MethodSpec, read_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.files.bundle import verify_manifest
 from compress_onnx.pipeline.recipe import Recipe, SourceSpec
+from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.report import read_report
 from compress_onnx.pipeline.translate.experiment import prepare_translation
 from compress_onnx.pipeline.translate.export_parts import export_encoder_decoder
@@ -147,7 +148,8 @@ def written(folder, **changes):
 
 def prepared(root, folder, **changes):
     folder.mkdir(exist_ok=True)
-    return prepare_translation(Recipe.model_validate(RECIPE | changes), folder, base_dir=root)
+    recipe = Recipe.model_validate(RECIPE | changes)
+    return prepare_translation(recipe, folder, base_dir=root, settings=settings_of(recipe))
 
 
 @pytest.mark.slow
