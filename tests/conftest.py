@@ -8,11 +8,15 @@ that is about threads says so itself.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 for variable in ("COMPRESS_ONNX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 # A console that finds a width here keeps it, whatever a test sets later.
 os.environ.pop("COLUMNS", None)
+# Studies are started as processes of their own (`python -m studies.peers`).
+_DOCS = str(Path(__file__).parents[1] / "docs")
+os.environ["PYTHONPATH"] = os.pathsep.join([_DOCS, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from hypothesis import settings  # noqa: E402  # imports numpy
 

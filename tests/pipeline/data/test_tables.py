@@ -90,8 +90,8 @@ def test_hub_without_network_is_one_clear_line(tmp_path):
     pytest.importorskip("datasets")
     script = (
         "from pathlib import Path\n"
-        "from graph_passes.errors import DataError\n"
-        "from pipeline.data.hub import load_table\n"
+        "from compress_onnx.graph_passes.errors import DataError\n"
+        "from compress_onnx.pipeline.data.hub import load_table\n"
         "try:\n"
         "    load_table('nobody/nothing', None, 'test', base_dir=Path())\n"
         "except DataError as error:\n"

@@ -211,7 +211,7 @@ def test_exit_codes_say_what_went_wrong(root, reused, cli, tmp_path):
     refused = cli("run", written(root), "-o", bundle, "--max-drop", "0.1", code=2)
     assert "max_drop does not apply" in error_line(refused)
     refused = cli("analyze", written(root), code=2)
-    assert "only `run` and `sweep`" in error_line(refused)
+    assert "analyze takes models of one graph" in error_line(refused)
     assert not bundle.exists()
 
 
