@@ -96,6 +96,7 @@ def test_minilm_methods_rank_as_published(prepared, tmp_path):
     assert cosine["asvd"] >= 0.84
 
 
+@pytest.mark.timeout(1800)  # MiniLM on one thread beside another worker
 @pytest.mark.parametrize(
     ("name", "orm_class", "output"),
     [
