@@ -237,7 +237,7 @@ def test_a_forced_token_names_the_language(root, reused, tmp_path):
     swapped = BY_TOKEN | {"codes": {"de": CODES["fr"], "fr": CODES["de"]}}
     other = prepared(root, tmp_path / "y", source=source, metric=swapped)
     assert other.translate(other.reference) != texts
-    beginnings = experiment.samples.decoder.inputs["input_ids"]
+    beginnings = experiment.learned.decoder.samples.inputs["input_ids"]
     names = experiment.languages.tokenizer.convert_ids_to_tokens(beginnings[:, 1])
     assert set(names) == set(CODES.values())
     (tmp_path / "candidate").mkdir()
