@@ -139,8 +139,11 @@ class Decomposition(Protocol):
             RequestError: ``storage`` cannot hold them.
         """
 
-    def nested(self, limit: int) -> Decomposition:
-        """The same for ranks up to ``limit``, without the metric that it was made in."""
+    def nested(self, limit: int) -> Decomposition | None:
+        """The same for ranks up to ``limit``, without the metric that it was made in.
+
+        None where the factors of a rank are not part of those of a larger one.
+        """
 
 
 class Method(Protocol):

@@ -63,9 +63,12 @@ class StackDecomposition:
         energies: Float64 = np.array([part.energy for part in self.parts])
         return self.shares * energies
 
-    def nested(self, limit: int) -> StackDecomposition:
+    def nested(self, limit: int) -> StackDecomposition | None:
         """The same for ranks up to ``limit``, without the metrics of the matrices."""
-        nested = [part.nested(limit) for part in self.parts]
+        parts = [part.nested(limit) for part in self.parts]
+        nested = [part for part in parts if part is not None]
+        if len(nested) < len(parts):
+            return None
         return StackDecomposition(self.leading, nested, self.shares)
 
     def factorize(self, rank: int, storage: Storage = "same") -> Factorization:

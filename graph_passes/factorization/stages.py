@@ -70,14 +70,10 @@ class ProjectedWeight:
         """The decomposition of each matrix: of the only one."""
         return (self,)
 
-    def nested(self, limit: int) -> NestedFactors:
-        """The factors of every rank up to ``limit``, of one stage.
-
-        Raises:
-            ValueError: there are several stages, whose factors are not nested.
-        """
+    def nested(self, limit: int) -> NestedFactors | None:
+        """The factors of every rank up to ``limit``; None where there are several stages."""
         if self.stages != 1:
-            raise ValueError("the factors of several stages are not nested")
+            return None
         down, up = self._factors(self.projection, self.projection.basis(limit))
         kept = np.result_type(self.weight.dtype, np.float32)
         return NestedFactors(

@@ -32,7 +32,7 @@ from compress_onnx.graph_passes.allocation.least_damage import least_possible
 from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.evidence import evidence_in
-from compress_onnx.graph_passes.planning.factoring import FactoredWeight
+from compress_onnx.graph_passes.planning.factoring import FactoredWeight, remeasured
 from compress_onnx.graph_passes.planning.fitting import recounted
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, PlanError, SiteError
 from compress_onnx.graph_passes.planning.ranks import candidate_of
@@ -47,21 +47,30 @@ class PlanErrors:
         table: the sites of the model, before any is rewritten.
         plan: what is carried out.
         decompositions: of its weights, with what is known about their inputs.
+        unseen: what samples that nothing was made from tell about the inputs; None without any.
     """
 
     def __init__(
-        self, table: SiteTable, plan: CompressionPlan, decompositions: Decompositions
+        self,
+        table: SiteTable,
+        plan: CompressionPlan,
+        decompositions: Decompositions,
+        unseen: Decompositions | None = None,
     ) -> None:
         self._groups = group_by_weight(table.sites)
         self._plan = recounted(table, plan)
         self._decompositions = decompositions
         self._errors: dict[str, SiteError] = {}
         self._least: dict[str, Float64] = {}
+        self._unseen = unseen
+        self._elsewhere = None if unseen is None else PlanErrors(table, plan, unseen)
 
     def add(self, factored: FactoredWeight) -> None:
         """Note what became of one weight."""
         self._errors[factored.plan.weight] = factored.error
         self._least[factored.plan.weight] = factored.least
+        if self._elsewhere is not None and self._unseen is not None:
+            self._elsewhere.add(remeasured(factored, self._unseen))
 
     def result(self) -> CompressionPlan:
         """The plan with the error of each weight, and of all together, and with true figures.
@@ -72,7 +81,10 @@ class PlanErrors:
             site.model_copy(update={"error": self._errors.get(site.weight)})
             for site in self._plan.sites
         )
-        return self._plan.model_copy(update={"sites": sites, "error": self._whole()})
+        elsewhere = None if self._elsewhere is None else self._elsewhere.result().error
+        return self._plan.model_copy(
+            update={"sites": sites, "error": self._whole(), "held_out_error": elsewhere}
+        )
 
     def _whole(self) -> PlanError | None:
         chosen = {site.weight: site for site in self._plan.selected}

@@ -33,6 +33,11 @@ MEMORY_LIMIT_BYTES = 256_000_000
 """What kept factors may take in memory, all together."""
 
 
+Sites = tuple[str, ...]
+"""The names of the sites that share a weight. They tell siblings that were joined in one way from
+those that were joined in another, whose weights may have the same name."""
+
+
 class Decompositions:
     """What is known about each weight, with the decompositions that were made from it.
 
@@ -47,8 +52,8 @@ class Decompositions:
         memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     ) -> None:
         self.stats: Mapping[str, ActivationStats] = stats or {}
-        self._kept: dict[tuple[Method, str], Decomposition] = {}
-        self._least: dict[str, Float64] = {}
+        self._kept: dict[tuple[Method, Sites], Decomposition] = {}
+        self._least: dict[Sites, Float64] = {}
         self._shelf = _Shelf(memory_limit_bytes)
 
     def known(self, sites: Sequence[LinearSite]) -> Known:
@@ -62,37 +67,42 @@ class Decompositions:
             ValueError: the method needs statistics that there are not.
         """
         weight = sites[0].weight
-        key = method, weight.key
+        key = method, _names(sites)
         limit = largest_paying_rank(*weight.shape)
         if rank <= limit and key in self._kept:
             return self._kept[key]
         found = decompose(method, weight.array(), self.known(sites))
-        if getattr(method, "stages", 1) == 1:
-            nested = found.nested(limit)
-            self._kept[key] = nested
-            self._shelf.put(nested)
-            return nested if rank <= limit else found
-        return found
+        nested = found.nested(limit)
+        if nested is None:
+            return found
+        self._kept[key] = nested
+        self._shelf.put(nested)
+        return nested if rank <= limit else found
 
     def least(self, sites: Sequence[LinearSite]) -> Float64:
         """``[q + 1]`` the least squared error of the weight at each rank, in the best metric known.
 
         That is the metric of the inputs where there are statistics, else that of the weight.
         """
-        weight, known = sites[0].weight, self.known(sites)
-        if weight.key not in self._least:
+        names = _names(sites)
+        if names not in self._least:
+            known = self.known(sites)
             metric = "weight" if evidence_in(known) == "none" else "activation"
-            wanted = weight.key, metric
+            wanted = names, metric
             kept = [d for (method, key), d in self._kept.items() if (key, method.metric) == wanted]
             found = kept[0] if kept else None
-            self._least[weight.key] = least_errors(weight.array(), known, found)
-        return self._least[weight.key]
+            self._least[names] = least_errors(sites[0].weight.array(), known, found)
+        return self._least[names]
 
     def extended(self, stats: Mapping[str, ActivationStats]) -> Decompositions:
         """The same with statistics of more sites; what is kept is shared."""
         other = Decompositions({**self.stats, **stats})
         other._kept, other._least, other._shelf = self._kept, self._least, self._shelf
         return other
+
+
+def _names(sites: Sequence[LinearSite]) -> Sites:
+    return tuple(site.name for site in sites)
 
 
 def largest_paying_rank(rows: int, columns: int) -> int:

@@ -232,11 +232,6 @@ class CompressionPlan(BaseModel):
         return self.bytes_after - self.bytes_before + biases
 
     @property
-    def parameters_saved(self) -> int:
-        """:attr:`file_parameters_added`, seen from the other side."""
-        return -self.file_parameters_added
-
-    @property
     def _weights(self) -> tuple[SitePlan, ...]:
         """One of the selected sites for each weight."""
         return tuple({site.weight: site for site in self.selected}.values())

@@ -58,6 +58,7 @@ class LowRankPass(ir.passes.InPlacePass):
         ready: factorizations by weight key that need not be computed any more.
         sink: where the new weights go; a model that does not fit into memory needs another place.
         decompositions: those that there are already, in place of ``stats``.
+        unseen: what samples that nothing was made from tell about the weights.
 
     Attributes:
         plan: after the call, the plan with the errors that the factors really have.
@@ -72,10 +73,12 @@ class LowRankPass(ir.passes.InPlacePass):
         ready: Mapping[str, Factorization] | None = None,
         sink: Sink = in_memory,
         decompositions: Decompositions | None = None,
+        unseen: Decompositions | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
         self._decompositions = decompositions or Decompositions(stats)
+        self._unseen = unseen
         self._progress = progress
         self._ready = ready
         self._sink = sink
@@ -105,7 +108,7 @@ class LowRankPass(ir.passes.InPlacePass):
     ) -> tuple[list[Replacement], CompressionPlan]:
         """What will stand for each weight, and the plan with its errors; changes no graph."""
         table = find_sites(model)
-        errors = PlanErrors(table, self.plan, self._decompositions)
+        errors = PlanErrors(table, self.plan, self._decompositions, self._unseen)
         replacements: list[Replacement] = []
         for factored in factor_weights(table, self.plan, self._decompositions, self._ready):
             replacements.append(prepare(factored, initializers))

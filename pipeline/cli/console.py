@@ -123,9 +123,9 @@ def _plan_sums(plan: CompressionPlan) -> Iterator[str]:
         f"{len(plan.factored)} of {len(plan.sites)} sites factored; parameters of the selected "
         f"sites {before:,} -> {after:,}{share}"
     )
-    saved = plan.parameters_saved
-    change = f"{abs(saved):,} {'fewer' if saved > 0 else 'more'} than before"
-    if not saved:
+    added = plan.file_parameters_added
+    change = f"{abs(added):,} {'more' if added > 0 else 'fewer'} than before"
+    if not added:
         change = "as many as before"
     stores = sorted({site.store for site in plan.factored} - {"same"})
     stored = f"; factors are stored as {', '.join(stores)}" if stores else ""

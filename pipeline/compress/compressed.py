@@ -24,7 +24,6 @@ from compress_onnx.graph_passes.rewriting.join_siblings import PartSiblingsPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.compress.basis import Basis
-from compress_onnx.pipeline.compress.enough_data import held_out_errors
 from compress_onnx.pipeline.files.model_file import data_files, save_model
 from compress_onnx.pipeline.files.spill import spill
 from compress_onnx.pipeline.runtime.progress import Progress, Silent, Update
@@ -76,21 +75,13 @@ class Compressed:
     def evaluated(self) -> CompressionPlan:
         """The plan with the error of each factorization; rewrites nothing."""
         table, kept = self.basis.original.table, self.basis.decompositions
-        errors = PlanErrors(table, self.plan, kept)
+        errors = PlanErrors(table, self.plan, kept, self.unseen)
         with self._factoring() as update:
             weights = factor_weights(table, self.plan, kept, self.repaired)
             for done, factored in enumerate(weights, start=1):
                 errors.add(factored)
                 update(done)
-        return self._held_out(errors.result())
-
-    def _held_out(self, plan: CompressionPlan) -> CompressionPlan:
-        """``plan`` with the error of all its weights on samples that nothing was learned from."""
-        if self.unseen is None:
-            return plan
-        table, kept = self.basis.original.table, self.basis.decompositions
-        other = held_out_errors(table, self.plan, kept, self.unseen, self.repaired)
-        return plan.model_copy(update={"held_out_error": other.error})
+        return errors.result()
 
     def factorizations(self) -> Mapping[str, Factorization]:
         """The factors of all weights at once, by weight key: for models that fit into memory."""
@@ -126,11 +117,12 @@ class Compressed:
                 ready=self.repaired,
                 sink=sink,
                 decompositions=self.basis.decompositions,
+                unseen=self.unseen,
             )
             low_rank(model)
         PartSiblingsPass(sink)(model)
         CleanupPass(keep_metadata=keep_metadata)(model)
-        return Rewritten(model, self._held_out(low_rank.plan))
+        return Rewritten(model, low_rank.plan)
 
     @property
     def model(self) -> ir.Model:

@@ -1,19 +1,16 @@
 """Are there enough calibration samples? What the plan's own error cannot tell.
 
 Factors of rank r fit n < r rows exactly: measured on the samples that they were calibrated on, too
-little data looks perfect. So rows are counted (:func:`too_few_rows`), and the error is measured
-again on samples that calibration never saw (:func:`held_out_errors`).
+little data looks perfect. So rows are counted here, and the error is measured again on samples that
+calibration never saw (:class:`~graph_passes.planning.bound.PlanErrors`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
-from compress_onnx.graph_passes.planning.bound import PlanErrors
-from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.factorization import ActivationStats
 from compress_onnx.graph_passes.planning.evidence import statistics_of
-from compress_onnx.graph_passes.planning.factoring import factor_weights, remeasured
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.sites.find import SiteTable
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
@@ -61,33 +58,3 @@ def too_few_rows(
             "are larger: give more samples"
         )
     return tuple(notes)
-
-
-def held_out_errors(
-    table: SiteTable,
-    plan: CompressionPlan,
-    decompositions: Decompositions,
-    held_out: Decompositions,
-    ready: Mapping[str, Factorization] | None = None,
-) -> CompressionPlan:
-    """The plan with the errors of its factors on samples that calibration never saw.
-
-    Args:
-        table: the sites of the model, before any is rewritten.
-        plan: what is factored.
-        decompositions: what the factors are made from.
-        held_out: what the held-out samples tell about the weights; sites without statistics keep
-            their weight's error.
-        ready: factorizations by weight key that are there already.
-
-    Returns:
-        The plan with ``error`` of each site and of all together in the metric of ``held_out``;
-        bounds are the least error there, by factors that know the held-out samples.
-
-    Raises:
-        RequestError: the plan does not fit the model.
-    """
-    errors = PlanErrors(table, plan, held_out)
-    for factored in factor_weights(table, plan, decompositions, ready):
-        errors.add(remeasured(factored, held_out))
-    return errors.result()

@@ -4,7 +4,9 @@
     Learned.compress(request) -> Compressed    plan and factors
     Compressed.write(path)                     the model
 
-However many budgets are tried, nothing is measured twice, and no weight is decomposed twice.
+However many budgets are tried, the model runs over the samples once, and each weight is decomposed
+once in each metric. Two things belong to a budget and are done for each: repair in sequence, which
+factors what earlier sites left, and several stages, which factor what rounding left.
 
 Rules:
 

@@ -23,7 +23,7 @@ from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.samples import Samples
 
 PROBED_SHARE = 0.5
-"""The share of parameters at which sensitivities are measured; they hardly depend on it."""
+"""The share of parameters at which sensitivities are measured, once for all budgets."""
 
 
 class Evidence:

@@ -72,7 +72,7 @@ class TestBudget:
         made = plan(table(a=(64, 64), b=(64, 128)), params=0.5, rank_multiple=1)
         assert made.parameters_before == 64 * 64 + 64 * 128
         assert 0.47 < made.parameters_after / made.parameters_before <= 0.5
-        assert made.parameters_saved == made.parameters_before - made.parameters_after
+        assert made.file_parameters_added == made.parameters_after - made.parameters_before
 
     def test_stack_costs_its_matrices(self) -> None:
         one, three = Candidate("w", 8, 6), Candidate("w", 8, 6, matrices=3)
@@ -102,7 +102,7 @@ class TestBudget:
     def test_unless_larger_ones_are_allowed(self) -> None:
         made = plan(table(a=(64, 64)), rank=64, allow_larger=True)
         assert made.sites[0].decision == "factor"
-        assert made.parameters_saved == -64 * 64
+        assert made.file_parameters_added == 64 * 64
 
 
 class TestSelection:

@@ -56,7 +56,7 @@ class TestEveryForm:
         after, plan = compress(before, request_)
         assert len(plan.factored) == FORMS[name].sites
         assert_parity(before, after, FORMS[name].feeds())
-        assert parameters(before) - parameters(after) == plan.parameters_saved
+        assert parameters(after) - parameters(before) == plan.file_parameters_added
 
     def test_corrected_bias_lands_where_it_belongs(self, name: str) -> None:
         """At full rank the correction vanishes; at a low rank it keeps the mean of the product."""
@@ -69,7 +69,7 @@ class TestEveryForm:
         assert_parity(before, full, feeds)
         half, plan = compress(before, ASVD_HALF, stats)
         assert plan.factored
-        assert parameters(before) - parameters(half) == plan.parameters_saved
+        assert parameters(half) - parameters(before) == plan.file_parameters_added
         if {"Relu", "Mul", "Tanh"} & set(operators(before)):
             return  # means do not survive what is not linear
         expected, actual = (ReferenceEvaluator(proto).run(None, feeds) for proto in (before, half))
@@ -86,8 +86,8 @@ class TestEveryForm:
     def test_half_saves_what_the_plan_states(self, name: str) -> None:
         before = build(name)
         after, plan = compress(before, HALF)
-        assert plan.parameters_saved > 0
-        assert parameters(before) - parameters(after) == plan.parameters_saved
+        assert plan.file_parameters_added < 0
+        assert parameters(after) - parameters(before) == plan.file_parameters_added
 
     def test_second_compression_finds_nothing_to_do(self, name: str) -> None:
         table = sites_of(compress(build(name), HALF)[0])
@@ -245,7 +245,7 @@ class TestScopes:
         onnx.checker.check_model(before, full_check=True)
         after, plan = compress(before)
         assert len({site.weight for site in plan.factored}) == 2
-        assert parameters(before) - parameters(after) == plan.parameters_saved
+        assert parameters(after) - parameters(before) == plan.file_parameters_added
         for flag in (True, False):
             assert_parity(before, after, {**weights(3, x=(5, 8)), "flag": np.array(flag)})
 
@@ -281,7 +281,7 @@ class TestScopes:
         )
         after, plan = compress(before, HALF)
         assert [site.decision for site in plan.sites] == ["factor", "factor"]
-        assert parameters(before) - parameters(after) == plan.parameters_saved == 64 - 4 * 8
+        assert parameters(after) - parameters(before) == plan.file_parameters_added == 4 * 8 - 64
 
     def test_asvd_says_that_it_cannot_see_into_a_branch(self) -> None:
         before = build("branches of an If, weights outside")
@@ -338,7 +338,7 @@ class TestFunctions:
         )  # fmt: skip
         after, plan = compress(before)
         assert len(plan.factored) == 3
-        assert parameters(before) - parameters(after) == plan.parameters_saved
+        assert parameters(after) - parameters(before) == plan.file_parameters_added
         assert_parity(before, after, weights(3, x=(5, 8)))
 
     def test_function_of_another_opset_is_left_with_the_reason(self) -> None:
@@ -395,4 +395,4 @@ def test_constant_nodes_hold_weights_too() -> None:
     before.graph.node.extend(nodes)
     after, plan = compress(before, HALF)
     assert len(plan.factored) == 1
-    assert parameters(before) - parameters(after) == plan.parameters_saved
+    assert parameters(after) - parameters(before) == plan.file_parameters_added

@@ -51,8 +51,8 @@ class TestFiles:
             size = model_size(reference, output)
             assert rounded.parameters_after == plan.parameters_after
             saved = size.reference_parameters - size.candidate_parameters
-            assert saved == rounded.parameters_saved
-            scales = plan.parameters_saved - rounded.parameters_saved
+            assert saved == -rounded.file_parameters_added
+            scales = rounded.file_parameters_added - plan.file_parameters_added
             ranks = sum(site.rank for site in plan.factored)
             assert scales == (0 if store == "float16" else 2 * ranks)
             wanted = plan.parameters_after * (32 - bits) // 8 - 4 * scales
