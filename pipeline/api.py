@@ -20,7 +20,7 @@ from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.compress.compressed import Compressed
-from compress_onnx.pipeline.compress.holdout import FEWEST, hold_out
+from compress_onnx.pipeline.compress.holdout import hold_out_if_enough
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
@@ -59,11 +59,9 @@ def learn(
         DataError: the data does not fit the model.
     """
     original = open_original(model)
-    if data is None:
-        return learn_original(original, None, settings)
-    samples, held_out = _samples(original.path, data, mask), None
-    if len(samples) >= FEWEST:
-        samples, held_out = hold_out(samples)
+    samples = held_out = None
+    if data is not None:
+        samples, held_out = hold_out_if_enough(_samples(original.path, data, mask))
     return learn_original(original, samples, settings, held_out=held_out)
 
 
@@ -255,21 +253,14 @@ def run(
         recipe: a YAML file, or a recipe.
         output: the bundle's folder.
         base_dir: what relative paths in the recipe start from; the file's folder by itself.
-        settings: whose cache and progress count.
+        settings: whose cache and progress count, and whether code that the recipe names may run.
 
     Raises:
         CompressOnnxError: the run could not be carried out; nothing is left behind.
     """
-    settings = settings or RunSettings()
     if not isinstance(recipe, Recipe):
         base_dir, recipe = base_dir or Path(recipe).parent, read_recipe(Path(recipe))
-    return run_recipe(
-        recipe,
-        Path(output),
-        base_dir=base_dir or Path.cwd(),
-        cache=settings.cache,
-        progress=settings.progress,
-    )
+    return run_recipe(recipe, Path(output), base_dir=base_dir or Path.cwd(), settings=settings)
 
 
 def _samples(model: Path, data: DataLike, mask: str | None) -> Samples:

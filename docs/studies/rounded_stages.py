@@ -30,6 +30,7 @@ from compress_onnx.graph_passes.factorization.storage import INTEGERS, Packed, S
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.files.model_file import model_size
@@ -147,7 +148,9 @@ def prepared(case: Case) -> Iterator[Bench]:
     with TemporaryDirectory(prefix="compress-onnx-") as work:
         folder = Path(work) / "reference"
         folder.mkdir()
-        settings = settings_of(recipe, ArrayCache(default_folder()), allow_code=True)
+        settings = settings_of(
+            recipe, RunSettings(cache=ArrayCache(default_folder()), allow_code=True)
+        )
         experiment = prepare_model(recipe, folder, base_dir=path.parent, settings=settings)
         yield Bench(case, experiment, Path(work))
 

@@ -26,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.cli.console import ProgressBars
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.measure.benchmark import benchmark
@@ -67,7 +68,9 @@ def _model_tables(path: Path, methods: Sequence[str], shares: Sequence[float]) -
     yield "|:---|---:|:---|:---|---:|:---|"
     with TemporaryDirectory(prefix="compress-onnx-") as work:
         cache = ArrayCache(default_folder())
-        settings = settings_of(recipe, cache, ProgressBars(), allow_code=True)
+        settings = settings_of(
+            recipe, RunSettings(cache=cache, progress=ProgressBars(), allow_code=True)
+        )
         experiment = prepare_model(recipe, Path(work), base_dir=path.parent, settings=settings)
         for method in methods:
             for share in shares:

@@ -174,14 +174,7 @@ def _model_material(model: Path, files: _Files, split: bool, settings: RunSettin
 @contextmanager
 def _recipe_material(recipe: Recipe, base_dir: Path, settings: RunSettings) -> Iterator[_Material]:
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
-        experiment = prepare(
-            recipe,
-            Path(folder),
-            base_dir=base_dir,
-            cache=settings.cache,
-            progress=settings.progress,
-            allow_code=settings.allow_code,
-        )
+        experiment = prepare(recipe, Path(folder), base_dir=base_dir, settings=settings)
         if not isinstance(experiment, ModelExperiment):
             raise RequestError(
                 f"recipe {recipe.name}: analyze takes models of one graph, and this is an encoder "

@@ -14,7 +14,6 @@ from compress_onnx.graph_passes.planning.plan import CompressionPlan, read_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
-    ProgressBars,
     errors,
     out,
     print_plan,
@@ -24,10 +23,9 @@ from compress_onnx.pipeline.cli.console import (
 )
 from compress_onnx.pipeline.cli.grouped import grouped
 from compress_onnx.pipeline.compress.compressed import Compressed
-from compress_onnx.pipeline.compress.holdout import FEWEST, hold_out, metric_for
+from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough, metric_for
 from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.compress.search import smallest_within
-from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.recipe import RecoverySpec
@@ -203,22 +201,18 @@ def compress(
         None if path is None else options.labelled_samples_for(model, path, data.mask)
         for path in (data.calibration, data.validation)
     )
-    unseen = held_out
-    if samples is not None and held_out is None and _enough(samples, budget):
-        samples, unseen = hold_out(samples)
-    settings = RunSettings(
-        batch_size=data.batch_size,
-        cache=options.cache_unless(data.no_cache),
-        progress=ProgressBars(),
-    )
+    if samples is not None and held_out is None:
+        split = hold_out_if_enough if budget.max_drop is None else hold_out
+        samples, held_out = split(samples)
+    settings = options.settings(data.no_cache, batch_size=data.batch_size)
     learned = learn(
         model,
         samples,
         settings,
         priced_on=samples or held_out,
-        held_out=unseen if samples else None,
+        held_out=held_out if samples else None,
     )
-    compressed, search = _compressed(learned, request, budget.max_drop, unseen, plan)
+    compressed, search = _compressed(learned, request, budget.max_drop, held_out, plan)
     done = _carried_out(compressed, output, plan)
     if recovery is not None:
         assert output.output is not None  # see _check_recovery
@@ -234,11 +228,6 @@ def compress(
         assert output.output is not None  # see _check_output
         print_size(model_size(model, output.output))
         out.print(f"written: {output.output}", markup=False, highlight=False)
-
-
-def _enough(samples: Samples, budget: Budget) -> bool:
-    """Whether some samples can be held out; a search cannot do without."""
-    return budget.max_drop is not None or len(samples) >= FEWEST
 
 
 def _compressed(

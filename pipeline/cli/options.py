@@ -13,7 +13,9 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import METHODS
 from compress_onnx.graph_passes.planning.plan import parse_method as method_spec
 from compress_onnx.graph_passes.validation_text import first_problem
+from compress_onnx.pipeline.cli.console import ProgressBars
 from compress_onnx.pipeline.data.npz import load_npz
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -156,3 +158,13 @@ def _input_names(model: Path) -> set[str]:
 def cache_unless(no_cache: bool) -> ArrayCache | None:
     """The user's cache, or none."""
     return None if no_cache else ArrayCache(default_folder())
+
+
+def settings(no_cache: bool, allow_code: bool = False, batch_size: int = 32) -> RunSettings:
+    """How a command runs models: with the user's cache unless told otherwise, and progress bars."""
+    return RunSettings(
+        batch_size=batch_size,
+        cache=cache_unless(no_cache),
+        progress=ProgressBars(),
+        allow_code=allow_code,
+    )

@@ -13,7 +13,6 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.request import BUDGETS
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
-    ProgressBars,
     errors,
     out,
     print_benchmarks,
@@ -73,9 +72,7 @@ def run(
         folder,
         base_dir=recipe_path.parent,
         command=" ".join(["compress-onnx", *sys.argv[1:]]),
-        cache=options.cache_unless(no_cache),
-        progress=ProgressBars(),
-        allow_code=allow_code,
+        settings=options.settings(no_cache, allow_code),
         force=force,
     )
     _print_report(report)

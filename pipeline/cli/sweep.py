@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compress_onnx.pipeline.cli import options, outputs
-from compress_onnx.pipeline.cli.console import ProgressBars, out
+from compress_onnx.pipeline.cli.console import out
 from compress_onnx.pipeline.recipe import read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid
 from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
@@ -89,9 +89,7 @@ def sweep(
         recipe,
         variants,
         base_dir=recipe_path.parent,
-        cache=options.cache_unless(no_cache),
-        progress=ProgressBars(),
-        allow_code=allow_code,
+        settings=options.settings(no_cache, allow_code),
     )
     typer.echo(markdown(report))
     if output is not None:

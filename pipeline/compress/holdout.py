@@ -20,7 +20,6 @@ from compress_onnx.pipeline.runtime.inputs import load_structure
 from compress_onnx.pipeline.runtime.samples import Samples, every_nth
 
 EVERY = 5
-FEWEST = 2 * EVERY
 
 
 def hold_out(samples: Samples, every: int = EVERY) -> tuple[Samples, Samples]:
@@ -41,6 +40,11 @@ def hold_out(samples: Samples, every: int = EVERY) -> tuple[Samples, Samples]:
         replace(rest, origin=f"{samples.origin} without every {every}th"),
         replace(measured, origin=f"{samples.origin}, every {every}th, held out of calibration"),
     )
+
+
+def hold_out_if_enough(samples: Samples) -> tuple[Samples, Samples | None]:
+    """As :func:`hold_out`; all samples and None where they are too few."""
+    return hold_out(samples) if len(samples) >= 2 * EVERY else (samples, None)
 
 
 def metric_for(model: Path, held_out: Samples, objective: Objective | None) -> MetricSpec | None:

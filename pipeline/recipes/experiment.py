@@ -7,20 +7,19 @@ one report, a sweep for a row a variant; neither knows which kind it is.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export.permission import require_permission_of
-from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.measure.gates import check_quantities
 from compress_onnx.pipeline.measure.quantities import recipe_quantities
 from compress_onnx.pipeline.recipe import Recipe, TranslationMetric
 from compress_onnx.pipeline.recipes.single import prepare_model
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.results import Report, SweepRow
-from compress_onnx.pipeline.runtime.progress import Progress, Silent
 from compress_onnx.pipeline.runtime.session import SessionSpec
 from compress_onnx.pipeline.translate.experiment import prepare_translation
 
@@ -48,9 +47,7 @@ def prepare(
     folder: Path,
     *,
     base_dir: Path,
-    cache: ArrayCache | None = None,
-    progress: Progress | None = None,
-    allow_code: bool = False,
+    settings: RunSettings | None = None,
 ) -> Experiment:
     """Export the model of ``recipe``, load its data, and learn what compressing needs.
 
@@ -58,36 +55,26 @@ def prepare(
         recipe: what to prepare.
         folder: an empty folder for the exported model.
         base_dir: what relative paths in the recipe are relative to.
-        cache: where what is learned is kept between runs; None computes afresh.
-        progress: shows the steps.
-        allow_code: whether Python code that the recipe names may run.
+        settings: cache, progress, and whether Python code that the recipe names may run.
 
     Raises:
         RequestError: the recipe contradicts itself, or names code that may not run.
         CompressOnnxError: the model or the data cannot be had.
     """
-    settings = settings_of(recipe, cache, progress, allow_code=allow_code)
+    settings = settings_of(recipe, settings)
     check_quantities(recipe.gates, recipe_quantities(recipe))
-    require_permission_of(recipe, base_dir, allow_code=allow_code)
+    require_permission_of(recipe, base_dir, allow_code=settings.allow_code)
     if isinstance(recipe.metric, TranslationMetric):
         return prepare_translation(recipe, folder, base_dir=base_dir, settings=settings)
     return prepare_model(recipe, folder, base_dir=base_dir, settings=settings)
 
 
-def settings_of(
-    recipe: Recipe,
-    cache: ArrayCache | None = None,
-    progress: Progress | None = None,
-    *,
-    allow_code: bool = False,
-) -> RunSettings:
-    """How the models of ``recipe`` run: on the CPU, with its number of threads."""
+def settings_of(recipe: Recipe, settings: RunSettings | None = None) -> RunSettings:
+    """``settings`` with what ``recipe`` says: CPU threads, batches and seed."""
     threads = recipe.benchmark.threads if recipe.benchmark else None
-    return RunSettings(
+    return replace(
+        settings or RunSettings(),
         session=SessionSpec(threads=threads),
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        cache=cache,
-        progress=progress or Silent(),
-        allow_code=allow_code,
     )

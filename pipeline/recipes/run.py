@@ -12,14 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import anything, atomic_directory
 from compress_onnx.pipeline.files.bundle import is_bundle, write_manifest
-from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe
 from compress_onnx.pipeline.recipes.experiment import prepare
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.results import Report
-from compress_onnx.pipeline.runtime.progress import Progress
 from compress_onnx.pipeline.runtime.threads import limited
 
 
@@ -30,9 +29,7 @@ def run_recipe(
     *,
     base_dir: Path,
     command: str = "",
-    cache: ArrayCache | None = None,
-    progress: Progress | None = None,
-    allow_code: bool = False,
+    settings: RunSettings | None = None,
     force: bool = False,
 ) -> Report:
     """Carry out ``recipe`` and leave a bundle in ``output``.
@@ -42,9 +39,7 @@ def run_recipe(
         output: the bundle's folder; an earlier bundle there is replaced.
         base_dir: what relative paths in the recipe are relative to.
         command: how the run was asked for, for the report.
-        cache: where what is learned is kept between runs; None computes afresh.
-        progress: shows the steps.
-        allow_code: whether Python code that the recipe names may run.
+        settings: cache, progress, and whether Python code that the recipe names may run.
         force: replace whatever is in ``output``.
 
     Returns:
@@ -58,14 +53,7 @@ def run_recipe(
         atomic_directory(output, replaceable=anything if force else is_bundle) as bundle,
         TemporaryDirectory(prefix="compress-onnx-") as work,
     ):
-        experiment = prepare(
-            recipe,
-            Path(work),
-            base_dir=base_dir,
-            cache=cache,
-            progress=progress,
-            allow_code=allow_code,
-        )
+        experiment = prepare(recipe, Path(work), base_dir=base_dir, settings=settings)
         report = experiment.fill(bundle, Heading(recipe.name, command))
         write_manifest(bundle)
     return report

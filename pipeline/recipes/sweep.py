@@ -17,12 +17,11 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, budget_changes
 from compress_onnx.graph_passes.validation_text import first_problem
-from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.recipe import Recipe
 from compress_onnx.pipeline.recipes.experiment import prepare
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.results import SweepReport
-from compress_onnx.pipeline.runtime.progress import Progress
 from compress_onnx.pipeline.runtime.threads import limited
 
 
@@ -70,9 +69,7 @@ def sweep(
     variants: Sequence[CompressionSpec],
     *,
     base_dir: Path,
-    cache: ArrayCache | None = None,
-    progress: Progress | None = None,
-    allow_code: bool = False,
+    settings: RunSettings | None = None,
 ) -> SweepReport:
     """Try all ``variants`` on the model of ``recipe``.
 
@@ -80,22 +77,13 @@ def sweep(
         recipe: model, data, metric and benchmark (None leaves latency out).
         variants: what to try, in the order of the rows.
         base_dir: what relative paths in the recipe are relative to.
-        cache: where calibration is kept between runs.
-        progress: shows the steps.
-        allow_code: whether Python code that the recipe names may run.
+        settings: cache, progress, and whether Python code that the recipe names may run.
 
     Raises:
         CompressOnnxError: the sweep could not be carried out. A variant that can compress nothing
             is a row that says so.
     """
     with TemporaryDirectory(prefix="compress-onnx-") as work:
-        experiment = prepare(
-            recipe,
-            Path(work),
-            base_dir=base_dir,
-            cache=cache,
-            progress=progress,
-            allow_code=allow_code,
-        )
+        experiment = prepare(recipe, Path(work), base_dir=base_dir, settings=settings)
         rows = tuple(experiment.row(variant) for variant in variants)
     return SweepReport(**Heading(recipe.name).fields(), rows=rows)

@@ -134,3 +134,28 @@ def test_everything_public_is_there_and_loads_late():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_a_recipe_may_name_code_only_where_the_settings_allow_it(tmp_path):
+    small.save(small.perceptron(), tmp_path / "model.onnx")
+    (tmp_path / "loaders.py").write_text(
+        "import numpy as np\n"
+        "def rows(seed: int) -> dict:\n"
+        f"    draw = np.random.default_rng(seed).normal(size=(40, {small.FEATURES}))\n"
+        "    return {'x': draw.astype(np.float32)}\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        "name: tiny\n"
+        "source: {model: model.onnx}\n"
+        "calibration: {kind: python, loader: 'loaders.py:rows', arguments: {seed: 1}}\n"
+        "validation: {kind: python, loader: 'loaders.py:rows', arguments: {seed: 2}}\n"
+        "compression: {params: 0.5}\n"
+        "benchmark: null\n"
+    )
+    with pytest.raises(compress_onnx.CompressOnnxError, match=r"loaders\.py"):
+        compress_onnx.run(tmp_path / "recipe.yaml", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+    settings = compress_onnx.RunSettings(allow_code=True)
+    report = compress_onnx.run(tmp_path / "recipe.yaml", tmp_path / "bundle", settings=settings)
+    assert report.plan.factored

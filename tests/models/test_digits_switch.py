@@ -13,6 +13,7 @@ import pytest
 
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.recipe import read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.run import run_recipe
@@ -41,7 +42,7 @@ def prepared(tmp_path_factory) -> Callable[[str], ModelExperiment]:
     def prepare_once(layout: str) -> ModelExperiment:
         source = RECIPE.source.model_copy(update={"model": SOURCES[layout]})
         recipe = RECIPE.model_copy(update={"source": source, "benchmark": None})
-        settings = settings_of(recipe, allow_code=True)
+        settings = settings_of(recipe, RunSettings(allow_code=True))
         folder = tmp_path_factory.mktemp(layout)
         return prepare_model(recipe, folder, base_dir=MODELS, settings=settings)
 
@@ -146,6 +147,8 @@ def test_both_layouts_lose_the_same(prepared, tmp_path):
 
 def test_the_recipe_passes_its_gates(tmp_path):
     recipe = RECIPE.model_copy(update={"benchmark": None})
-    report = run_recipe(recipe, tmp_path / "bundle", base_dir=MODELS, allow_code=True)
+    report = run_recipe(
+        recipe, tmp_path / "bundle", base_dir=MODELS, settings=RunSettings(allow_code=True)
+    )
     assert report.gates
     assert all(gate.passed for gate in report.gates)

@@ -11,6 +11,7 @@ import pytest
 
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.bundle import verify_manifest
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import read_recipe
@@ -38,7 +39,7 @@ def prepared(tmp_path_factory, calibrations) -> Callable[[str], ModelExperiment]
     def prepare_once(name: str) -> ModelExperiment:
         recipe = read_recipe(MODELS / f"{name}.yaml")
         folder = tmp_path_factory.mktemp(name)
-        settings = settings_of(recipe, calibrations, allow_code=True)
+        settings = settings_of(recipe, RunSettings(cache=calibrations, allow_code=True))
         return prepare_model(recipe, folder, base_dir=MODELS, settings=settings)
 
     return prepare_once
@@ -111,9 +112,8 @@ def test_the_bundle_passes_its_gates_and_loads_with_optimum(
     import torch
 
     recipe = read_recipe(MODELS / f"{name}.yaml")
-    report = run_recipe(
-        recipe, tmp_path / name, base_dir=MODELS, cache=calibrations, allow_code=True
-    )
+    settings = RunSettings(cache=calibrations, allow_code=True)
+    report = run_recipe(recipe, tmp_path / name, base_dir=MODELS, settings=settings)
 
     assert report.passed, report.gates
     assert recipe.gates

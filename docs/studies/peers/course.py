@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
@@ -151,7 +152,7 @@ def run_course(
             recipe,
             work / "reference",
             base_dir=course.recipe.parent,
-            settings=settings_of(recipe, cache, allow_code=True),
+            settings=settings_of(recipe, RunSettings(cache=cache, allow_code=True)),
         )
         laboratory = Laboratory(experiment, course.probes)
         standings = tuple(_standing(c, laboratory, course, work) for c in contestants)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
 from compress_onnx.graph_passes.planning.spectra import spectrum
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.recipe import ParallelData, PythonData, Recipe, read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.report.formats import MISSING
@@ -100,7 +101,7 @@ def _prepared(place: Workplace) -> TranslationExperiment:
     folder.mkdir()
     changes = {"gates": (), "benchmark": None}
     recipe = place.reduced(_sized(read_recipe(path).model_copy(update=changes)))
-    settings = settings_of(recipe, place.cache, allow_code=True)
+    settings = settings_of(recipe, RunSettings(cache=place.cache, allow_code=True))
     return prepare_translation(recipe, folder, base_dir=path.parent, settings=settings)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import (
     BenchmarkSpec,
@@ -120,7 +121,7 @@ class Workplace:
         """Export and calibrate ``recipe``, whose paths are relative to ``base_dir``."""
         folder = self.work / f"reference-{recipe.name}"
         folder.mkdir()
-        settings = settings_of(recipe, self.cache, allow_code=True)
+        settings = settings_of(recipe, RunSettings(cache=self.cache, allow_code=True))
         return prepare_model(recipe, folder, base_dir=base_dir, settings=settings)
 
     def reduced(self, recipe: Recipe) -> Recipe:

@@ -20,6 +20,7 @@ from compress_onnx.graph_passes.errors import (
     RequestError,
 )
 from compress_onnx.graph_passes.planning.plan import read_plan
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.bundle import verify_manifest
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe
@@ -73,7 +74,9 @@ def bundle(tmp_path):
 
 def carry_out(folder, bundle, recipe=RECIPE, cache=None, **changes):
     validated = Recipe.model_validate(recipe | changes)
-    return run_recipe(validated, bundle, base_dir=folder, command="as a test", cache=cache)
+    return run_recipe(
+        validated, bundle, base_dir=folder, command="as a test", settings=RunSettings(cache=cache)
+    )
 
 
 def test_the_bundle_holds_everything_and_verifies(finished):
