@@ -13,7 +13,7 @@ from typing import Literal
 from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
-Evidence = Literal["none", "activations", "gradients"]
+EvidenceKind = Literal["none", "activations", "gradients"]
 
 
 def statistics_of(sites: Sequence[LinearSite], stats: Mapping[str, ActivationStats]) -> Known:
@@ -33,7 +33,7 @@ def _merged(parts: Sequence[ActivationStats | None]) -> ActivationStats | None:
     return ActivationStats.merge(known) if known else None
 
 
-def evidence_in(known: Known) -> Evidence:
+def evidence_in(known: Known) -> EvidenceKind:
     """The best evidence that there is about any matrix of a weight."""
     seen = [stats for stats in known if stats is not None]
     if any(stats.gradients is not None for stats in seen):
@@ -41,7 +41,7 @@ def evidence_in(known: Known) -> Evidence:
     return "activations" if seen else "none"
 
 
-def suffices(evidence: Evidence, method: Method) -> bool:
+def suffices(evidence: EvidenceKind, method: Method) -> bool:
     """Whether ``method`` can factor a weight about which there is this ``evidence``."""
     if method.needs_gradients:
         return evidence == "gradients"

@@ -23,20 +23,20 @@ others share the rest of the budget out, which is that same share of theirs.
 from __future__ import annotations
 
 from compress_onnx.graph_passes.allocation import AllocatorName
-from compress_onnx.graph_passes.planning.evidence import Evidence
+from compress_onnx.graph_passes.planning.evidence import EvidenceKind
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 
 AUTO = "auto"
 
-_BEST: dict[Evidence, tuple[str, AllocatorName]] = {
+_BEST: dict[EvidenceKind, tuple[str, AllocatorName]] = {
     "none": ("svd", "uniform"),
     "activations": ("asvd", "sensitivity"),
     "gradients": ("gauss-newton", "gauss-newton"),
 }
 
 
-def concrete(request: CompressionSpec, evidence: Evidence) -> CompressionSpec:
+def concrete(request: CompressionSpec, evidence: EvidenceKind) -> CompressionSpec:
     """The request with nothing left open."""
     method, allocation = _BEST[evidence]
     open_method = request.method.name == AUTO
@@ -55,6 +55,6 @@ def concrete(request: CompressionSpec, evidence: Evidence) -> CompressionSpec:
     )
 
 
-def best_method(evidence: Evidence) -> MethodSpec:
+def best_method(evidence: EvidenceKind) -> MethodSpec:
     """What ``auto`` factors a weight by about which there is this ``evidence``."""
     return MethodSpec(name=_BEST[evidence][0])

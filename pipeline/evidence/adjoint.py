@@ -13,7 +13,8 @@ way there and back:
 
 Many rules of ``onnx-ad`` (for convolutions, concatenations, slices) have to know sizes that a graph
 with dynamic axes does not tell. A graph that cannot be differentiated with its axes open is
-differentiated at the sizes that it is fed (:mod:`~pipeline.evidence.sizes`), anew for other ones.
+differentiated at the sizes that it is fed (:mod:`~pipeline.evidence.value_shapes`), anew for other
+ones.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import ModelFileError, NotDifferentiableError
+from compress_onnx.pipeline.evidence.conv_padding import write_out_pads
 from compress_onnx.pipeline.evidence.fused_operators import write_out_fused
 from compress_onnx.pipeline.evidence.opset import in_recent_opset
-from compress_onnx.pipeline.evidence.padding import write_out_pads
 from compress_onnx.pipeline.evidence.precision import in_float32
 from compress_onnx.pipeline.evidence.shifts import add_shifts, shift_of
-from compress_onnx.pipeline.evidence.sizes import declare_sizes, shapes_of
 from compress_onnx.pipeline.evidence.slices import gather_slices
+from compress_onnx.pipeline.evidence.value_shapes import declare_sizes, shapes_of
 from compress_onnx.pipeline.runtime.inner_values import expose
 from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.session import SessionSpec, one_line, open_session, run

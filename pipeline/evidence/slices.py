@@ -22,7 +22,7 @@ import onnx
 
 from compress_onnx.graph_passes.arrays import Int64
 from compress_onnx.pipeline.evidence.opset import opset_of
-from compress_onnx.pipeline.evidence.sizes import shapes_of
+from compress_onnx.pipeline.evidence.value_shapes import shapes_of
 
 _OPSET = 16
 _FAR = 1 << 31  # bounds beyond this stand for the end, whatever the size

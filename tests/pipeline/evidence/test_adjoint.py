@@ -13,7 +13,7 @@ from compress_onnx.pipeline.evidence.adjoint import Adjoint, prepared
 from compress_onnx.pipeline.evidence.gradients import backward
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import self_contained, shift_outputs
-from compress_onnx.pipeline.evidence.sizes import declare_sizes, shapes_of
+from compress_onnx.pipeline.evidence.value_shapes import declare_sizes, shapes_of
 from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 

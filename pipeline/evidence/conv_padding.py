@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compress_onnx.pipeline.evidence.sizes import Shape, shapes_of
+from compress_onnx.pipeline.evidence.value_shapes import Shape, shapes_of
 
 _PADDED = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
 _SAME = frozenset({b"SAME_LOWER", b"SAME_UPPER"})
