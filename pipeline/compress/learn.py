@@ -194,20 +194,14 @@ class Learned:
         """The factorizations of a plan in sequence, by weight key; none of one that is not."""
         if not plan.sequential or self.evidence is None:
             return {}
-        weights = len({site.weight for site in plan.factored})
-        with self.settings.progress.step("factor in sequence", weights) as update:
-            return factor_sequentially(
-                basis.original.model,
-                basis.original.table,
-                plan,
-                basis.stats,
-                self.evidence.samples,
-                data_folder=basis.original.data_folder,
-                weights=basis.gradients.weights if basis.gradients else None,
-                spec=self.settings.session,
-                batch_size=self.settings.batch_size,
-                progress=update,
-            )
+        return factor_sequentially(
+            basis.original,
+            plan,
+            basis.stats,
+            self.evidence.samples,
+            self.settings,
+            weights=basis.gradients.weights if basis.gradients else None,
+        )
 
 
 def learn(

@@ -28,14 +28,12 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from numpy.typing import NDArray
 from scipy import linalg
 
@@ -49,10 +47,11 @@ from compress_onnx.graph_passes.factorization import (
     make_method,
 )
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
-from compress_onnx.graph_passes.sites.find import SiteTable
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
+from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.protobuf import serialized
@@ -86,33 +85,25 @@ class _Side:
 
 
 def factor_sequentially(
-    model: ir.Model,
-    table: SiteTable,
+    original: Original,
     plan: CompressionPlan,
     stats: Mapping[str, ActivationStats],
     samples: Samples,
+    settings: RunSettings,
     *,
-    data_folder: Path,
     weights: Weights | None = None,
     damping: float = DAMPING,
-    spec: SessionSpec | None = None,
-    batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Factorization]:
     """Factor the weights that ``plan`` factors, each with the errors of the earlier ones in sight.
 
     Args:
-        model: the original model; unchanged afterwards.
-        table: its sites.
+        original: the model; never changed.
         plan: ranks and methods.
         stats: activation statistics by site name, with gradients for methods that need them.
         samples: the calibration data.
-        data_folder: where the model's external data lies.
+        settings: how the segments are run; in the batches that ``weights`` were collected with.
         weights: by site name, for each batch of ``samples`` the weight of each position.
         damping: λ.
-        spec: how the segments are run.
-        batch_size: samples at a time; the same that ``weights`` were collected with.
-        progress: called with the number of weights done, after each.
 
     Returns:
         Factorizations by weight key; shared weights and nested sites are not among them.
@@ -121,35 +112,36 @@ def factor_sequentially(
         DataError: the samples do not fit the model, or a value is NaN or infinite.
     """
     planned = {site.site: site for site in plan.factored}
-    single = {key for key, members in group_by_weight(table.sites).items() if len(members) == 1}
+    groups = group_by_weight(original.table.sites)
+    single = {key for key, members in groups.items() if len(members) == 1}
     sites = [
         site
-        for site in table.sites
+        for site in original.table.sites
         if site.name in planned
         and can_shift(site)
         and not site.weight.stacked
         and site.weight.key in single
     ]
-    proto = self_contained(model, data_folder)
+    proto, spec = self_contained(original.model, original.data_folder), settings.session
     session = open_session(serialized(proto), spec)
     check_samples(session, samples)
-    batches = list(model_batches(session, samples, batch_size))
+    batches = list(model_batches(session, samples, settings.batch_size))
     shifts = shift_outputs(proto, sites)
-    original = _Side(proto, [dict(batch.feeds) for batch in batches])
+    exact = _Side(proto, [dict(batch.feeds) for batch in batches])
     compressed = _Side(_copy(proto), [dict(batch.feeds) for batch in batches])
     done: dict[str, Factorization] = {}
     start = 0
-    for group in _groups(proto, sites):
-        for side in (original, compressed):
-            _advance(side, start, group.cut, spec)
-        start = group.cut
-        for site in group.sites:
-            moments = _moments(site, original, compressed, batches, weights)
-            factorization = _factor(site, planned[site.name], moments, stats[site.name], damping)
-            _install(compressed, site, shifts[site.name], factorization)
-            done[site.weight.key] = factorization
-            if progress is not None:
-                progress(len(done))
+    with settings.progress.step("factor in sequence", len(sites)) as update:
+        for group in _groups(proto, sites):
+            for side in (exact, compressed):
+                _advance(side, start, group.cut, spec)
+            start = group.cut
+            for site in group.sites:
+                moments = _moments(site, exact, compressed, batches, weights)
+                made = _factor(site, planned[site.name], moments, stats[site.name], damping)
+                _install(compressed, site, shifts[site.name], made)
+                done[site.weight.key] = made
+                update(len(done))
     return done
 
 

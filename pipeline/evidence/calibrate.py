@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -35,13 +34,15 @@ from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccu
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.routing import row_source
 from compress_onnx.pipeline.evidence.compact import compact
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.stacks import part
-from compress_onnx.pipeline.files.cache import ArrayCache, content_key
+from compress_onnx.pipeline.files.cache import content_key
+from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.padding import real_positions
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+from compress_onnx.pipeline.runtime.session import open_session, run
 
 _FORMAT = "calibration 2"
 
@@ -100,48 +101,37 @@ class Tap:
         return part(rows, self.leading, self.place)
 
 
-def calibrate(
-    model: ir.Model,
-    digest: str,
-    sites: Sequence[LinearSite],
-    samples: Samples,
-    *,
-    data_folder: Path,
-    spec: SessionSpec | None = None,
-    batch_size: int = 32,
-    cache: ArrayCache | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Calibration:
-    """Collect the statistics of all ``sites``.
+def calibrate(original: Original, samples: Samples, settings: RunSettings) -> Calibration:
+    """Collect the statistics of all sites of ``original``.
 
     Args:
-        model: the model that the sites belong to; unchanged afterwards.
-        digest: identifies the model's content for the cache.
-        sites: where to look.
+        original: the model; never changed.
         samples: the calibration data.
-        data_folder: where the model's external data lies.
-        spec: how the model is run.
-        batch_size: samples at a time.
-        cache: None computes afresh.
-        progress: called after each batch with the number of samples done so far.
+        settings: how it is run.
 
     Raises:
         DataError: the samples do not fit the model, all positions are padding, or a value is NaN
             or infinite.
         ModelFileError: the model cannot be run.
     """
+    sites, cache = original.table.sites, settings.cache
     taps = taps_of(sites)
     distinct = {tap.key: tap for tap in taps.values()}
     mask = samples.mask_name or ""
-    key = content_key(_FORMAT, digest, mask, "\n".join(sorted(distinct)), samples.inputs)
+    key = content_key(_FORMAT, original.digest, mask, "\n".join(sorted(distinct)), samples.inputs)
     stored = cache.get(key) if cache is not None else None
     moments = None if stored is None else _unpack(stored, distinct)
     cached = moments is not None
     if moments is None:
-        session = open_session(tapped(model, distinct.values()), spec, data_folder=data_folder)
+        session = open_session(
+            tapped(original.model, distinct.values()),
+            settings.session,
+            data_folder=original.data_folder,
+        )
         check_samples(session, samples)
-        batches = model_batches(session, samples, batch_size)
-        moments, unmasked = _collect(session, batches, list(distinct.values()), progress)
+        batches = model_batches(session, samples, settings.batch_size)
+        with settings.progress.step("calibrate", len(samples)) as update:
+            moments, unmasked = _collect(session, batches, list(distinct.values()), update)
         stored = compact(_pack(moments, unmasked))
         moments = {tap: _unpack_one(stored, tap) for tap in distinct}
         if cache is not None:

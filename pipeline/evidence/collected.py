@@ -13,7 +13,6 @@ from dataclasses import replace
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.factorization import ActivationStats, Method
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
-from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.evidence.calibrate import Calibration, calibrate
 from compress_onnx.pipeline.evidence.gradients import OutputGradients, output_gradients
 from compress_onnx.pipeline.evidence.objective import Objective
@@ -44,18 +43,7 @@ class Evidence:
         self._settings = settings
         self._gradients: dict[Objective, OutputGradients | NotDifferentiableError] = {}
         self._slopes: dict[tuple[Method, Objective], dict[str, float]] = {}
-        with settings.progress.step("calibrate", len(samples)) as update:
-            self.calibration: Calibration = calibrate(
-                original.model,
-                original.digest,
-                original.table.sites,
-                samples,
-                data_folder=original.data_folder,
-                spec=settings.session,
-                batch_size=settings.batch_size,
-                cache=settings.cache,
-                progress=update,
-            )
+        self.calibration: Calibration = calibrate(original, samples, settings)
 
     @property
     def stats(self) -> Mapping[str, ActivationStats]:
@@ -94,40 +82,19 @@ class Evidence:
         """
         key = method, objective
         if key not in self._slopes:
-            original, settings = self._original, self._settings
-            groups = group_by_weight(original.table.sites)
-            with settings.progress.step("measure sensitivity", len(groups)) as update:
-                self._slopes[key] = measure_slopes(
-                    original.model,
-                    groups,
-                    method,
-                    decompositions,
-                    probing_samples(self.samples),
-                    share=PROBED_SHARE,
-                    data_folder=original.data_folder,
-                    objective=objective,
-                    spec=settings.session,
-                    batch_size=settings.batch_size,
-                    progress=update,
-                )
+            self._slopes[key] = measure_slopes(
+                self._original,
+                method,
+                decompositions,
+                probing_samples(self.samples),
+                self._settings,
+                share=PROBED_SHARE,
+                objective=objective,
+            )
         return self._slopes[key]
 
     def _differentiate(self, objective: Objective) -> OutputGradients | NotDifferentiableError:
-        original, settings = self._original, self._settings
-        with settings.progress.step("differentiate", len(self.samples)) as update:
-            try:
-                return output_gradients(
-                    original.model,
-                    original.digest,
-                    original.table.sites,
-                    self.samples,
-                    data_folder=original.data_folder,
-                    objective=objective,
-                    seed=settings.seed,
-                    spec=settings.session,
-                    batch_size=settings.batch_size,
-                    cache=settings.cache,
-                    progress=update,
-                )
-            except NotDifferentiableError as error:
-                return error
+        try:
+            return output_gradients(self._original, self.samples, self._settings, objective)
+        except NotDifferentiableError as error:
+            return error

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import NotDifferentiableError
@@ -32,13 +30,15 @@ from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.adjoint import Adjoint, prepared
 from compress_onnx.pipeline.evidence.compact import compact
 from compress_onnx.pipeline.evidence.objective import Objective, signs
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained
 from compress_onnx.pipeline.evidence.stacks import part
-from compress_onnx.pipeline.files.cache import ArrayCache, content_key
+from compress_onnx.pipeline.files.cache import content_key
+from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+from compress_onnx.pipeline.runtime.session import open_session, run
 
 Seeding = Callable[[Array, Batch], Float32]
 """The adjoint that an output starts from, of the output's shape, given its value."""
@@ -69,33 +69,18 @@ class SiteValues:
 
 
 def output_gradients(
-    model: ir.Model,
-    digest: str,
-    sites: Sequence[LinearSite],
+    original: Original,
     samples: Samples,
-    *,
-    data_folder: Path,
+    settings: RunSettings,
     objective: Objective = "positions",
-    seed: int = 0,
-    spec: SessionSpec | None = None,
-    batch_size: int = 32,
-    cache: ArrayCache | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> OutputGradients:
-    """Collect the gradients at the outputs of all ``sites`` that shifts can reach.
+    """Collect the gradients at the outputs of all sites of ``original`` that shifts can reach.
 
     Args:
-        model: the model that the sites belong to; unchanged afterwards.
-        digest: identifies the model's content for the cache.
-        sites: where to look.
+        original: the model; never changed.
         samples: the calibration data.
-        data_folder: where the model's external data lies.
+        settings: how it is run; the seed is that of the random signs.
         objective: what about the outputs matters.
-        seed: of the random signs.
-        spec: how the model is run.
-        batch_size: samples at a time.
-        cache: None computes afresh.
-        progress: called after each batch with the number of samples done so far.
 
     Returns:
         Nothing about sites that shifts cannot reach; without any other, nothing is run.
@@ -105,13 +90,20 @@ def output_gradients(
             finite, or the model is too large.
         DataError: the samples do not fit the model.
     """
-    flat = [site for site in sites if can_shift(site)]
+    flat = [site for site in original.table.sites if can_shift(site)]
     if not flat:
         return OutputGradients({}, {})
     names = "\n".join(f"{site.name} {site.node.name}" for site in flat)
     mask = samples.mask_name or ""
+    cache, seed = settings.cache, settings.seed
     key = content_key(
-        "gradients 2", digest, mask, names, objective, f"{seed} {batch_size}", samples.inputs
+        "gradients 2",
+        original.digest,
+        mask,
+        names,
+        objective,
+        f"{seed} {settings.batch_size}",
+        samples.inputs,
     )
     stored = cache.get(key) if cache is not None else None
     if stored is not None:
@@ -119,19 +111,17 @@ def output_gradients(
     collector = _Collector(flat)
     rng = np.random.default_rng(seed)
     done = 0
-    for batch, values in backward(
-        model,
-        flat,
-        samples,
-        lambda value, batch: signs(value, batch, objective, rng),
-        data_folder=data_folder,
-        spec=spec,
-        batch_size=batch_size,
-    ):
-        collector.update(values)
-        done += len(batch.index)
-        if progress is not None:
-            progress(done)
+    with settings.progress.step("differentiate", len(samples)) as update:
+        for batch, values in backward(
+            original,
+            flat,
+            samples,
+            lambda value, batch: signs(value, batch, objective, rng),
+            settings,
+        ):
+            collector.update(values)
+            done += len(batch.index)
+            update(done)
     arrays = compact(_pack(collector.result(len(samples))))
     if cache is not None:
         cache.put(key, arrays)
@@ -139,25 +129,20 @@ def output_gradients(
 
 
 def backward(
-    model: ir.Model,
+    original: Original,
     sites: Sequence[LinearSite],
     samples: Samples,
     seeding: Seeding,
-    *,
-    data_folder: Path,
-    spec: SessionSpec | None = None,
-    batch_size: int = 32,
+    settings: RunSettings,
 ) -> Iterator[tuple[Batch, dict[str, SiteValues]]]:
     """Run forwards and backwards batch by batch; yields the values at each site, by its name.
 
     Args:
-        model: the model that the sites belong to; unchanged afterwards.
-        sites: where to look; all of them can be shifted.
+        original: the model; never changed.
+        sites: those of its sites to look at; all of them can be shifted.
         samples: the data.
         seeding: what to differentiate, as the adjoint of each float output.
-        data_folder: where the model's external data lies.
-        spec: how the model is run.
-        batch_size: samples at a time.
+        settings: how the model is run.
 
     Raises:
         NotDifferentiableError: an operator has no gradient.
@@ -166,7 +151,7 @@ def backward(
     """
     values = {site.name: site.node.outputs[0].name or "" for site in sites}
     inputs = {site.name: site.input.name or "" for site in sites}
-    graph = prepared(self_contained(model, data_folder))
+    graph = prepared(self_contained(original.model, original.data_folder))
     outputs = [value.name for value in graph.graph.output if _is_float(value)]
     fed = {value.name for value in graph.graph.input}
     adjoint = Adjoint(
@@ -175,11 +160,13 @@ def backward(
         outputs,
         beside=[name for name in inputs.values() if name not in fed],
         advice=_ADVICE,
-        spec=spec,
+        spec=settings.session,
     )
-    plain = open_session(exposed(model, ()), spec, data_folder=data_folder)
+    plain = open_session(
+        exposed(original.model, ()), settings.session, data_folder=original.data_folder
+    )
     check_samples(plain, samples)
-    for batch in model_batches(plain, samples, batch_size):
+    for batch in model_batches(plain, samples, settings.batch_size):
         seeds = {
             name: seeding(value, batch) for name, value in run(plain, batch.feeds, outputs).items()
         }

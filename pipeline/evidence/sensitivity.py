@@ -8,13 +8,11 @@ sites; μ is the mean input where the method corrects the bias, and 0 where it d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.allocation.uniform import uniform
@@ -22,10 +20,12 @@ from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization import Known, Method
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.evidence import evidence_in
-from compress_onnx.graph_passes.sites.grouping import WeightGroups
+from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.objective import Objective, change
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
+from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.inner_values import expose
 from compress_onnx.pipeline.runtime.protobuf import serialized
@@ -34,62 +34,57 @@ from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, ru
 
 
 def measure_slopes(
-    model: ir.Model,
-    groups: WeightGroups,
+    original: Original,
     method: Method,
     decompositions: Decompositions,
     samples: Samples,
+    settings: RunSettings,
     *,
     share: float,
-    data_folder: Path,
     objective: Objective = "positions",
-    spec: SessionSpec | None = None,
-    batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """The squared output change, a sample, for a unit of the method's squared error.
 
     Args:
-        model: unchanged afterwards.
-        groups: the sites by weight key.
+        original: the model; never changed.
         method: how the weights are going to be factored.
         decompositions: of the weights; those with a site without statistics are left out.
         samples: a few dozen are enough: one forward run a site goes over them.
+        settings: how the model is run.
         share: of the parameters, at which errors are made.
-        data_folder: where the model's external data lies.
         objective: what about the outputs matters.
-        spec: how the model is run.
-        batch_size: samples at a time.
-        progress: called with the number of weights done, after each.
+
+    Returns:
+        Slopes by weight key.
 
     Raises:
         DataError: the samples do not fit the model.
     """
     known = {
         k: sites
-        for k, sites in groups.items()
+        for k, sites in group_by_weight(original.table.sites).items()
         if evidence_in(decompositions.known(sites)) != "none" and all(map(can_shift, sites))
     }
     if not known:
         return {}
     sites = [site for members in known.values() for site in members]
-    proto = self_contained(model, data_folder)
-    probe = Probe(proto, sites, samples, spec=spec, batch_size=batch_size)
+    proto = self_contained(original.model, original.data_folder)
+    probe = Probe(proto, sites, samples, spec=settings.session, batch_size=settings.batch_size)
     slopes: dict[str, float] = {}
-    for key, members in known.items():
-        weight = members[0].weight.array()
-        rank = uniform([Candidate(key, *members[0].weight.shape)], share, 1)[key] or 1
-        decomposition = decompositions.of(method, members, rank)
-        error = decomposition.energy * float(decomposition.tail[rank])
-        residual = decomposition.factorize(rank).product() - weight.astype(np.float64)
-        changes = [
-            change_of(trial, objective)
-            for site in members
-            for trial in probe.replace(site, residual, _corrected(method, site, decompositions))
-        ]
-        slopes[key] = sum(changes) / len(samples) / error if error > 0 else 0.0
-        if progress is not None:
-            progress(len(slopes))
+    with settings.progress.step("measure sensitivity", len(known)) as update:
+        for key, members in known.items():
+            weight = members[0].weight
+            rank = uniform([Candidate(key, *weight.shape)], share, 1)[key] or 1
+            decomposition = decompositions.of(method, members, rank)
+            error = decomposition.energy * float(decomposition.tail[rank])
+            residual = decomposition.factorize(rank).product() - weight.array().astype(np.float64)
+            changes = [
+                change_of(trial, objective)
+                for site in members
+                for trial in probe.replace(site, residual, _corrected(method, site, decompositions))
+            ]
+            slopes[key] = sum(changes) / len(samples) / error if error > 0 else 0.0
+            update(len(slopes))
     return slopes
 
 

@@ -18,6 +18,7 @@ from stranger_graphs import STRANGERS
 
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.pipeline.evidence.gradients import output_gradients
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
@@ -94,13 +95,7 @@ def _finding(name: str, exporter: str, path: Path, samples: Samples) -> Finding:
     sites = len(subject.table.sites)
     try:
         found = output_gradients(
-            subject.model,
-            name,
-            subject.table.sites,
-            samples,
-            data_folder=path.parent,
-            spec=SessionSpec(threads=1),
-            batch_size=BATCH,
+            subject, samples, RunSettings(SessionSpec(threads=1), batch_size=BATCH)
         )
     except NotDifferentiableError as error:
         return Finding(name, exporter, 0, sites, str(error))

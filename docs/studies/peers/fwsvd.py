@@ -42,13 +42,11 @@ def information(laboratory: Laboratory) -> dict[str, Float64]:
     keys = {layer.site.name: layer.key for layer in laboratory.layers}
     total = {layer.key: np.zeros(layer.site.in_features) for layer in laboratory.layers}
     for batch, sites in backward(
-        laboratory.original.model,
+        laboratory.original,
         [layer.site for layer in laboratory.layers],
         laboratory.samples,
         adjoint(laboratory, settings.seed),
-        data_folder=laboratory.original.data_folder,
-        spec=settings.session,
-        batch_size=settings.batch_size,
+        settings,
     ):
         for name, values in sites.items():
             total[keys[name]] += row_information(values, len(batch.index))

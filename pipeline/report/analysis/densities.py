@@ -12,20 +12,18 @@ exact zeros, it integrates to 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.arrays import Float64
-from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.calibrate import observe, tapped, taps_of
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec, open_session
+from compress_onnx.pipeline.runtime.session import open_session
 
 _SHIFT = 20
 _BINS = 2040
@@ -97,43 +95,32 @@ def deviation_density(deviations: Float64) -> Density:
     return Density(edges, np.histogram(positive, edges)[0] / len(deviations), zeros)
 
 
-def magnitudes(
-    model: ir.Model,
-    sites: Sequence[LinearSite],
-    samples: Samples,
-    *,
-    data_folder: Path,
-    spec: SessionSpec | None = None,
-    batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, Density]:
+def magnitudes(original: Original, samples: Samples, settings: RunSettings) -> dict[str, Density]:
     """The density of |x| of every distinct site input, by :attr:`Tap.key`; padding left out.
 
     Never more than one batch of activations is in memory.
 
     Args:
-        model: the model that the sites belong to; unchanged afterwards.
-        sites: where to look; those inside nested graphs and stacks of matrices are left out.
+        original: the model; its sites inside nested graphs and stacks of matrices are left out.
         samples: the data.
-        data_folder: where the model's external data lies.
-        spec: how the model is run.
-        batch_size: samples at a time.
-        progress: called after each batch with the number of samples done so far.
+        settings: how it is run.
 
     Raises:
         DataError: the samples do not fit the model.
         ModelFileError: the model cannot be run.
     """
-    plain = [site for site in sites if not site.weight.stacked]
+    plain = [site for site in original.table.sites if not site.weight.stacked]
     taps = {tap.key: tap for tap in taps_of(plain).values()}
     histograms = {key: MagnitudeHistogram() for key in taps}
-    session = open_session(tapped(model, taps.values()), spec, data_folder=data_folder)
+    session = open_session(
+        tapped(original.model, taps.values()), settings.session, data_folder=original.data_folder
+    )
     check_samples(session, samples)
     done = 0
-    for batch in model_batches(session, samples, batch_size):
-        for tap, rows, _ in observe(session, batch, taps.values()):
-            histograms[tap.key].update(rows)
-        done += len(batch.index)
-        if progress is not None:
-            progress(done)
+    with settings.progress.step("densities", len(samples)) as update:
+        for batch in model_batches(session, samples, settings.batch_size):
+            for tap, rows, _ in observe(session, batch, taps.values()):
+                histograms[tap.key].update(rows)
+            done += len(batch.index)
+            update(done)
     return {key: histogram.result() for key, histogram in histograms.items()}

@@ -154,16 +154,7 @@ def analyze(
     assert known is not None
     sites = original.table.sites
     unseen = Evidence(original, held_out, settings).calibration
-    with settings.progress.step("densities", len(samples)) as update:
-        sizes = magnitudes(
-            original.model,
-            sites,
-            samples,
-            data_folder=original.data_folder,
-            spec=settings.session,
-            batch_size=settings.batch_size,
-            progress=update,
-        )
+    sizes = magnitudes(original, samples, settings)
     ranks = {site.site: site.rank for site in plan.factored if site.rank is not None}
     with settings.progress.step("compare methods", len(ranks)) as update:
         test = conclude(compare(sites, ranks, known.stats, unseen.stats, update))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,6 +30,7 @@ from compress_onnx.graph_passes.sites.routing import row_source
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.evidence.calibrate import calibrate, taps_of
 from compress_onnx.pipeline.evidence.gradients import output_gradients
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.original import Original, open_original
@@ -90,16 +92,8 @@ def opened(tmp_path: Path, proto: onnx.ModelProto) -> Original:
     return open_original(small.save(proto, tmp_path / "model.onnx"))
 
 
-def known_of(subject: Original, samples: Samples, **options: object) -> dict[str, ActivationStats]:
-    found = calibrate(
-        subject.model,
-        "digest",
-        subject.table.sites,
-        samples,
-        data_folder=subject.data_folder,
-        **options,
-    )
-    return dict(found.stats)
+def known_of(subject: Original, samples: Samples, **options: Any) -> dict[str, ActivationStats]:
+    return dict(calibrate(subject, samples, RunSettings(**options)).stats)
 
 
 def moments(rows: np.ndarray) -> ActivationStats:
@@ -250,13 +244,7 @@ class TestCalibration:
 
     def test_gradients_are_those_of_the_rows_that_were_sent(self, tmp_path: Path) -> None:
         subject, x = opened(tmp_path, switch()), tokens(0, 60)
-        found = output_gradients(
-            subject.model,
-            "digest",
-            subject.table.sites,
-            Samples({"x": x}),
-            data_folder=subject.data_folder,
-        )
+        found = output_gradients(subject, Samples({"x": x}), RunSettings())
         last = [site for site in subject.table.sites if site.weight.stacked][-1]
         for e, name in enumerate(last.matrices):
             # The gradient of a sign at the output of the last layer is that sign.

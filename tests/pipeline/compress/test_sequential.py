@@ -9,11 +9,11 @@ from compress_onnx.graph_passes.factorization import make_method
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.sequential import repaired
 from compress_onnx.pipeline.evidence import collected
 from compress_onnx.pipeline.evidence.sensitivity import measure_slopes
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.runtime.session import open_session, run
 
 FEATURES = (24, 32, 16)
@@ -117,17 +117,11 @@ def test_slope_of_the_last_layer_is_its_positions(tmp_path):
     data = samples(FEATURES[0], count=40)
     learned = learn(path, data)
     original = learned.original
-    groups, method = group_by_weight(original.table.sites), make_method("asvd")
+    method = make_method("asvd")
 
     def slopes_by(stats):
         return measure_slopes(
-            original.model,
-            groups,
-            method,
-            Decompositions(stats),
-            data,
-            share=0.5,
-            data_folder=path.parent,
+            original, method, Decompositions(stats), data, RunSettings(), share=0.5
         )
 
     slopes = slopes_by(learned.stats)

@@ -14,6 +14,7 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.sequential import repaired
 from compress_onnx.pipeline.evidence.gradients import output_gradients
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -87,10 +88,4 @@ def test_gradients_of_nan_are_not_left_out(tmp_path):
     x = np.random.default_rng(0).standard_normal((4, 3, FEATURES[0])).astype(np.float32)
     original = open_original(path)
     with pytest.raises(NotDifferentiableError, match="not finite"):
-        output_gradients(
-            original.model,
-            original.digest,
-            original.table.sites,
-            Samples({"x": x}),
-            data_folder=original.data_folder,
-        )
+        output_gradients(original, Samples({"x": x}), RunSettings())

@@ -112,9 +112,7 @@ def test_gradients_are_finite_differences(name, subject):
     session = open_session(proto.SerializeToString(), ONE_THREAD)
     outputs = [v.name for v in session.get_outputs()]
     rng, step = np.random.default_rng(0), 0.05 if half else 1e-3
-    for batch, found in backward(
-        opened.model, sites, samples, seeding, data_folder=folder, spec=ONE_THREAD, batch_size=2
-    ):
+    for batch, found in backward(opened, sites, samples, seeding, RunSettings(ONE_THREAD, 2)):
         for site in sites:
             gradient = found[site.name].gradient.astype(np.float64)
             direction = rng.standard_normal(gradient.shape)
@@ -206,12 +204,11 @@ def test_gradients_that_are_zero_everywhere_are_none(subject, tmp_path):
 def test_a_graph_in_half_precision_has_gradients_in_single(subject):
     opened, samples = subject("half"), STRANGERS["half"].samples(3)
     (batch, found), *_ = backward(
-        opened.model,
+        opened,
         opened.table.sites,
         samples,
         lambda value, _: np.ones(value.shape, np.float32),
-        data_folder=opened.data_folder,
-        spec=ONE_THREAD,
+        RunSettings(ONE_THREAD),
     )
     assert all(values.gradient.dtype == np.float32 for values in found.values())
     assert len(batch.index) == 3

@@ -8,15 +8,15 @@ from tiny_models import BATCH, LENGTH, samples, saved, two_layers
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.pipeline.evidence.gradients import output_gradients
 from compress_onnx.pipeline.evidence.objective import change, signs
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.runtime.samples import Batch
 
 
 def collect(path, data, **options):
-    subject = open_original(path)
-    options = {"data_folder": path.parent, "batch_size": BATCH, **options}
-    return output_gradients(subject.model, "digest", subject.table.sites, data, **options)
+    settings = RunSettings(**{"batch_size": BATCH, **options})
+    return output_gradients(open_original(path), data, settings)
 
 
 def batch_of(data, mask=None):
@@ -88,9 +88,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     path = saved(tmp_path, two_layers()[0])
     subject = open_original(path)
     before = [node.name for node in subject.model.graph]
-    output_gradients(
-        subject.model, "digest", subject.table.sites, samples(), data_folder=path.parent
-    )
+    output_gradients(subject, samples(), RunSettings())
     assert [node.name for node in subject.model.graph] == before
     assert len(subject.model.graph.outputs) == 1
 

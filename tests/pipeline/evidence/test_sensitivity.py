@@ -31,13 +31,7 @@ def test_the_slope_is_the_change_for_a_unit_of_error(tmp_path, name):
     method = make_method(name)
     groups = group_by_weight(subject.table.sites)
     slopes = measure_slopes(
-        subject.model,
-        groups,
-        method,
-        Decompositions(stats),
-        samples,
-        share=SHARE,
-        data_folder=tmp_path,
+        subject, method, Decompositions(stats), samples, RunSettings(), share=SHARE
     )
     ((key, (site,)),) = groups.items()
     weight = site.weight.array()

@@ -24,6 +24,7 @@ from compress_onnx.graph_passes.sites.naming import kind_of
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.spectra import spectra_of
 from compress_onnx.pipeline.evidence.calibrate import taps_of
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.report.analysis import analyze
 from compress_onnx.pipeline.report.analysis.conclusion import conclude
@@ -202,13 +203,7 @@ def test_nothing_but_zeros_is_a_density_too():
 
 
 def test_streamed_densities_are_those_of_the_activations(subject):
-    found = magnitudes(
-        subject.model,
-        subject.table.sites,
-        samples(),
-        data_folder=subject.data_folder,
-        batch_size=64,
-    )
+    found = magnitudes(subject, samples(), RunSettings(batch_size=64))
     for key, x in inputs_of(subject, samples()).items():
         size = np.abs(x).ravel()
         counts, _ = np.histogram(size[size > 0], [*found[key].edges, np.inf])
