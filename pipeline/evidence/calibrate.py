@@ -43,6 +43,7 @@ from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.padding import real_positions
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
+from compress_onnx.pipeline.runtime.threads import for_products
 
 _FORMAT = "calibration 2"
 
@@ -130,7 +131,7 @@ def calibrate(original: Original, samples: Samples, settings: RunSettings) -> Ca
         )
         check_samples(session, samples)
         batches = model_batches(session, samples, settings.batch_size)
-        with settings.progress.step("calibrate", len(samples)) as update:
+        with for_products(), settings.progress.step("calibrate", len(samples)) as update:
             moments, unmasked = _collect(session, batches, list(distinct.values()), update)
         stored = compact(_pack(moments, unmasked))
         moments = {tap: _unpack_one(stored, tap) for tap in distinct}

@@ -39,6 +39,7 @@ from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
+from compress_onnx.pipeline.runtime.threads import for_products
 
 Seeding = Callable[[Array, Batch], Float32]
 """The adjoint that an output starts from, of the output's shape, given its value."""
@@ -111,7 +112,7 @@ def output_gradients(
     collector = _Collector(flat)
     rng = np.random.default_rng(seed)
     done = 0
-    with settings.progress.step("differentiate", len(samples)) as update:
+    with for_products(), settings.progress.step("differentiate", len(samples)) as update:
         for batch, values in backward(
             original,
             flat,

@@ -2,7 +2,9 @@
 
     threads = min(available cores, COMPRESS_ONNX_THREADS, or OMP_NUM_THREADS where that is not set)
 
-BLAS gets one of them below :data:`LARGE` and all from there on. OpenBLAS hands each small product
+BLAS gets all of them for the products of many rows that second moments are made of, where each of
+them has a large part of its own. Where matrices are decomposed it gets one below :data:`LARGE`, and
+all from there on. OpenBLAS hands each small product
 to its workers and waits busily until they are done, and the workers wait busily for the next one:
 a symmetric eigenproblem does that for every column. Where a worker has to wait for a core, the
 problem takes tens of times as long, and takes the core from whoever had it (docs/threads.md).
@@ -22,7 +24,7 @@ VARIABLE = "COMPRESS_ONNX_THREADS"
 OPENMP = "OMP_NUM_THREADS"
 
 LARGE = 2048
-"""The side of a matrix from which on BLAS uses several threads."""
+"""The side of a matrix from which on BLAS decomposes it with several threads."""
 
 
 def available_cores() -> int:
@@ -57,7 +59,7 @@ def limited(side: int = 0) -> Iterator[None]:
     """Compute within the limits; the command line enters this once, nested calls narrow or widen.
 
     Args:
-        side: of the largest matrix that BLAS is to work on; 0 for any that is not large.
+        side: of the largest matrix that BLAS is to decompose; 0 for any that is not large.
 
     Raises:
         RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
@@ -66,4 +68,15 @@ def limited(side: int = 0) -> Iterator[None]:
     # PyTorch reads this when it is imported, which is later.
     os.environ.setdefault(OPENMP, str(threads))
     with threadpool_limits(threads if side >= LARGE else 1, user_api="blas"):
+        yield
+
+
+@contextmanager
+def for_products() -> Iterator[None]:
+    """Give BLAS all threads: for products of many rows, ``[n, K]`` with n in the hundreds or more.
+
+    Raises:
+        RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
+    """
+    with threadpool_limits(thread_count(), user_api="blas"):
         yield
