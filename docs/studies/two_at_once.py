@@ -24,7 +24,7 @@ from scipy import linalg
 from scipy.linalg import blas
 
 from compress_onnx.pipeline.runtime.session import open_session, run
-from compress_onnx.pipeline.runtime.threads import available_cores, for_products, limited
+from compress_onnx.pipeline.runtime.threads import available_cores, limited
 
 HIDDEN, INTERMEDIATE, BLOCKS = 384, 1536, 6
 BATCH, LENGTH, BATCHES = 32, 32, 4
@@ -59,18 +59,17 @@ def layers() -> bytes:
     return bytes(helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
 
 
-def work(own: bool) -> None:
-    """Calibrate and factor once, as the tool does or with what the libraries take."""
+def work(spinning: bool) -> None:
+    """Calibrate and factor once."""
     rng = np.random.default_rng(0)
-    session = open_session(layers(), spinning=not own)
+    session = open_session(layers(), spinning=spinning)
     moments = {side: np.zeros((side, side), order="F") for side in (HIDDEN, INTERMEDIATE)}
-    with for_products() if own else nullcontext():
-        for _ in range(BATCHES):
-            x = rng.standard_normal((BATCH, LENGTH, HIDDEN), dtype=np.float32)
-            run(session, {"x": x})
-            for side, moment in moments.items():
-                rows = rng.standard_normal((BATCH * LENGTH, side))
-                moments[side] = blas.dsyrk(1.0, rows.T, beta=1.0, c=moment, overwrite_c=True)
+    for _ in range(BATCHES):
+        x = rng.standard_normal((BATCH, LENGTH, HIDDEN), dtype=np.float32)
+        run(session, {"x": x})
+        for side, moment in moments.items():
+            rows = rng.standard_normal((BATCH * LENGTH, side))
+            moments[side] = blas.dsyrk(1.0, rows.T, beta=1.0, c=moment, overwrite_c=True)
     for side, count in ((HIDDEN, 5 * BLOCKS), (INTERMEDIATE, 1)):
         metric = moments[side] + np.triu(moments[side], 1).T
         weight = rng.standard_normal((side, HIDDEN))
@@ -85,7 +84,7 @@ def child(own: bool) -> None:
     with limited() if own else nullcontext():
         start = time.perf_counter()
         before = resource.getrusage(resource.RUSAGE_SELF)
-        work(own)
+        work(spinning=not own)
         wall, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     print(wall, cpu)

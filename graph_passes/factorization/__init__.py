@@ -14,14 +14,16 @@ from compress_onnx.graph_passes.factorization.activations import (
     ActivationStats,
     GradientStats,
     Known,
-    MomentAccumulator,
-    PairedAccumulator,
-    PairedStats,
 )
 from compress_onnx.graph_passes.factorization.asvd import ASVD
 from compress_onnx.graph_passes.factorization.asvd_diagonal import DiagonalASVD
 from compress_onnx.graph_passes.factorization.base import Decomposition, Factorization, Method, Term
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
+from compress_onnx.graph_passes.factorization.moments import (
+    MomentAccumulator,
+    PairedAccumulator,
+    PairedStats,
+)
 from compress_onnx.graph_passes.factorization.svd import SVD
 from compress_onnx.graph_passes.factorization.svdlora import SVDLoRA
 from compress_onnx.graph_passes.validation_text import first_problem

@@ -1,4 +1,4 @@
-"""Statistics of a site's inputs, streamed: count, mean, mean magnitude and covariance.
+"""Statistics of a site's inputs: count, mean, mean magnitude and covariance.
 
 With rows x of X [n, K]::
 
@@ -6,10 +6,7 @@ With rows x of X [n, K]::
     magnitude   E|x|                          [K]
     covariance  C = E[(x − μ)(x − μ)ᵀ]        [K, K]
 
-Everything is float64. Sums are taken around the mean s of the first rows that come, as
-``E[(x − s)(x − s)ᵀ] − (μ − s)(μ − s)ᵀ``: around zero, ``E[x xᵀ] − μμᵀ`` would lose twice the digits
-that the mean is larger than the deviation. The moment is accumulated as one triangle by BLAS
-``syrk``, which does half the work of a product and needs no temporary of its size.
+They are gathered batch by batch (:mod:`graph_passes.factorization.moments`).
 
 A weight that is a stack of matrices has statistics for each of them (:data:`Known`).
 
@@ -26,10 +23,8 @@ from functools import cached_property
 
 import numpy as np
 from scipy import linalg
-from scipy.linalg import blas
 
-from compress_onnx.graph_passes.arrays import Array, Float64
-from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.graph_passes.arrays import Float64
 
 
 def square_root(covariance: Float64) -> Float64:
@@ -153,136 +148,3 @@ Known = Sequence[ActivationStats | None]
 
 None where nothing is: calibration could not look, or no row reached that matrix of a stack.
 """
-
-
-class MomentAccumulator:
-    """Collects :class:`ActivationStats` batch by batch; rows may have weights.
-
-    Args:
-        features: K.
-        name: what the rows are of, for errors.
-    """
-
-    def __init__(self, features: int, name: str = "a value inside the model") -> None:
-        self._name = name
-        self._count = 0
-        self._weight = 0.0
-        self._shift: Float64 | None = None
-        self._sum = np.zeros(features)  # around the shift, as the moment
-        self._magnitude = np.zeros(features)
-        self._moment = np.zeros((features, features), order="F")  # upper triangle
-
-    @property
-    def count(self) -> int:
-        """Rows seen so far."""
-        return self._count
-
-    def update(self, rows: Array, weights: Array | None = None) -> None:
-        """Add ``rows`` of shape [n, K], each with its weight (``[n]``, none negative) or 1.
-
-        Raises:
-            DataError: a number is NaN or infinite.
-        """
-        if not len(rows):
-            return
-        x = np.asarray(rows, dtype=np.float64)
-        w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
-        magnitude = w @ np.abs(x)
-        _check_finite(magnitude, self._name)
-        self._count += len(x)
-        self._weight += float(w.sum())
-        self._magnitude += magnitude
-        if self._shift is None:
-            self._shift = x.mean(axis=0)
-        x = np.ascontiguousarray(x - self._shift)
-        self._sum += w @ x
-        if weights is not None:
-            x *= np.sqrt(w)[:, None]
-        self._moment = blas.dsyrk(1.0, x.T, beta=1.0, c=self._moment, overwrite_c=True)
-
-    def result(self) -> ActivationStats:
-        """The statistics so far; all zero where every weight was.
-
-        Raises:
-            ValueError: no rows were seen.
-        """
-        if self._shift is None:
-            raise ValueError("no rows were seen")
-        if not self._weight:
-            zero = np.zeros_like(self._sum)
-            return ActivationStats(self._count, zero, zero, np.zeros_like(self._moment))
-        upper = np.triu(self._moment)
-        offset = self._sum / self._weight
-        covariance = (upper + np.triu(upper, 1).T) / self._weight - np.outer(offset, offset)
-        return ActivationStats(
-            self._count, self._shift + offset, self._magnitude / self._weight, covariance
-        )
-
-
-@dataclass(frozen=True)
-class PairedStats:
-    """Statistics of a value x', and how another value x, row by row beside it, goes along with it.
-
-    Attributes:
-        first: of x'.
-        second_mean: ``[K]`` the mean of x.
-        cross: ``[K, K]`` the centred ``E[x' xᵀ]``.
-    """
-
-    first: ActivationStats
-    second_mean: Float64
-    cross: Float64
-
-
-class PairedAccumulator:
-    """Collects :class:`PairedStats` batch by batch; rows may have weights.
-
-    Args:
-        features: K of both values.
-        name: what the rows are of, for errors.
-    """
-
-    def __init__(self, features: int, name: str = "a value inside the model") -> None:
-        self._name = name
-        self._first = MomentAccumulator(features, name)
-        self._shifts: tuple[Float64, Float64] | None = None
-        self._weight = 0.0
-        self._sums = np.zeros((2, features))
-        self._cross = np.zeros((features, features))
-
-    def update(self, first: Array, second: Array, weights: Array) -> None:
-        """Add the rows ``first`` and ``second``, both [n, K], with weights ``[n]``.
-
-        Raises:
-            DataError: a number is NaN or infinite.
-        """
-        if not len(first):
-            return
-        self._first.update(first, weights)
-        x, y = (np.asarray(rows, dtype=np.float64) for rows in (first, second))
-        w = weights.astype(np.float64)
-        _check_finite(w @ y, self._name)
-        if self._shifts is None:
-            self._shifts = x.mean(axis=0), y.mean(axis=0)
-        x, y = x - self._shifts[0], y - self._shifts[1]
-        self._weight += float(w.sum())
-        self._sums += np.stack([w @ x, w @ y])
-        self._cross += (x * w[:, None]).T @ y
-
-    def result(self) -> PairedStats:
-        """The statistics so far; all zero where every weight was, or no row was seen."""
-        if self._shifts is None or not self._weight:
-            zero, none = np.zeros_like(self._sums[0]), np.zeros_like(self._cross)
-            return PairedStats(ActivationStats(self._first.count, zero, zero, none), zero, none)
-        offsets = self._sums / self._weight
-        cross = self._cross / self._weight - np.outer(*offsets)
-        return PairedStats(self._first.result(), self._shifts[1] + offsets[1], cross)
-
-
-def _check_finite(sums: Float64, name: str) -> None:
-    """Sums are NaN or infinite where any number in them was."""
-    if not np.isfinite(sums).all():
-        raise DataError(
-            f"{name} is NaN or infinite on these samples: leave out those on which the model "
-            "overflows, or export it with a wider dtype"
-        )

@@ -57,7 +57,6 @@ from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
-from compress_onnx.pipeline.runtime.threads import for_products
 
 Values = dict[str, Array]
 Weights = Mapping[str, Sequence[NDArray[np.float32]]]
@@ -138,8 +137,7 @@ def factor_sequentially(
                 _advance(side, start, group.cut, spec)
             start = group.cut
             for site in group.sites:
-                with for_products():
-                    moments = _moments(site, exact, compressed, batches, weights)
+                moments = _moments(site, exact, compressed, batches, weights)
                 made = _factor(site, planned[site.name], moments, stats[site.name], damping)
                 _install(compressed, site, shifts[site.name], made)
                 done[site.weight.key] = made

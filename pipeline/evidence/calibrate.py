@@ -43,7 +43,7 @@ from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.padding import real_positions
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
-from compress_onnx.pipeline.runtime.threads import for_products
+from compress_onnx.pipeline.runtime.threads import side_by_side
 
 _FORMAT = "calibration 2"
 
@@ -131,7 +131,7 @@ def calibrate(original: Original, samples: Samples, settings: RunSettings) -> Ca
         )
         check_samples(session, samples)
         batches = model_batches(session, samples, settings.batch_size)
-        with for_products(), settings.progress.step("calibrate", len(samples)) as update:
+        with settings.progress.step("calibrate", len(samples)) as update:
             moments, unmasked = _collect(session, batches, list(distinct.values()), update)
         stored = compact(_pack(moments, unmasked))
         moments = {tap: _unpack_one(stored, tap) for tap in distinct}
@@ -219,11 +219,15 @@ def _collect(
     accumulators = {tap.key: MomentAccumulator(tap.features, repr(tap.value)) for tap in taps}
     unmasked: set[str] = set()
     done = 0
+
+    def add(seen: tuple[Tap, Array, bool]) -> None:
+        tap, rows, masked = seen
+        if not masked:
+            unmasked.add(tap.key)
+        accumulators[tap.key].update(rows)
+
     for batch in batches:
-        for tap, rows, masked in observe(session, batch, taps):
-            if not masked:
-                unmasked.add(tap.key)
-            accumulators[tap.key].update(rows)
+        side_by_side(add, observe(session, batch, taps))
         done += len(batch.index)
         if progress is not None:
             progress(done)

@@ -39,7 +39,7 @@ from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
-from compress_onnx.pipeline.runtime.threads import for_products
+from compress_onnx.pipeline.runtime.threads import side_by_side
 
 Seeding = Callable[[Array, Batch], Float32]
 """The adjoint that an output starts from, of the output's shape, given its value."""
@@ -112,7 +112,7 @@ def output_gradients(
     collector = _Collector(flat)
     rng = np.random.default_rng(seed)
     done = 0
-    with for_products(), settings.progress.step("differentiate", len(samples)) as update:
+    with settings.progress.step("differentiate", len(samples)) as update:
         for batch, values in backward(
             original,
             flat,
@@ -212,19 +212,22 @@ class _Collector:
         self._weights: dict[str, list[Float32]] = {site.name: [] for site in sites}
 
     def update(self, values: Mapping[str, SiteValues]) -> None:
-        for name, found in values.items():
-            site = self._sites[name]
-            for matrix, place in site.matrices.items():
-                inputs = part(found.inputs, site.weight.leading, place)
-                self._add(matrix, inputs, part(found.gradient, site.weight.leading, place))
-            self._weights[name].append(_squared_norms(found.gradient))
+        side_by_side(self._update, values.items())
+
+    def _update(self, found: tuple[str, SiteValues]) -> None:
+        name, (inputs, gradient) = found[0], (found[1].inputs, found[1].gradient)
+        leading = self._sites[name].weight.leading
+        for matrix, place in self._sites[name].matrices.items():
+            self._add(matrix, part(inputs, leading, place), part(gradient, leading, place))
+        self._weights[name].append(_squared_norms(gradient))
 
     def _add(self, matrix: str, inputs: Array, gradient: Float32) -> None:
         rows = gradient.reshape(-1, gradient.shape[-1])
         weights = _squared_norms(rows)
         real = ~(weights == 0)  # NaN is not left out: it must show
         self._inputs[matrix].update(inputs.reshape(-1, inputs.shape[-1])[real], weights[real])
-        self._moments[matrix] += rows[real].T @ rows[real]
+        rows = rows[real]
+        self._moments[matrix] += rows.T @ rows
 
     def result(self, samples: int) -> OutputGradients:
         if not any(accumulator.count for accumulator in self._inputs.values()):

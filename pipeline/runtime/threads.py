@@ -2,9 +2,7 @@
 
     threads = min(available cores, COMPRESS_ONNX_THREADS, or OMP_NUM_THREADS where that is not set)
 
-BLAS gets all of them for the products of many rows that second moments are made of, where each of
-them has a large part of its own. Where matrices are decomposed it gets one below :data:`LARGE`, and
-all from there on. OpenBLAS hands each small product
+BLAS gets one of them below :data:`LARGE` and all from there on. OpenBLAS hands each small product
 to its workers and waits busily until they are done, and the workers wait busily for the next one:
 a symmetric eigenproblem does that for every column. Where a worker has to wait for a core, the
 problem takes tens of times as long, and takes the core from whoever had it (docs/threads.md).
@@ -13,8 +11,10 @@ problem takes tens of times as long, and takes the core from whoever had it (doc
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
@@ -24,7 +24,7 @@ VARIABLE = "COMPRESS_ONNX_THREADS"
 OPENMP = "OMP_NUM_THREADS"
 
 LARGE = 2048
-"""The side of a matrix from which on BLAS decomposes it with several threads."""
+"""The side of a matrix from which on BLAS uses several threads."""
 
 
 def available_cores() -> int:
@@ -59,7 +59,7 @@ def limited(side: int = 0) -> Iterator[None]:
     """Compute within the limits; the command line enters this once, nested calls narrow or widen.
 
     Args:
-        side: of the largest matrix that BLAS is to decompose; 0 for any that is not large.
+        side: of the largest matrix that BLAS is to work on; 0 for any that is not large.
 
     Raises:
         RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
@@ -71,12 +71,17 @@ def limited(side: int = 0) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def for_products() -> Iterator[None]:
-    """Give BLAS all threads: for products of many rows, ``[n, K]`` with n in the hundreds or more.
+Item = TypeVar("Item")
+
+
+def side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Do ``work`` on each of ``items``, on as many threads as compute; raises their first error.
+
+    For numpy's products, each with the one thread that BLAS gets: nobody waits busily.
 
     Raises:
         RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
     """
-    with threadpool_limits(thread_count(), user_api="blas"):
-        yield
+    with ThreadPoolExecutor(thread_count()) as pool:
+        for _ in pool.map(work, items):
+            pass

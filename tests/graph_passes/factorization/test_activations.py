@@ -1,4 +1,4 @@
-"""Moments: as exact as float64 wherever the mean is, and never of NaN."""
+"""Moments: as exact as the rows' own precision wherever the mean is, and never of NaN."""
 
 from __future__ import annotations
 
@@ -35,6 +35,36 @@ def test_a_large_mean_takes_nothing_from_the_covariance(ratio):
     np.testing.assert_allclose(stats.covariance, expected, atol=1e-12)
     np.testing.assert_allclose(stats.mean, x.mean(axis=0), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(stats.second_moment, x.T @ x / len(x), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e3, 1e4])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+def test_float32_rows_keep_their_digits(ratio, scale):
+    x = (scale * rows(ratio)).astype(np.float32)
+    weights = np.random.default_rng(1).random(len(x)) * 1e-30
+    for w in (None, weights):
+        stats = accumulated(x, w)
+        exact = accumulated(x.astype(np.float64), w)
+        np.testing.assert_allclose(stats.covariance, exact.covariance, atol=1e-6 * scale**2)
+        np.testing.assert_allclose(stats.mean, exact.mean, rtol=1e-6, atol=1e-6 * scale)
+        np.testing.assert_allclose(stats.magnitude, exact.magnitude, rtol=1e-6)
+
+
+def test_products_that_overflow_are_computed_in_float64():
+    x, y = ((1e30 * rows(1.0, seed)).astype(np.float32) for seed in (0, 1))
+    exact = np.cov(x, rowvar=False, bias=True, dtype=np.float64)
+    np.testing.assert_allclose(accumulated(x).covariance, exact, rtol=1e-5, atol=1e54)
+    paired = PairedAccumulator(K)
+    paired.update(x, y, np.ones(len(x)))
+    centred = [value - value.mean(axis=0, dtype=np.float64) for value in (x, y)]
+    expected = centred[0].T @ centred[1] / len(x)
+    np.testing.assert_allclose(paired.result().cross, expected, rtol=1e-4, atol=1e54)
+
+
+def test_float16_rows_are_multiplied_in_float32():
+    x = rows(100.0).astype(np.float16)
+    exact = accumulated(x.astype(np.float64))
+    np.testing.assert_allclose(accumulated(x).covariance, exact.covariance, atol=1e-5)
 
 
 def test_merged_parts_are_as_exact():

@@ -5,8 +5,8 @@ import pytest
 from scipy import linalg
 
 from compress_onnx.graph_passes.factorization import ActivationStats, GradientStats, make_method
-from compress_onnx.graph_passes.factorization.activations import MomentAccumulator
 from compress_onnx.graph_passes.factorization.gauss_newton import damped_half
+from compress_onnx.graph_passes.factorization.moments import MomentAccumulator
 
 K, N = 7, 5
 

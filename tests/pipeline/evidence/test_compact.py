@@ -42,7 +42,7 @@ def test_ranks_stay_and_errors_nearly(tmp_path, samples, method, monkeypatch):
     assert exact != first
     assert [site.rank for site in first.sites] == [site.rank for site in exact.sites]
     for ours, theirs in zip(first.factored, exact.factored, strict=True):
-        assert ours.error.reached == pytest.approx(theirs.error.reached, rel=1e-4)
+        assert ours.error.reached == pytest.approx(theirs.error.reached, rel=1e-3)
 
 
 def test_only_matrices_get_smaller():

@@ -5,17 +5,16 @@ from __future__ import annotations
 import pytest
 from cli_runner import Cli, error_line
 from threadpoolctl import threadpool_info
-from tiny_models import samples, saved, two_layers
+from tiny_models import saved, two_layers
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization import MomentAccumulator
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress import basis
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.runtime import threads
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session
-from compress_onnx.pipeline.runtime.threads import LARGE, for_products, limited, thread_count
+from compress_onnx.pipeline.runtime.threads import LARGE, limited, thread_count
 
 SPINNING = "session.intra_op.allow_spinning"
 
@@ -74,8 +73,6 @@ def test_blas_gets_one_thread_for_small_matrices_and_all_for_large_ones(monkeypa
             assert blas_threads() == {3}
         with limited(LARGE - 1):
             assert blas_threads() == {1}
-        with for_products():
-            assert blas_threads() == {3}
         assert blas_threads() == {1}
     assert blas_threads() == before
 
@@ -93,21 +90,6 @@ def test_a_plan_gets_the_threads_that_its_layers_are_worth(tmp_path, monkeypatch
     path = saved(tmp_path, two_layers((rows, 16, 16))[0])
     learn(path).compress(CompressionSpec(method=MethodSpec(name="svd"), params=0.5))
     assert seen == {expected}
-
-
-def test_moments_are_gathered_with_all_threads(tmp_path, monkeypatch):
-    seen = set()
-    update = MomentAccumulator.update
-
-    def watched(*arguments):
-        seen.update(blas_threads())
-        update(*arguments)
-
-    monkeypatch.setenv("COMPRESS_ONNX_THREADS", "3")
-    monkeypatch.setattr(MomentAccumulator, "update", watched)
-    learned = learn(saved(tmp_path, two_layers()[0]), samples())
-    learned.compress(CompressionSpec(params=0.5, rank_multiple=1))
-    assert seen == {3}
 
 
 def test_the_number_reaches_libraries_that_are_loaded_later(monkeypatch):
