@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from scipy import linalg
-from scipy.linalg import blas
 
+from compress_onnx.graph_passes.factorization import MomentAccumulator
 from compress_onnx.pipeline.runtime.session import open_session, run
-from compress_onnx.pipeline.runtime.threads import available_cores, limited
+from compress_onnx.pipeline.runtime.threads import available_cores, limited, side_by_side
 
 HIDDEN, INTERMEDIATE, BLOCKS = 384, 1536, 6
 BATCH, LENGTH, BATCHES = 32, 32, 4
@@ -63,20 +63,19 @@ def work(spinning: bool) -> None:
     """Calibrate and factor once."""
     rng = np.random.default_rng(0)
     session = open_session(layers(), spinning=spinning)
-    moments = {side: np.zeros((side, side), order="F") for side in (HIDDEN, INTERMEDIATE)}
+    moments = {side: MomentAccumulator(side) for side in (HIDDEN, INTERMEDIATE)}
     for _ in range(BATCHES):
         x = rng.standard_normal((BATCH, LENGTH, HIDDEN), dtype=np.float32)
         run(session, {"x": x})
-        for side, moment in moments.items():
-            rows = rng.standard_normal((BATCH * LENGTH, side))
-            moments[side] = blas.dsyrk(1.0, rows.T, beta=1.0, c=moment, overwrite_c=True)
+        seen = [(moments[n], rng.standard_normal((BATCH * LENGTH, n), np.float32)) for n in moments]
+        side_by_side(lambda pair: pair[0].update(pair[1]), seen)
     for side, count in ((HIDDEN, 5 * BLOCKS), (INTERMEDIATE, 1)):
-        metric = moments[side] + np.triu(moments[side], 1).T
+        metric = moments[side].result().covariance
         weight = rng.standard_normal((side, HIDDEN))
         for _ in range(count):
             _, vectors = linalg.eigh(metric, driver="evd")
-            seen = vectors.T @ weight
-            linalg.eigh(seen.T @ seen, driver="evd")
+            turned = vectors.T @ weight
+            linalg.eigh(turned.T @ turned, driver="evd")
 
 
 def child(own: bool) -> None:

@@ -166,10 +166,10 @@ class Compressed:
 
     @contextmanager
     def _factoring(self) -> Iterator[Update]:
-        """The step, with as many threads as the sizes are worth."""
+        """The step, within the limits of threads."""
         weights = len({site.weight for site in self.plan.factored})
         with (
-            limited(self.basis.original.widest),
+            limited(),
             self.progress.step("factor", weights) as update,
         ):
             yield update

@@ -103,7 +103,7 @@ class Learned:
             NotDifferentiableError: gradients were asked for, and the model has none.
             NothingToCompressError: no weight can be factored with a gain.
         """
-        with limited(self.original.widest):
+        with limited():
             basis = share_siblings(self.basis(request))
             return self._factored(basis, plan_on(basis, self.meter))
 
@@ -118,7 +118,7 @@ class Learned:
         require_gain(plan)
         basis = rejoin(self._basis_of(plan), plan)
         check_fits(basis.original.table, plan)
-        with limited(self.original.widest):
+        with limited():
             return self._factored(basis, plan)
 
     def basis(self, request: CompressionSpec) -> Basis:
@@ -230,7 +230,7 @@ def learn(
     """
     settings = settings or RunSettings()
     original = model if isinstance(model, Original) else open_original(model)
-    with limited(original.widest):
+    with limited():
         evidence = None if samples is None else Evidence(original, samples, settings)
     meter = Meter(original, benchmark, samples=priced_on or samples, settings=settings)
     return Learned(original, settings, evidence, meter, held_out)

@@ -50,11 +50,6 @@ class Original:
         """SHA-256 of the file and its external data."""
         return content_digest(self.path, self.model)
 
-    @property
-    def widest(self) -> int:
-        """The most input features that a site has: what is decomposed grows with it."""
-        return max((site.in_features for site in self.table.sites), default=0)
-
     def copy(self) -> ir.Model:
         """The graph once more, to be rewritten; the weights are shared."""
         return self.model.clone()

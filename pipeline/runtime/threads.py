@@ -2,10 +2,11 @@
 
     threads = min(available cores, COMPRESS_ONNX_THREADS, or OMP_NUM_THREADS where that is not set)
 
-BLAS gets one of them below :data:`LARGE` and all from there on. OpenBLAS hands each small product
-to its workers and waits busily until they are done, and the workers wait busily for the next one:
-a symmetric eigenproblem does that for every column. Where a worker has to wait for a core, the
-problem takes tens of times as long, and takes the core from whoever had it (docs/threads.md).
+BLAS gets one of them; what is independent is computed side by side (:func:`side_by_side`). OpenBLAS
+hands each small product to its workers and waits busily until they are done, and the workers wait
+busily for the next one: a symmetric eigenproblem does that for every column. Where a worker has to
+wait for a core, the problem takes tens of times as long, and takes the core from whoever had it:
+another process, or ONNX Runtime (docs/threads.md).
 """
 
 from __future__ import annotations
@@ -22,9 +23,6 @@ from compress_onnx.graph_passes.errors import RequestError
 
 VARIABLE = "COMPRESS_ONNX_THREADS"
 OPENMP = "OMP_NUM_THREADS"
-
-LARGE = 2048
-"""The side of a matrix from which on BLAS uses several threads."""
 
 
 def available_cores() -> int:
@@ -55,11 +53,8 @@ def _wanted() -> int | None:
 
 
 @contextmanager
-def limited(side: int = 0) -> Iterator[None]:
-    """Compute within the limits; the command line enters this once, nested calls narrow or widen.
-
-    Args:
-        side: of the largest matrix that BLAS is to work on; 0 for any that is not large.
+def limited() -> Iterator[None]:
+    """Compute within the limits; the command line enters this once, the API with each call.
 
     Raises:
         RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
@@ -67,7 +62,7 @@ def limited(side: int = 0) -> Iterator[None]:
     threads = thread_count()
     # PyTorch reads this when it is imported, which is later.
     os.environ.setdefault(OPENMP, str(threads))
-    with threadpool_limits(threads if side >= LARGE else 1, user_api="blas"):
+    with threadpool_limits(1, user_api="blas"):
         yield
 
 

@@ -1,6 +1,8 @@
-"""One number of threads for everything that computes, and one thread for small matrices."""
+"""One number of threads for everything that computes, and one thread for each product."""
 
 from __future__ import annotations
+
+import threading
 
 import pytest
 from cli_runner import Cli, error_line
@@ -14,7 +16,7 @@ from compress_onnx.pipeline.compress import basis
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.runtime import threads
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session
-from compress_onnx.pipeline.runtime.threads import LARGE, limited, thread_count
+from compress_onnx.pipeline.runtime.threads import limited, side_by_side, thread_count
 
 SPINNING = "session.intra_op.allow_spinning"
 
@@ -64,21 +66,15 @@ def test_the_command_line_refuses_it_in_one_line(tmp_path, capsys, monkeypatch):
     assert "'two'" in error_line(Cli(capsys, monkeypatch)("analyze", path, code=2))
 
 
-def test_blas_gets_one_thread_for_small_matrices_and_all_for_large_ones(monkeypatch):
+def test_blas_gets_one_thread(monkeypatch):
     monkeypatch.setenv("COMPRESS_ONNX_THREADS", "3")
     before = blas_threads()
     with limited():
         assert blas_threads() == {1}
-        with limited(LARGE):
-            assert blas_threads() == {3}
-        with limited(LARGE - 1):
-            assert blas_threads() == {1}
-        assert blas_threads() == {1}
     assert blas_threads() == before
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(LARGE - 1, 1), (LARGE, 8)])
-def test_a_plan_gets_the_threads_that_its_layers_are_worth(tmp_path, monkeypatch, rows, expected):
+def test_the_api_computes_within_the_limits(tmp_path, monkeypatch):
     seen = set()
     plan = basis.make_plan
 
@@ -87,9 +83,31 @@ def test_a_plan_gets_the_threads_that_its_layers_are_worth(tmp_path, monkeypatch
         return plan(*arguments)
 
     monkeypatch.setattr(basis, "make_plan", watched)
-    path = saved(tmp_path, two_layers((rows, 16, 16))[0])
+    path = saved(tmp_path, two_layers((64, 16, 16))[0])
     learn(path).compress(CompressionSpec(method=MethodSpec(name="svd"), params=0.5))
-    assert seen == {expected}
+    assert seen == {1}
+
+
+def test_side_by_side_is_on_as_many_threads_as_compute(monkeypatch):
+    monkeypatch.setenv("COMPRESS_ONNX_THREADS", "2")
+    monkeypatch.setattr(threads, "available_cores", lambda: 4)
+    both, done = threading.Barrier(2, timeout=10), []
+
+    def work(item):
+        both.wait()  # passes only where two are at work
+        done.append(item)
+
+    side_by_side(work, range(6))
+    assert sorted(done) == list(range(6))
+
+
+def test_side_by_side_raises_what_went_wrong():
+    def work(item):
+        if item == 3:
+            raise ValueError("item 3")
+
+    with pytest.raises(ValueError, match="item 3"):
+        side_by_side(work, range(6))
 
 
 def test_the_number_reaches_libraries_that_are_loaded_later(monkeypatch):
