@@ -93,13 +93,15 @@ def test_no_mutation_breaks_anything(tmp_path, kind, external):
     path = save(small.perceptron(), tmp_path / "in" / "model.onnx")
     sound = path.read_bytes()
     found = Counter()
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for _ in range(COUNT):
         path.write_bytes(mutated(sound, kind, rng))
         found[outcome(path, tmp_path / "out" / "small.onnx")] += 1
     assert sum(found.values()) == COUNT
     assert found["error"]
     assert found["sound"] or kind in {"truncate", "random", "delete"}
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 4 * BYTES_IN_ALL
+    # Tests before this one may have had a higher peak.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < peak_bytes + BYTES_IN_ALL
 
 
 def bert(folder: Path) -> onnx.ModelProto:
