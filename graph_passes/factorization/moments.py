@@ -1,11 +1,14 @@
 """Gathers the statistics of rows batch by batch, each row with a weight.
 
-Sums are taken around the mean s of the first rows that come, as
-``E[(x − s)(x − s)ᵀ] − (μ − s)(μ − s)ᵀ``: around zero, ``E[x xᵀ] − μμᵀ`` would lose twice the digits
-that the mean is larger than the deviation. Weights are in units of the first batch's largest.
+With batches b of weight w_b and mean μ_b ::
+
+    w C = Σ_b Σ_{x in b} (x − μ_b)(x − μ_b)ᵀ  +  Σ_b w_b (μ_b − μ)(μ_b − μ)ᵀ
+
+(Chan, Golub and LeVeque 1983): around zero, ``E[x xᵀ] − μμᵀ`` would lose twice the digits that the
+mean is larger than the deviation. Weights are in units of the first batch's largest.
 
 The products of a batch are computed in the precision of its rows, at least float32, and in float64
-where squares overflow; they are summed in float64. (``xᵀ x`` of one array is BLAS ``syrk``: numpy
+where squares overflow; all else is float64. (``xᵀ x`` of one array is BLAS ``syrk``: numpy
 sees to it, and lets other threads run meanwhile.)
 """
 
@@ -29,7 +32,7 @@ class MomentAccumulator:
     """
 
     def __init__(self, features: int, name: str = "a value inside the model") -> None:
-        self._rows = _Rows(features, name)
+        self._rows = Rows(features, name)
         self._moment = np.zeros((features, features))
 
     @property
@@ -38,9 +41,9 @@ class MomentAccumulator:
         return self._rows.count
 
     @property
-    def offset(self) -> Float64:
-        """``[K]`` how far the mean lies off the shift."""
-        return self._rows.offset
+    def rows(self) -> Rows:
+        """The rows so far."""
+        return self._rows
 
     def update(self, rows: Array, weights: Array | None = None) -> None:
         """Add ``rows`` of shape [n, K], each with its weight (``[n]``, none negative) or 1.
@@ -55,7 +58,7 @@ class MomentAccumulator:
         """As :meth:`update` with one row at least; returns what the moment was made of.
 
         Returns:
-            ``[n, K]`` the rows around the shift, each times the root of its weight.
+            ``[n, K]`` the rows around their mean, each times the root of its weight.
         """
         scaled = self._rows.add(rows, weights)
         self._moment += scaled.T @ scaled
@@ -73,7 +76,7 @@ class MomentAccumulator:
         if not rows.weight:
             zero = np.zeros_like(rows.magnitude)
             return ActivationStats(rows.count, zero, zero, np.zeros_like(self._moment))
-        covariance = self._moment / rows.weight - np.outer(rows.offset, rows.offset)
+        covariance = (self._moment + rows.between(rows)) / rows.weight
         return ActivationStats(rows.count, rows.mean, rows.magnitude / rows.weight, covariance)
 
 
@@ -102,7 +105,7 @@ class PairedAccumulator:
 
     def __init__(self, features: int, name: str = "a value inside the model") -> None:
         self._first = MomentAccumulator(features, name)
-        self._second = _Rows(features, name)
+        self._second = Rows(features, name)
         self._cross = np.zeros((features, features))
 
     def update(self, first: Array, second: Array, weights: Array) -> None:
@@ -123,59 +126,78 @@ class PairedAccumulator:
             zero = np.zeros_like(rows.magnitude)
             return PairedStats(ActivationStats(rows.count, zero, zero, none), zero, none)
         first = self._first.result()
-        cross = self._cross / rows.weight - np.outer(self._first.offset, rows.offset)
+        cross = (self._cross + self._first.rows.between(rows)) / rows.weight
         return PairedStats(first, rows.mean, cross)
 
 
-class _Rows:
-    """The mean of rows, and the rows around it.
+class Rows:
+    """The mean of rows, and the rows around the mean of their batch.
 
     Attributes:
         count: rows seen.
-        weight: the sum of their weights, in units.
         magnitude: ``[K]`` the weighted sum of their absolute values.
     """
 
     def __init__(self, features: int, name: str) -> None:
         self._name = name
-        self._shift: Floats | None = None
         self._unit = 0.0
-        self._sum = np.zeros(features)  # around the shift
+        self._origin: Float64 | None = None
+        self._means: list[Float64] = []  # around the origin
+        self._offs: list[Float64] = []
+        self._weights: list[float] = []
         self.count = 0
-        self.weight = 0.0
         self.magnitude = np.zeros(features)
 
     def add(self, rows: Array, weights: Float64) -> Floats:
         """See :meth:`MomentAccumulator.add`."""
         dtype = np.promote_types(rows.dtype, np.float32)
         x = rows.astype(dtype, copy=False)
-        if self._shift is None:
-            # In the rows' own precision: what is near to it loses no digit by the subtraction.
-            self._shift = x.mean(axis=0, dtype=np.float64).astype(dtype)
         self._unit = self._unit or float(weights.max())
         w = (weights / (self._unit or 1.0)).astype(dtype)  # [n]
+        weight = float(w.sum(dtype=np.float64))
         self.count += len(x)
-        self.weight += float(w.sum(dtype=np.float64))
         self.magnitude += w @ np.abs(x)
         if not np.isfinite(self.magnitude).all():
             raise DataError(
                 f"{self._name} is NaN or infinite on these samples: leave out those on which the "
                 "model overflows, or export it with a wider dtype"
             )
-        x = x - self._shift
-        self._sum += w @ x
+        # The mean in the rows' own precision, and what that is off by.
+        near = (w @ x / weight).astype(dtype) if weight else x[0]
+        x = x - near
+        off = (w @ x).astype(np.float64) / (weight or 1.0)
+        if self._origin is None:
+            self._origin = near.astype(np.float64)
+        self._means.append(near - self._origin + off)
+        self._offs.append(off)
+        self._weights.append(weight)
         x *= np.sqrt(w)[:, None]
         safe: Floats = x if np.isfinite(np.vdot(x, x)) else x.astype(np.float64)
         return safe
 
     @property
-    def offset(self) -> Float64:
-        """``[K]`` how far the mean lies off the shift."""
-        return self._sum / self.weight
+    def weight(self) -> float:
+        """The sum of the weights, in units."""
+        return sum(self._weights)
 
     @property
     def mean(self) -> Float64:
         """``[K]``."""
-        assert self._shift is not None
-        mean: Float64 = self._shift + self.offset
-        return mean
+        assert self._origin is not None
+        return self._origin + self._offset
+
+    @property
+    def _offset(self) -> Float64:
+        offset: Float64 = np.asarray(self._weights) @ np.stack(self._means) / self.weight
+        return offset
+
+    def between(self, other: Rows) -> Float64:
+        """``[K, K]`` how the means of the batches vary, beside those of ``other``.
+
+        Less what products of the rows around their means have too much, as these were rounded.
+        """
+        weights = np.asarray(self._weights)[:, None]
+        ours, theirs = (np.stack(r._means) - r._offset for r in (self, other))
+        product: Float64 = (weights * ours).T @ theirs
+        product -= (weights * np.stack(self._offs)).T @ np.stack(other._offs)
+        return product

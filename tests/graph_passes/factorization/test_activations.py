@@ -120,3 +120,21 @@ def test_numbers_that_are_none_are_refused_by_name(value):
     for pair in ((good, bad), (bad, good)):
         with pytest.raises(DataError, match="'hidden' is NaN or infinite"):
             PairedAccumulator(K, "'hidden'").update(*pair, ones)
+
+
+@pytest.mark.parametrize("first_weight", [1.0, 1e-12])
+def test_rows_that_hardly_vary_leave_no_noise(first_weight):
+    """One row a batch, all but the first the same: rounding must not look like variance."""
+    rng = np.random.default_rng(0)
+    same = 5 * rng.standard_normal(K).astype(np.float32)
+    batches = [rng.standard_normal(K).astype(np.float32), *([same] * 6)]
+    paired, alone = PairedAccumulator(K), MomentAccumulator(K)
+    for index, row in enumerate(batches):
+        weight = np.array([first_weight if index == 0 else 1.0 + index])
+        paired.update(row[None], row[None], weight)
+        alone.update(row[None], weight)
+    w = np.array([first_weight, *(2.0 + np.arange(6))])
+    exact = np.cov(np.array(batches, np.float64).T, aweights=w, ddof=0)
+    both = paired.result()
+    for found in (both.first.covariance, both.cross, alone.result().covariance):
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-13)
