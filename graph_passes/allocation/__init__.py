@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from compress_onnx.graph_passes.allocation.base import Allocator, Candidate, Damage, round_rank
+from compress_onnx.graph_passes.allocation.base import (
+    Allocator,
+    Candidate,
+    Damage,
+    NeuronCandidate,
+    round_rank,
+)
 from compress_onnx.graph_passes.allocation.least_damage import least_damage
 from compress_onnx.graph_passes.allocation.uniform import uniform
 from compress_onnx.graph_passes.errors import RequestError
@@ -19,6 +25,7 @@ __all__ = [
     "AllocatorName",
     "Candidate",
     "Damage",
+    "NeuronCandidate",
     "get_allocator",
     "round_rank",
 ]

@@ -63,6 +63,25 @@ class Candidate:
         return rank * self.cost < self.dense and self.price.at(rank) < self.price.dense
 
 
+@dataclass(frozen=True)
+class NeuronCandidate(Candidate):
+    """A feed-forward network that could lose neurons: ``in_features`` of them.
+
+    ``out_features`` are the parameters that each neuron has in all its weights; the rank is the
+    number of neurons that stay.
+    """
+
+    @property
+    def cost(self) -> int:
+        """Parameters of a neuron."""
+        return self.out_features
+
+    @property
+    def max_rank(self) -> int:
+        """All neurons."""
+        return self.in_features
+
+
 class Rule(Protocol):
     """Shares a budget out; deterministic."""
 

@@ -19,7 +19,8 @@ Rules:
    those without are left out; where none has, the metric is that of the weights themselves.
 3. A weight that no plan may touch (because a site that shares it is not selected, or because its
    numbers are not finite) is left out.
-4. The allocation bound is over chains ``down·up``, or the dense weight, for each weight by itself:
+4. Networks that lose neurons are left out: parameters go there from weights that have no error.
+5. The allocation bound is over chains ``down·up``, or the dense weight, for each weight by itself:
    the optimum of a linear relaxation, which no choice of ranks can be below. Siblings that share a
    ``down`` are one weight [W₁ … Wₛ]: all three errors are those of the joined sites.
 """
@@ -87,7 +88,7 @@ class PlanErrors:
         )
 
     def _whole(self) -> PlanError | None:
-        chosen = {site.weight: site for site in self._plan.selected}
+        chosen = {s.weight: s for s in self._plan.selected if s.decision != "neurons"}
         calibrated = any(self._calibrated(key) for key in chosen)
         found = {key: self._curve(key) for key in chosen if self._counts(key, calibrated)}
         least = {key: curve for key, curve in found.items() if np.isfinite(curve).all()}

@@ -17,16 +17,25 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from compress_onnx.graph_passes.arrays import Float64
-from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method, make_method
 from compress_onnx.graph_passes.factorization.base import Decomposition
 from compress_onnx.graph_passes.factorization.error import least_errors
 from compress_onnx.graph_passes.factorization.nested import NestedFactors
+from compress_onnx.graph_passes.factorization.neurons import (
+    Folded,
+    NeuronOrder,
+    fold,
+    order_neurons,
+)
 from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics_of
+from compress_onnx.graph_passes.planning.plan import SitePlan
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
 MEMORY_LIMIT_BYTES = 256_000_000
@@ -54,6 +63,7 @@ class Decompositions:
         self.stats: Mapping[str, ActivationStats] = stats or {}
         self._kept: dict[tuple[Method, Sites], Decomposition] = {}
         self._least: dict[Sites, Float64] = {}
+        self._orders: dict[tuple[str, bool], NeuronOrder] = {}
         self._shelf = _Shelf(memory_limit_bytes)
 
     def known(self, sites: Sequence[LinearSite]) -> Known:
@@ -94,10 +104,47 @@ class Decompositions:
             self._least[names] = least_errors(sites[0].weight.array(), known, found)
         return self._least[names]
 
+    def neurons(self, down: LinearSite, *, with_gradients: bool) -> NeuronOrder:
+        """The order in which neurons go from the network that ends in ``down``.
+
+        Args:
+            down: a layer about whose inputs there are statistics.
+            with_gradients: whether they count by what they do to the model's outputs.
+        """
+        key = down.name, with_gradients
+        if key not in self._orders:
+            self._orders[key] = order_neurons(
+                down.weight.array(), self._seen(down, with_gradients=with_gradients)
+            )
+        return self._orders[key]
+
+    def folded(self, down: LinearSite, plan: SitePlan) -> Folded:
+        """What stands for ``down`` where ``plan`` lets some neurons stay.
+
+        Raises:
+            RequestError: there are no statistics.
+        """
+        neurons, method = plan.neurons, plan.method
+        assert neurons is not None
+        assert method is not None
+        with_gradients = make_method(method.name, method.options).needs_gradients
+        kept = self.neurons(down, with_gradients=with_gradients).kept(neurons)
+        stats = self._seen(down, with_gradients=with_gradients)
+        return fold(down.weight.array(), stats, kept)
+
+    def _seen(self, down: LinearSite, *, with_gradients: bool) -> ActivationStats:
+        (stats,) = self.known([down])
+        if stats is None:
+            raise RequestError(
+                f"the neurons of {down.name} are chosen by what they compute: give calibration data"
+            )
+        return stats if with_gradients else replace(stats, gradients=None)
+
     def extended(self, stats: Mapping[str, ActivationStats]) -> Decompositions:
         """The same with statistics of more sites; what is kept is shared."""
         other = Decompositions({**self.stats, **stats})
         other._kept, other._least, other._shelf = self._kept, self._least, self._shelf
+        other._orders = self._orders
         return other
 
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization import Factorization
+from compress_onnx.graph_passes.factorization import Factorization, Term
 from compress_onnx.graph_passes.factorization.error import activation_error, weight_error
+from compress_onnx.graph_passes.factorization.neurons import Folded
+from compress_onnx.graph_passes.factorization.storage import rounded
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.evidence import evidence_in
 from compress_onnx.graph_passes.planning.fitting import (
@@ -87,6 +89,17 @@ def _factor(
     return _measured(sites, plan, factorization, decompositions)
 
 
+def thinned_weight(
+    down: LinearSite, plan: SitePlan, folded: Folded, decompositions: Decompositions
+) -> FactoredWeight:
+    """The layer ``down`` for some of its inputs: factors of which the first chooses columns."""
+    dtype = down.weight.array().dtype
+    chooses = np.zeros((down.in_features, len(folded.kept)), dtype)
+    chooses[folded.kept, np.arange(len(folded.kept))] = 1
+    term = Term(chooses, rounded(folded.weight, dtype))
+    return _measured([down], plan, Factorization((term,), folded.bias), decompositions)
+
+
 def remeasured(factored: FactoredWeight, decompositions: Decompositions) -> FactoredWeight:
     """The same factors with their errors in the metric of other statistics."""
     return _measured(factored.sites, factored.plan, factored.factorization, decompositions)
@@ -99,8 +112,10 @@ def _measured(
     decompositions: Decompositions,
 ) -> FactoredWeight:
     """``factorization`` with its errors, in the metric of what ``decompositions`` know."""
-    weight, rank, known = sites[0].weight.array(), planned_rank(plan), decompositions.known(sites)
+    weight, rank, known = sites[0].weight.array(), plan.kept, decompositions.known(sites)
     least = decompositions.least(sites)
+    assert rank is not None
+    rank = min(rank, len(least) - 1)  # more neurons than outputs: a weight of full rank
     error = SiteError(
         weight=weight_error(weight, factorization),
         activation=(

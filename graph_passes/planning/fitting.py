@@ -35,6 +35,14 @@ def check_fits(table: SiteTable, plan: CompressionPlan) -> None:
             _check_same(planned, sites.get(planned.site))
             _check_how(planned)
             check_opset(planned.store, table.opset)
+        elif planned.decision == "neurons":
+            _check_same(planned, sites.get(planned.site))
+            most = planned.in_features if planned.ffn == planned.site else planned.out_features
+            if not 1 <= (planned.neurons or 0) <= most:
+                raise RequestError(
+                    f"{planned.site} keeps {planned.neurons} neurons, which is not between 1 and "
+                    f"{most}"
+                )
         elif planned.rank is not None:
             raise RequestError(
                 f"the plan leaves {planned.site!r} as it is ({planned.decision}), but gives it the "
@@ -176,6 +184,9 @@ def recounted(table: SiteTable, plan: CompressionPlan) -> CompressionPlan:
 
 def _recounted(planned: SitePlan, site: LinearSite) -> SitePlan:
     before, after = parameters_of(site, planned.rank if planned.decision == "factor" else None)
+    if planned.decision == "neurons" and planned.neurons is not None:
+        all_neurons = site.in_features if planned.ffn == site.name else site.out_features
+        after = before * planned.neurons // all_neurons
     return planned.model_copy(
         update={
             "itemsize": site.weight.itemsize,

@@ -93,7 +93,9 @@ class PlanError(BaseModel):
 class SitePlan(BaseModel):
     """One linear site ``y = x·W + b`` with W of shape [in_features, out_features].
 
-    ``decision`` is ``factor`` (rewritten at ``rank`` by ``method``), ``dense`` (selected, but
+    ``decision`` is ``factor`` (rewritten at ``rank`` by ``method``), ``neurons`` (the feed-forward
+    network that ends in the site ``ffn`` keeps so many ``neurons``, those that count in the metric
+    of ``method``), ``dense`` (selected, but
     better or only possible left as it is) or ``skip`` (not selected); ``reason`` says why.
     Parameters are those of the weight, the same for every site that shares it; ``itemsize`` is how
     many bytes one of them takes, and ``matrices`` is above 1 where it is a stack of matrices
@@ -114,10 +116,12 @@ class SitePlan(BaseModel):
     out_features: int
     matrices: int = 1
     itemsize: int = Field(default=4, ge=1)
-    decision: Literal["factor", "dense", "skip"]
+    decision: Literal["factor", "neurons", "dense", "skip"]
     reason: str
     method: MethodSpec | None = None
     rank: int | None = None
+    ffn: str = ""
+    neurons: int | None = None
     store: Storage = "same"
     parameters_before: int
     parameters_after: int
@@ -129,6 +133,11 @@ class SitePlan(BaseModel):
     def nodes(self) -> tuple[str, ...]:
         """The nodes of the original graph that it stands for."""
         return tuple(self.siblings.values()) or (self.node,)
+
+    @property
+    def kept(self) -> int | None:
+        """The rank of what stands for the weight: chosen columns are factors of that rank, too."""
+        return self.neurons if self.decision == "neurons" and self.ffn == self.site else self.rank
 
     @property
     def scale_parameters(self) -> int:
@@ -145,6 +154,8 @@ class SitePlan(BaseModel):
     @property
     def bytes_after(self) -> int:
         """What it takes then: its factors as stored, their scales included."""
+        if self.decision == "neurons":
+            return self.itemsize * self.parameters_after
         if self.decision != "factor" or self.rank is None:
             return self.bytes_before
         per_rank = bytes_per_rank(self.in_features + self.out_features, self.store, self.itemsize)
@@ -194,6 +205,16 @@ class CompressionPlan(BaseModel):
         return tuple(site for site in self.sites if site.decision == "factor")
 
     @property
+    def thinned(self) -> tuple[SitePlan, ...]:
+        """The down layer of each feed-forward network that loses neurons."""
+        return tuple(s for s in self.sites if s.decision == "neurons" and s.ffn == s.site)
+
+    @property
+    def changed(self) -> tuple[SitePlan, ...]:
+        """The sites whose weights are replaced."""
+        return tuple(site for site in self.sites if site.decision in {"factor", "neurons"})
+
+    @property
     def selected(self) -> tuple[SitePlan, ...]:
         """The sites that the user asked to compress, whether or not that was possible."""
         return tuple(site for site in self.sites if site.decision != "skip")
@@ -222,13 +243,13 @@ class CompressionPlan(BaseModel):
     def file_parameters_added(self) -> int:
         """Numbers that the whole file has more, biases and scales included; negative: fewer."""
         scales = sum(weight.scale_parameters for weight in self._weights)
-        biases = sum(site.bias_parameters for site in self.factored)
+        biases = sum(site.bias_parameters for site in self.changed)
         return self.parameters_after - self.parameters_before + scales + biases
 
     @property
     def file_bytes_added(self) -> int:
         """Bytes that all numbers of the file take more, biases included; negative: fewer."""
-        biases = sum(site.itemsize * site.bias_parameters for site in self.factored)
+        biases = sum(site.itemsize * site.bias_parameters for site in self.changed)
         return self.bytes_after - self.bytes_before + biases
 
     @property

@@ -9,7 +9,10 @@ are functions of modules of their own: which sites are selected
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
+
+import onnx_ir as ir
 
 from compress_onnx.graph_passes.allocation import get_allocator
 from compress_onnx.graph_passes.errors import NothingToCompressError, RequestError
@@ -22,6 +25,12 @@ from compress_onnx.graph_passes.planning.choice import (
     open_groups,
 )
 from compress_onnx.graph_passes.planning.damage import DamageCurve
+from compress_onnx.graph_passes.planning.ffns import (
+    NeuronEvidence,
+    NeuronMenus,
+    candidates_of,
+    neuron_menus,
+)
 from compress_onnx.graph_passes.planning.fitting import parameters_of
 from compress_onnx.graph_passes.planning.plan import (
     CompressionPlan,
@@ -43,8 +52,9 @@ from compress_onnx.graph_passes.planning.ranks import (
 from compress_onnx.graph_passes.planning.request import QUANTITIES, Budget, CompressionSpec
 from compress_onnx.graph_passes.planning.selection import check_patterns, why_unselected
 from compress_onnx.graph_passes.planning.strategy import AUTO, concrete
+from compress_onnx.graph_passes.sites.ffn import FFN
 from compress_onnx.graph_passes.sites.find import SiteTable
-from compress_onnx.graph_passes.sites.grouping import group_by_weight
+from compress_onnx.graph_passes.sites.grouping import WeightGroups, group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
 _UNITS: Mapping[Budget, Literal["bytes", "FLOPs", "ms"]] = {
@@ -61,6 +71,8 @@ def make_plan(
     stats: Mapping[str, ActivationStats] | None = None,
     damage: DamageCurve | None = None,
     price: PriceCurve | None = None,
+    *,
+    networks: NeuronEvidence | None = None,
 ) -> CompressionPlan:
     """Plan the compression of the model whose sites are ``table``.
 
@@ -71,6 +83,8 @@ def make_plan(
         damage: what a weight costs the model at each rank (None where that is not known), for the
             allocations that go by it; without, an open allocation is uniform.
         price: what a weight takes of a budget of FLOPs or latency.
+        networks: what feed-forward networks cost and take with neurons left out; for requests that
+            ask for it.
 
     Raises:
         RequestError: unknown method, option or allocation, a pattern that matches nothing, a
@@ -84,6 +98,8 @@ def make_plan(
     choices: Choices = {
         key: choose(sites, request, stats, unselected) for key, sites in groups.items()
     }
+    menus = _menus(table, request, unselected, networks)
+    choices = _beside_networks(groups, choices, request, menus)
     curves = damage_curves(groups, choices, request, damage)
     choices = without_damage(groups, choices, request, curves)
     prices = prices_of(groups, choices, request, price)
@@ -92,7 +108,8 @@ def make_plan(
         candidate_of(sites, curves.get(key), prices.get(key))
         for key, sites in open_groups(groups, choices).items()
     ]
-    ranks = allocate(candidates, request, choices)
+    thinned = candidates_of(menus, networks, request.budget) if networks else []
+    ranks = allocate([*candidates, *thinned], request, choices)
     choices = without_gain(candidates, request, choices, ranks)
     biases = bias_parameters(open_groups(groups, choices), choices)
     plan = CompressionPlan(
@@ -101,7 +118,9 @@ def make_plan(
         sequential=bool(request.sequential),
         objective=request.objective or "positions",
         sites=tuple(
-            _site_plan(
+            _thinned_plan(site, request, menus.members[site.name], ranks)
+            if site.name in menus.members
+            else _site_plan(
                 site,
                 request,
                 choices[site.weight.key],
@@ -113,6 +132,7 @@ def make_plan(
         ),
         skipped=table.skipped,
     )
+    prices = {**prices, **{c.key: c.quoted for c in thinned if c.quoted is not None}}
     return _with_cost(plan, request, prices) if prices else plan
 
 
@@ -133,6 +153,80 @@ def _check(request: CompressionSpec, table: SiteTable, *, measured: bool) -> Non
         )
     get_allocator(request.allocation)
     check_patterns(request.select, table.sites)
+
+
+def _menus(
+    table: SiteTable,
+    request: CompressionSpec,
+    unselected: Mapping[str, str | None],
+    networks: NeuronEvidence | None,
+) -> NeuronMenus:
+    """The networks that may lose neurons; none where nobody asked.
+
+    Raises:
+        RequestError: somebody asked, and neurons cannot be chosen.
+    """
+    if request.ffns == "factor":
+        return NeuronMenus()
+    if networks is None:
+        raise RequestError("neurons are chosen by what they compute: give calibration data")
+    if request.rank is not None:
+        raise RequestError("neurons go by a budget, not by a rank: use --params")
+    return neuron_menus(table.sites, unselected, networks.known)
+
+
+def _beside_networks(
+    groups: WeightGroups, choices: Choices, request: CompressionSpec, menus: NeuronMenus
+) -> Choices:
+    """The choices, where weights of networks are planned elsewhere, and others as asked for."""
+    changed = dict(choices)
+    for key, sites in groups.items():
+        if key in menus.weights:
+            changed[key] = replace(choices[key], dense="part of a feed-forward network")
+        elif request.ffns == "alone":
+            reason = menus.reasons.get(sites[0].name, "no feed-forward network ends in it")
+            changed[key] = replace(choices[key], dense=choices[key].dense or reason)
+    return changed
+
+
+def _thinned_plan(
+    site: LinearSite, request: CompressionSpec, ffn: FFN, ranks: Mapping[str, int | None]
+) -> SitePlan:
+    """What becomes of one layer of a network that may lose neurons."""
+    neurons = ranks[ffn.down.weight.key]
+    if neurons == ffn.neurons:
+        neurons = None
+    before, _ = parameters_of(site, None)
+    constants = sum(_size(node, index) for node, index in ffn.constants)
+    biases = 0 if neurons is None else -constants * (ffn.neurons - neurons) // ffn.neurons
+    if ffn.down.bias is None:
+        biases += ffn.down.out_features
+    return SitePlan(
+        site=site.name,
+        node=site.node.name or "",
+        weight=site.weight.key,
+        group=site.group,
+        in_features=site.in_features,
+        out_features=site.out_features,
+        itemsize=site.weight.itemsize,
+        decision="dense" if neurons is None else "neurons",
+        reason="its neurons are worth more to it than to the others"
+        if neurons is None
+        else f"{_why(request)}, {neurons} of {ffn.neurons} neurons",
+        ffn="" if neurons is None else ffn.name,
+        neurons=neurons,
+        method=None if neurons is None else request.method,
+        parameters_before=before,
+        parameters_after=before if neurons is None else before * neurons // ffn.neurons,
+        bias_parameters=biases if neurons is not None and site is ffn.down else 0,
+    )
+
+
+def _size(node: ir.Node, index: int) -> int:
+    value = node.inputs[index]
+    assert value is not None
+    assert value.const_value is not None
+    return int(value.const_value.size)
 
 
 def _site_plan(
@@ -191,7 +285,7 @@ def _reason(site: LinearSite, request: CompressionSpec, choice: Choice) -> str:
 
 def _with_cost(plan: CompressionPlan, request: CompressionSpec, prices: Prices) -> CompressionPlan:
     """The plan with what it takes of the budget, and a note where that is more than was asked."""
-    ranks = {site.weight: site.rank for site in plan.selected}
+    ranks = {site.weight: site.kept for site in plan.selected}
     known = [(price, ranks[key]) for key, price in prices.items() if price is not None]
     before = sum(price.dense for price, _ in known)
     after = sum(price.dense if rank is None else price.at(rank) for price, rank in known)
@@ -211,7 +305,7 @@ def require_gain(plan: CompressionPlan) -> None:
     Raises:
         NothingToCompressError: with the reasons, most frequent first.
     """
-    if plan.factored:
+    if plan.changed:
         return
     reasons = [site.reason for site in plan.sites] + [node.reason for node in plan.skipped]
     if not reasons:

@@ -20,6 +20,7 @@ __all__ = [
     "Allocation",
     "Budget",
     "CompressionSpec",
+    "FFNPolicy",
     "Objective",
     "Selection",
     "SiblingPolicy",
@@ -30,6 +31,7 @@ __all__ = [
 
 Allocation = Literal["auto", AllocatorName]
 SiblingPolicy = Literal["auto", "never"]
+FFNPolicy = Literal["factor", "neurons", "alone"]
 SiteGroup = Literal["all", "attention", "mlp", "other"]
 Budget = Literal["params", "bytes", "flops", "latency"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
@@ -64,8 +66,10 @@ class CompressionSpec(BaseModel):
     (:mod:`pipeline.evidence.objective`). ``store`` is how the file holds factors
     (:mod:`graph_passes.factorization.storage`). ``siblings`` are never factored together, or where
     that does less damage (:mod:`graph_passes.planning.sharing`); the method ``auto`` gains nothing
-    by it. ``stand_ins`` lets a weight without the evidence that the method needs have the best
-    method that its own allows, as ``auto`` does. What is left open (the method ``auto``, the
+    by it. ``ffns`` are feed-forward networks: each of their weights is factored, or the network as
+    a whole loses ``neurons`` (:mod:`graph_passes.planning.ffns`), ``alone`` where nothing else is
+    to be changed. ``stand_ins`` lets a weight without the evidence that the method needs have the
+    best method that its own allows, as ``auto`` does. What is left open (the method ``auto``, the
     allocation ``auto``, no word about the rest) becomes concrete in
     :mod:`graph_passes.planning.strategy`.
     """
@@ -83,6 +87,7 @@ class CompressionSpec(BaseModel):
     objective: Objective | None = None
     store: Storage = "same"
     siblings: SiblingPolicy = "never"
+    ffns: FFNPolicy | None = None
     stand_ins: bool | None = None
     rank_multiple: int = Field(default=8, ge=1)
     allow_larger: bool = False

@@ -12,6 +12,9 @@ any other      any                               uniform ranks, one shot
 
 What the request says itself always stays. The objective is each position, unless it is named.
 
+The method ``neurons`` is ``auto`` for feed-forward networks, which lose neurons, and leaves all
+other weights alone.
+
 ``auto`` leaves no weight dense for lack of evidence: one that there is less about than about the
 others (a weight on the left has no gradients, one inside an If, Loop or Scan no statistics at all)
 has a *stand-in*, the method of the row of the table that its own evidence allows. What it would
@@ -28,6 +31,7 @@ from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 
 AUTO = "auto"
+NEURONS = "neurons"
 
 _BEST: dict[EvidenceKind, tuple[str, AllocatorName]] = {
     "none": ("svd", "uniform"),
@@ -39,7 +43,7 @@ _BEST: dict[EvidenceKind, tuple[str, AllocatorName]] = {
 def concrete(request: CompressionSpec, evidence: EvidenceKind) -> CompressionSpec:
     """The request with nothing left open."""
     method, allocation = _BEST[evidence]
-    open_method = request.method.name == AUTO
+    open_method = request.method.name in {AUTO, NEURONS}
     if not open_method:
         method = request.method.name
         allocation = "gauss-newton" if method == "gauss-newton" else "uniform"
@@ -49,6 +53,7 @@ def concrete(request: CompressionSpec, evidence: EvidenceKind) -> CompressionSpe
             "method": request.method.model_copy(update={"name": method}),
             "allocation": allocation if request.allocation == AUTO else request.allocation,
             "objective": request.objective or "positions",
+            "ffns": "alone" if request.method.name == NEURONS else request.ffns or "factor",
             "sequential": sequential if request.sequential is None else request.sequential,
             "stand_ins": open_method if request.stand_ins is None else request.stand_ins,
         }

@@ -81,11 +81,11 @@ class Initializers:
 
         Args:
             owner: the weight whose type and graph they are going to have.
-            role: ``down``, ``up`` or ``bias``.
+            role: what they are to it, such as ``lowrank.down``: the end of their name.
             array: what the graph computes with, in the type of ``owner``.
             packed: what the file holds instead, where it does.
         """
-        name = self.names(f"{owner.name}.lowrank.{role}")
+        name = self.names(f"{owner.name}.{role}")
         if packed is None:
             return Kept(name, self._sunk(array, _type(owner), name))
         stored = _TYPES[packed.storage]

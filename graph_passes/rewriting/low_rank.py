@@ -32,7 +32,7 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.factorization import ActivationStats, Factorization
 from compress_onnx.graph_passes.planning.bound import PlanErrors
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
-from compress_onnx.graph_passes.planning.factoring import factor_weights
+from compress_onnx.graph_passes.planning.factoring import FactoredWeight, factor_weights
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.rewriting.initializers import (
     INT4_IR_VERSION,
@@ -59,6 +59,7 @@ class LowRankPass(ir.passes.InPlacePass):
         sink: where the new weights go; a model that does not fit into memory needs another place.
         decompositions: those that there are already, in place of ``stats``.
         unseen: what samples that nothing was made from tell about the weights.
+        elsewhere: weights that another pass rewrites, whose errors belong to the plan.
 
     Attributes:
         plan: after the call, the plan with the errors that the factors really have.
@@ -74,6 +75,7 @@ class LowRankPass(ir.passes.InPlacePass):
         sink: Sink = in_memory,
         decompositions: Decompositions | None = None,
         unseen: Decompositions | None = None,
+        elsewhere: Sequence[FactoredWeight] = (),
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -82,6 +84,7 @@ class LowRankPass(ir.passes.InPlacePass):
         self._progress = progress
         self._ready = ready
         self._sink = sink
+        self._elsewhere = elsewhere
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every factored site of the plan.
@@ -109,6 +112,8 @@ class LowRankPass(ir.passes.InPlacePass):
         """What will stand for each weight, and the plan with its errors; changes no graph."""
         table = find_sites(model)
         errors = PlanErrors(table, self.plan, self._decompositions, self._unseen)
+        for measured in self._elsewhere:
+            errors.add(measured)
         replacements: list[Replacement] = []
         for factored in factor_weights(table, self.plan, self._decompositions, self._ready):
             replacements.append(prepare(factored, initializers))

@@ -52,7 +52,7 @@ def prepare(factored: FactoredWeight, initializers: Initializers) -> Replacement
         [_keep(factored.sites[0], term, initializers) for term in factored.factorization.terms],
         {
             site.name: initializers.keep(
-                site.weight.initializer, "bias", corrected_bias(site, correction)
+                site.weight.initializer, "lowrank.bias", corrected_bias(site, correction)
             )
             for site in factored.sites
             if correction is not None and site.corrected_bias
@@ -72,9 +72,9 @@ def _keep(site: LinearSite, term: Term, initializers: Initializers) -> tuple[Kep
     def keep(role: str, factor: Array, packed: Packed | None) -> Kept:
         weight = site.weight.initializer
         if not site.on_left:
-            return initializers.keep(weight, role, factor, packed)
+            return initializers.keep(weight, f"lowrank.{role}", factor, packed)
         seen = np.swapaxes(factor, -1, -2)  # [.., r, K] or [.., N, r]
-        return initializers.keep(weight, role, seen, packed and packed.transposed())
+        return initializers.keep(weight, f"lowrank.{role}", seen, packed and packed.transposed())
 
     return keep("down", term.down, down), keep("up", term.up, up)
 

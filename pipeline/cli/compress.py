@@ -110,6 +110,10 @@ class How:
         Literal["auto", "never"],
         typer.Option(help="Query and key, say, share a factor: where better, or never."),
     ] = "never"
+    ffns: Annotated[
+        Literal["factor", "neurons"],
+        typer.Option(help="Feed-forward networks: factor each weight, or take neurons out."),
+    ] = "factor"
     rank_multiple: Annotated[int, typer.Option(min=1, help="Ranks are multiples of this.")] = 8
     allow_larger: Annotated[
         bool, typer.Option("--allow-larger", help="Also rewrite where factors are not smaller.")
@@ -290,6 +294,7 @@ def _request(budget: Budget, which: Which, how: How) -> CompressionSpec:
             "objective": how.objective,
             "store": how.store or "same",
             "siblings": how.siblings,
+            "ffns": how.ffns,
             "rank_multiple": how.rank_multiple,
             "allow_larger": how.allow_larger,
             "select": {

@@ -119,9 +119,10 @@ def print_plan(plan: CompressionPlan) -> None:
 def _plan_sums(plan: CompressionPlan) -> Iterator[str]:
     before, after = plan.parameters_before, plan.parameters_after
     share = f" ({after / before:.1%})" if before else ""
+    thinned = f", {len(plan.thinned)} networks with fewer neurons" if plan.thinned else ""
     yield (
-        f"{len(plan.factored)} of {len(plan.sites)} sites factored; parameters of the selected "
-        f"sites {before:,} -> {after:,}{share}"
+        f"{len(plan.factored)} of {len(plan.sites)} sites factored{thinned}; parameters of the "
+        f"selected sites {before:,} -> {after:,}{share}"
     )
     added = plan.file_parameters_added
     change = f"{abs(added):,} {'more' if added > 0 else 'fewer'} than before"
@@ -163,7 +164,7 @@ def _plan_row(site: SitePlan) -> Sequence[str]:
     error = site.error
     return (
         f"{site.in_features}x{site.out_features}",
-        str(site.rank or ""),
+        str(site.neurons or site.rank or ""),
         f"{site.parameters_before:,} -> {site.parameters_after:,}",
         significant(error.reached) if error else "",
         significant(error.bound) if error else "",

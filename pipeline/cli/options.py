@@ -29,6 +29,7 @@ _LABELS = "labels"
 METHOD_HELP = (
     "auto (the best that the data allows), or one of these, its hyper-parameters behind a colon "
     "(svdlora:stages=3,layout=branches). "
+    + "neurons (only takes neurons out of feed-forward networks). "
     + " ".join((method.__doc__ or name).splitlines()[0] for name, method in METHODS.items())
 )
 

@@ -13,6 +13,7 @@ from compress_onnx.graph_passes.factorization import ActivationStats, Method, ma
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
 from compress_onnx.graph_passes.planning.damage import damage_curve
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.planning.ffns import NeuronEvidence, knows_enough, neuron_curve
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.planner import make_plan, require_gain
 from compress_onnx.graph_passes.planning.request import CompressionSpec
@@ -77,8 +78,20 @@ def plan_on(basis: Basis, meter: Meter | None = None) -> CompressionPlan:
         damage_curve(kind, basis.method, basis.decompositions, basis.slopes) if curves else None
     )
     prices = meter.prices(request) if meter else None
+    networks = None
+    if basis.stats:
+        networks = NeuronEvidence(
+            knows_enough(kind, basis.decompositions),
+            neuron_curve(kind, basis.decompositions, basis.slopes),
+            prices.networks if prices else None,
+        )
     plan = make_plan(
-        basis.original.table, request, basis.stats, damage, prices.curve if prices else None
+        basis.original.table,
+        request,
+        basis.stats,
+        damage,
+        prices.curve if prices else None,
+        networks=networks,
     )
     require_gain(plan)
     measured = (prices.note,) if prices else ()

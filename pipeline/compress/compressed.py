@@ -13,17 +13,24 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.errors import ModelFileError
 from compress_onnx.graph_passes.factorization import Factorization, make_method
+from compress_onnx.graph_passes.factorization.neurons import Folded
 from compress_onnx.graph_passes.planning.bound import PlanErrors
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
-from compress_onnx.graph_passes.planning.factoring import factor_weights
+from compress_onnx.graph_passes.planning.factoring import (
+    FactoredWeight,
+    factor_weights,
+    thinned_weight,
+)
 from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory
 from compress_onnx.graph_passes.rewriting.join_siblings import PartSiblingsPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
+from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.compress.basis import Basis
+from compress_onnx.pipeline.compress.sequential import Repaired
 from compress_onnx.pipeline.files.model_file import data_files, save_model
 from compress_onnx.pipeline.files.spill import spill
 from compress_onnx.pipeline.runtime.progress import Progress, Silent, Update
@@ -47,14 +54,14 @@ class Compressed:
     Attributes:
         basis: the model, and what decided.
         plan: what every site becomes, without errors: :meth:`evaluated` measures these.
-        repaired: factorizations by weight key that cannot be computed again for a site by itself.
+        repaired: what cannot be computed again for a site by itself.
         progress: shows the steps.
         unseen: what samples that nothing was learned from tell about the weights; None without.
     """
 
     basis: Basis
     plan: CompressionPlan
-    repaired: Mapping[str, Factorization] = field(default_factory=dict)
+    repaired: Repaired = field(default_factory=Repaired)
     progress: Progress = field(default_factory=Silent)
     unseen: Decompositions | None = None
 
@@ -62,7 +69,7 @@ class Compressed:
         """What became of how many sites, in one line."""
         plan = self.plan
         return (
-            f"{len(plan.factored)} of {len(plan.sites)} sites factored ({plan.budget}): "
+            f"{len(plan.changed)} of {len(plan.sites)} sites changed ({plan.budget}): "
             f"{plan.parameters_before:,} -> {plan.parameters_after:,} parameters of the selected "
             "weights"
         )
@@ -76,8 +83,10 @@ class Compressed:
         """The plan with the error of each factorization; rewrites nothing."""
         table, kept = self.basis.original.table, self.basis.decompositions
         errors = PlanErrors(table, self.plan, kept, self.unseen)
+        for thinned in self._thinned(self.folded()):
+            errors.add(thinned)
         with self._factoring() as update:
-            weights = factor_weights(table, self.plan, kept, self.repaired)
+            weights = factor_weights(table, self.plan, kept, self.repaired.factors)
             for done, factored in enumerate(weights, start=1):
                 errors.add(factored)
                 update(done)
@@ -87,7 +96,7 @@ class Compressed:
         """The factors of all weights at once, by weight key: for models that fit into memory."""
         table, kept = self.basis.original.table, self.basis.decompositions
         groups = group_by_weight(table.sites)
-        found = dict(self.repaired)
+        found = dict(self.repaired.factors)
         for site in self.plan.factored:
             if site.weight not in found:
                 assert site.method is not None
@@ -96,6 +105,24 @@ class Compressed:
                 decomposition = kept.of(method, groups[site.weight], site.rank)
                 found[site.weight] = decomposition.factorize(site.rank, site.store)
         return found
+
+    def folded(self) -> Mapping[str, Folded]:
+        """What stays of each feed-forward network that loses neurons, by its down layer's name."""
+        kept, found = self.basis.decompositions, dict(self.repaired.networks)
+        downs = {site.name: site for site in self.basis.original.table.sites}
+        for site in self.plan.thinned:
+            if site.site not in found:
+                found[site.site] = kept.folded(downs[site.site], site)
+        return found
+
+    def _thinned(self, folded: Mapping[str, Folded]) -> list[FactoredWeight]:
+        """The down layers of these networks with their errors."""
+        downs = {site.name: site for site in self.basis.original.table.sites}
+        kept = self.basis.decompositions
+        return [
+            thinned_weight(downs[site.site], site, folded[site.site], kept)
+            for site in self.plan.thinned
+        ]
 
     def rewritten(self, *, keep_metadata: bool = False, sink: Sink = in_memory) -> Rewritten:
         """A new model in memory; the original stays as it is.
@@ -109,17 +136,20 @@ class Compressed:
         """
         original = self.basis.original
         check_fits(original.table, self.plan)
-        model = original.copy()
+        model, folded = original.copy(), self.folded()
         with self._factoring() as update:
             low_rank = LowRankPass(
                 self.plan,
                 progress=update,
-                ready=self.repaired,
+                ready=self.repaired.factors,
+                elsewhere=self._thinned(folded),
                 sink=sink,
                 decompositions=self.basis.decompositions,
                 unseen=self.unseen,
             )
             low_rank(model)
+        if folded:
+            NeuronsPass(folded, sink=sink)(model)
         PartSiblingsPass(sink)(model)
         CleanupPass(keep_metadata=keep_metadata)(model)
         return Rewritten(model, low_rank.plan)

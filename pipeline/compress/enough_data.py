@@ -32,14 +32,14 @@ def too_few_rows(
     groups = group_by_weight(table.sites)
     below_rank: list[tuple[int, str, int]] = []
     below_width: list[tuple[int, str, int]] = []
-    for site in {site.weight: site for site in plan.factored}.values():
+    for site in {s.weight: s for s in (*plan.factored, *plan.thinned)}.values():
         # Of a stack, the matrix that fewest rows reached; those that none reached have no say.
         known = statistics_of(groups[site.weight], stats)
         rows = min((seen.count for seen in known if seen is not None), default=None)
-        if rows is None or site.rank is None:
+        if rows is None or site.kept is None:
             continue
-        if rows < site.rank:
-            below_rank.append((rows, site.site, site.rank))
+        if rows < site.kept:
+            below_rank.append((rows, site.site, site.kept))
         elif rows < site.in_features:
             below_width.append((rows, site.site, site.in_features))
     notes = []

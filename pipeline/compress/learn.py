@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from compress_onnx.graph_passes.allocation import get_allocator
 from compress_onnx.graph_passes.errors import NotDifferentiableError
-from compress_onnx.graph_passes.factorization import ActivationStats, Factorization, make_method
+from compress_onnx.graph_passes.factorization import ActivationStats, make_method
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
@@ -35,7 +35,7 @@ from compress_onnx.pipeline.compress.basis import Basis, goes_by_gradients, plan
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.enough_data import too_few_rows
 from compress_onnx.pipeline.compress.meter import Meter
-from compress_onnx.pipeline.compress.sequential import factor_sequentially
+from compress_onnx.pipeline.compress.sequential import Repaired, factor_sequentially
 from compress_onnx.pipeline.compress.siblings import rejoin, share_siblings
 from compress_onnx.pipeline.evidence.calibrate import Calibration
 from compress_onnx.pipeline.evidence.collected import Evidence
@@ -151,7 +151,7 @@ class Learned:
     def _basis_of(self, plan: CompressionPlan) -> Basis:
         """What carrying out ``plan`` stands on."""
         request = CompressionSpec(sequential=plan.sequential, objective=plan.objective)
-        methods = [make_method(s.method.name, s.method.options) for s in plan.factored if s.method]
+        methods = [make_method(s.method.name, s.method.options) for s in plan.changed if s.method]
         gradients = None
         if self.evidence is not None and any(method.needs_gradients for method in methods):
             gradients = self.evidence.gradients(plan.objective)
@@ -190,14 +190,14 @@ class Learned:
             self._unseen_kept[key] = Decompositions(found.stats)
         return self._unseen_kept[key]
 
-    def _repaired(self, basis: Basis, plan: CompressionPlan) -> Mapping[str, Factorization]:
-        """The factorizations of a plan in sequence, by weight key; none of one that is not."""
+    def _repaired(self, basis: Basis, plan: CompressionPlan) -> Repaired:
+        """What a plan in sequence makes of the weights; nothing of one that is not."""
         if not plan.sequential or self.evidence is None:
-            return {}
+            return Repaired()
         return factor_sequentially(
             basis.original,
             plan,
-            basis.stats,
+            basis.decompositions,
             self.evidence.samples,
             self.settings,
             weights=basis.gradients.weights if basis.gradients else None,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -25,8 +26,11 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.allocation.price import TabulatedPrice
 from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.planning import ffns
+from compress_onnx.graph_passes.planning.ffns import NeuronPrice
 from compress_onnx.graph_passes.planning.prices import PriceCurve, flop_price
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.sites.ffn import FFN
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import Original
@@ -37,11 +41,15 @@ from compress_onnx.pipeline.runtime.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
+_NEURON_POINTS = 12
+"""How many numbers of neurons are measured."""
+
 
 class Prices(NamedTuple):
     """What weights take of a budget, and how that was found out."""
 
     curve: PriceCurve
+    networks: NeuronPrice
     note: str
 
 
@@ -84,9 +92,14 @@ class Meter:
         shapes = (f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds.items())
         inputs = f"for inputs {', '.join(shapes)}"
         if request.budget == "flops":
-            return Prices(partial(flop_price, rows=self._rows), f"FLOPs are those {inputs}")
+            return Prices(
+                partial(flop_price, rows=self._rows),
+                partial(ffns.flop_price, rows=self._rows),
+                f"FLOPs are those {inputs}",
+            )
         return Prices(
             partial(self._latency, rows=self._rows, multiple=request.rank_multiple),
+            partial(self._network_latency, rows=self._rows, multiple=request.rank_multiple),
             f"latency is the sum of the products, each measured alone on {self._spec.provider} "
             f"with {self._spec.thread_count} threads, {inputs}",
         )
@@ -113,6 +126,25 @@ class Meter:
             timed[0].ranks,
             tuple(map(sum, zip(*(price.prices for price in timed), strict=True))),
         )
+
+    def _network_latency(
+        self, ffn: FFN, rows: Mapping[str, int], multiple: int
+    ) -> TabulatedPrice | None:
+        """Milliseconds with so many neurons left: a chain through them is a product of that rank.
+
+        The up layers of a gated network count as one of their summed width.
+        """
+        if any(site.name not in rows for site in ffn.sites):
+            return None
+        down = product_of(ffn.down, rows[ffn.down.name])
+        chain = replace(down, in_features=sum(up.in_features for up in ffn.ups))
+        grid = np.linspace(multiple, ffn.neurons, _NEURON_POINTS) // multiple * multiple
+        counts = tuple(int(count) for count in np.unique(np.append(grid, ffn.neurons)) if count)
+        if (chain, counts) not in self._timed:
+            with self._settings.progress.step(f"time {ffn.neurons} neurons"):
+                timed = time_product(chain, counts, self._spec)
+            self._timed[chain, counts] = replace(timed, dense=timed.prices[-1])
+        return self._timed[chain, counts]
 
     def _time(self, product: Product, multiple: int) -> TabulatedPrice:
         ranks = ranks_to_measure(product.in_features, product.out_features, multiple)

@@ -29,7 +29,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -46,6 +46,8 @@ from compress_onnx.graph_passes.factorization import (
     PairedStats,
     make_method,
 )
+from compress_onnx.graph_passes.factorization.neurons import Folded
+from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
@@ -69,6 +71,19 @@ _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
+class Repaired:
+    """What was made with the errors of earlier sites in sight.
+
+    Attributes:
+        factors: by weight key.
+        networks: what stays of feed-forward networks, by the name of the down layer.
+    """
+
+    factors: dict[str, Factorization] = field(default_factory=dict)
+    networks: dict[str, Folded] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Group:
     """Consecutive sites that read one value, and where the graph is cut in front of them."""
 
@@ -87,31 +102,31 @@ class _Side:
 def factor_sequentially(
     original: Original,
     plan: CompressionPlan,
-    stats: Mapping[str, ActivationStats],
+    decompositions: Decompositions,
     samples: Samples,
     settings: RunSettings,
     *,
     weights: Weights | None = None,
     damping: float = DAMPING,
-) -> dict[str, Factorization]:
-    """Factor the weights that ``plan`` factors, each with the errors of the earlier ones in sight.
+) -> Repaired:
+    """Carry ``plan`` out weight by weight, each with the errors of the earlier ones in sight.
 
     Args:
         original: the model; never changed.
         plan: ranks and methods.
-        stats: activation statistics by site name, with gradients for methods that need them.
+        decompositions: of the weights, with what is known about their inputs.
         samples: the calibration data.
         settings: how the segments are run; in the batches that ``weights`` were collected with.
         weights: by site name, for each batch of ``samples`` the weight of each position.
         damping: λ.
 
     Returns:
-        Factorizations by weight key; shared weights and nested sites are not among them.
+        Nothing about shared weights and nested sites.
 
     Raises:
         DataError: the samples do not fit the model, or a value is NaN or infinite.
     """
-    planned = {site.site: site for site in plan.factored}
+    planned = {site.site: site for site in (*plan.factored, *plan.thinned)}
     groups = group_by_weight(original.table.sites)
     single = {key for key, members in groups.items() if len(members) == 1}
     sites = [
@@ -129,8 +144,7 @@ def factor_sequentially(
     shifts = shift_outputs(proto, sites)
     exact = _Side(proto, [dict(batch.feeds) for batch in batches])
     compressed = _Side(_copy(proto), [dict(batch.feeds) for batch in batches])
-    done: dict[str, Factorization] = {}
-    start = 0
+    done, count, start = Repaired(), 0, 0
     with settings.progress.step("factor in sequence", len(sites)) as update:
         for group in _groups(proto, sites):
             for side in (exact, compressed):
@@ -138,10 +152,19 @@ def factor_sequentially(
             start = group.cut
             for site in group.sites:
                 moments = _moments(site, exact, compressed, batches, weights)
-                made = _factor(site, planned[site.name], moments, stats[site.name], damping)
-                _install(compressed, site, shifts[site.name], made)
-                done[site.weight.key] = made
-                update(len(done))
+                shift, how = shifts[site.name], planned[site.name]
+                if how.decision == "neurons":
+                    folded = _fold(site, how, moments, decompositions, damping)
+                    dense = folded.dense(site.in_features)
+                    _install(compressed, site, shift, dense, folded.bias)
+                    done.networks[site.name] = folded
+                else:
+                    stats = decompositions.stats[site.name]
+                    made = _factor(site, how, moments, stats, damping)
+                    _install(compressed, site, shift, made.product(), made.bias)
+                    done.factors[site.weight.key] = made
+                count += 1
+                update(count)
     return done
 
 
@@ -154,7 +177,8 @@ def _factor(
     exact = weight.astype(np.float64)
     inputs = moments.first
     square = float(inputs.mean @ inputs.mean) / len(inputs.mean)
-    target = repaired(exact, inputs.covariance, moments.cross, damping, _ROUNDING * square)
+    wanted = moments.cross @ exact
+    target = repaired(exact, inputs.covariance, wanted, damping, _ROUNDING * square)
     seen = inputs
     if stats.gradients is not None:
         seen = replace(inputs, gradients=GradientStats(inputs, stats.gradients.moment))
@@ -168,15 +192,37 @@ def _factor(
     return replace(factorization, bias=bias)
 
 
+def _fold(
+    site: LinearSite,
+    plan: SitePlan,
+    moments: PairedStats,
+    decompositions: Decompositions,
+    damping: float,
+) -> Folded:
+    """The down layer for the neurons that the original chooses, repaired on them alone."""
+    plain = decompositions.folded(site, plan)
+    kept, inputs = plain.kept, moments.first
+    exact = site.weight.array().astype(np.float64)
+    mean = inputs.mean[kept]
+    target = repaired(
+        plain.weight,
+        inputs.covariance[np.ix_(kept, kept)],
+        moments.cross[kept] @ exact,
+        damping,
+        _ROUNDING * float(mean @ mean) / len(mean),
+    )
+    return Folded(kept, target, moments.second_mean @ exact - mean @ target)
+
+
 def repaired(
-    weight: Float64, covariance: Float64, cross: Float64, damping: float, least: float = 0.0
+    weight: Float64, covariance: Float64, wanted: Float64, damping: float, least: float = 0.0
 ) -> Float64:
     """``[K, N]`` the dense weight T of the module's formula.
 
     Args:
-        weight: ``[K, N]`` W.
+        weight: ``[K, N]`` W, towards which λ pulls.
         covariance: ``[K, K]`` C' of the inputs as they are.
-        cross: ``[K, K]`` D between these and the original inputs.
+        wanted: ``[K, N]`` D·W, how these go along with the original outputs.
         damping: λ in mean eigenvalues of C'; W itself is the answer where C' is zero.
         least: a λ that rounding calls for.
     """
@@ -185,7 +231,7 @@ def repaired(
     if ridge <= 0:
         return weight
     damped = covariance + ridge * np.eye(size)
-    solved: Float64 = linalg.solve(damped, cross @ weight + ridge * weight, assume_a="pos")
+    solved: Float64 = linalg.solve(damped, wanted + ridge * weight, assume_a="pos")
     return solved
 
 
@@ -281,17 +327,19 @@ def _reads(nodes: Sequence[onnx.NodeProto]) -> set[str]:
     return names
 
 
-def _install(side: _Side, site: LinearSite, shift: str, factorization: Factorization) -> None:
-    """Put the product of the factors, and the new mean, into a model of dense weights."""
+def _install(
+    side: _Side, site: LinearSite, shift: str, weight: Float64, bias: Float64 | None
+) -> None:
+    """Put ``weight`` [K, N], and the new mean, into a model of dense weights."""
     output = site.node.outputs[0].name or ""
     add = next(i for i, node in enumerate(side.proto.graph.node) if output in node.output)
     node = side.proto.graph.node[add - 1]
     dtype = site.weight.array().dtype
-    product = factorization.product().astype(dtype)
+    product = weight.astype(dtype)
     node.input[1] = f"{output}.compressed"
     _set_initializer(side.proto, node.input[1], product.T if _transposes(node) else product)
-    if factorization.bias is not None:
-        _set_initializer(side.proto, shift, (site.alpha * factorization.bias).astype(dtype))
+    if bias is not None:
+        _set_initializer(side.proto, shift, (site.alpha * bias).astype(dtype))
 
 
 def _set_initializer(proto: onnx.ModelProto, name: str, array: Array) -> None:

@@ -55,7 +55,7 @@ def measure_latency(
         candidate: the compressed one.
         settings: provider, sizes and repetitions.
         samples: rows to feed; made-up inputs without.
-        plan: says which nodes were factored, for the ideal speed-up.
+        plan: says which nodes were changed, for the ideal speed-up.
         seed: of made-up inputs, of the order of runs, and of the intervals.
         progress: shows the rounds.
 
@@ -67,7 +67,7 @@ def measure_latency(
     """
     feeds = benchmark_feeds(reference, settings, samples=samples, seed=seed)
     ratios = (
-        {node: s.parameters_after / s.parameters_before for s in plan.factored for node in s.nodes}
+        {node: s.parameters_after / s.parameters_before for s in plan.changed for node in s.nodes}
         if plan
         else None
     )

@@ -198,7 +198,7 @@ class ModelExperiment:
             ranks = [site.rank for site in plan.factored if site.rank is not None]
             return SweepRow(
                 variant=variant.model_copy(update={"allocation": plan.allocation}),
-                ranks=(min(ranks), max(ranks)),
+                ranks=(min(ranks), max(ranks)) if ranks else None,
                 error=plan.error,
                 recovery=recovery,
                 parameters_before=plan.parameters_before,

@@ -35,6 +35,7 @@ from compress_onnx.graph_passes.sites.find import SiteTable
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.learn import Learned, learn
+from compress_onnx.pipeline.compress.sequential import Repaired
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import Original, open_original
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -200,17 +201,25 @@ def _transferred(compressed: Compressed, other: Original) -> Compressed:
         }
     )
     require_gain(transferred)
-    factors = compressed.factorizations()
+    factors, networks = compressed.factorizations(), compressed.folded()
+    alike = [s for s in other.table.sites if s.name in counterparts]
     known = _known(other.table, counterparts, basis.stats)
     return replace(
         compressed,
         basis=replace(basis, original=other, decompositions=Decompositions(known)),
         plan=transferred,
-        repaired={
-            site.weight.key: factors[counterparts[site.name].weight.key]
-            for site in other.table.sites
-            if site.name in counterparts and counterparts[site.name].weight.key in factors
-        },
+        repaired=Repaired(
+            {
+                site.weight.key: factors[counterparts[site.name].weight.key]
+                for site in alike
+                if counterparts[site.name].weight.key in factors
+            },
+            {
+                site.name: networks[counterparts[site.name].name]
+                for site in alike
+                if counterparts[site.name].name in networks
+            },
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from compress_onnx.graph_passes.factorization import Decomposition
 from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.sequential import Repaired
 from studies.peers.laboratory import Laboratory, Ranks
 
 Compressor = Callable[[float], Compressed]
@@ -47,6 +48,6 @@ def compressor(
             for key, rank in ranks.items()
             if rank is not None
         }
-        return Compressed(basis, laboratory.plan(share, ranks), factorizations)
+        return Compressed(basis, laboratory.plan(share, ranks), Repaired(factorizations))
 
     return compress

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from graph_collection import ARCHITECTURES, Graph, collection, load
-from graphs import FULL_RANK, HALF, compress, difference, interface, parameters, parity
+from graphs import FULL_RANK, HALF, canonical, compress, difference, interface, parameters, parity
 
 from compress_onnx.graph_passes.errors import ModelFileError
+from compress_onnx.graph_passes.factorization.neurons import Folded
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
+from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass
+from compress_onnx.graph_passes.sites.ffn import find_ffns
+from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.files.model_file import data_files, load_model
 from compress_onnx.pipeline.runtime.session import open_session, run
@@ -22,6 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("collection")]
 
 # Transformers masks by vmap, which the tracing exporter cannot follow; optimum replaces it.
 DO_NOT_EXPORT = {"whisper-trace17", "gpt2-trace17", "llama-trace17"}
+WITHOUT_NETWORKS = set[str]()
 UNTOUCHED = {"bert-trace17-int8", "bert-trace17-bf16", "vit-trace17-bf16"}
 
 
@@ -67,6 +75,29 @@ def test_full_rank_reproduces_the_outputs(architecture: str) -> None:
             if (batch, length) == (2, 8) or runs_at(graph, before, batch, length):
                 for feeds in graph.feeds(batch, length):
                     assert parity(before, after, feeds) <= tolerance(graph), graph
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_networks_with_all_neurons_are_what_they_were(architecture: str) -> None:
+    """New weights in the place of the old ones, which are those in another order."""
+    for graph in graphs_of(architecture):
+        before = load(graph)
+        model = canonical(before)
+        chosen, used = {}, set[str]()
+        for ffn in find_ffns(find_sites(model).sites).ffns:
+            if not used & {site.name for site in ffn.sites}:
+                used |= {site.name for site in ffn.sites}
+                weight = ffn.down.weight.array().astype(np.float64)
+                turned = np.arange(ffn.neurons)[::-1]
+                chosen[ffn.name] = Folded(turned, weight[turned], np.zeros(weight.shape[1]))
+        if not chosen:
+            assert architecture in WITHOUT_NETWORKS or str(graph) in UNTOUCHED, graph
+            continue
+        NeuronsPass(chosen)(model)
+        CleanupPass()(model)
+        after = ir.to_proto(model)
+        for feeds in graph.feeds(2, 8):
+            assert parity(before, after, feeds) <= tolerance(graph), graph
 
 
 def test_external_data_goes_through_files(tmp_path: Path) -> None:

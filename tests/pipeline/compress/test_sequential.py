@@ -41,8 +41,10 @@ def test_repaired_weight_of_undisturbed_inputs_is_the_weight():
     x = rng.standard_normal((50, 6))
     weight = rng.standard_normal((6, 4))
     covariance = x.T @ x / 50
-    np.testing.assert_allclose(repaired(weight, covariance, covariance, 0.1), weight, atol=1e-12)
-    np.testing.assert_allclose(repaired(weight, 0 * covariance, covariance, 0.1), weight)
+    np.testing.assert_allclose(
+        repaired(weight, covariance, covariance @ weight, 0.1), weight, atol=1e-12
+    )
+    np.testing.assert_allclose(repaired(weight, 0 * covariance, covariance @ weight, 0.1), weight)
 
 
 def test_repaired_weight_is_ridge_regression_towards_the_weight():
@@ -55,7 +57,9 @@ def test_repaired_weight_is_ridge_regression_towards_the_weight():
     stacked = np.vstack([seen / np.sqrt(50), np.sqrt(ridge) * np.eye(6)])
     target = np.vstack([x @ weight / np.sqrt(50), np.sqrt(ridge) * weight])
     expected = np.linalg.lstsq(stacked, target, rcond=None)[0]
-    np.testing.assert_allclose(repaired(weight, covariance, cross, 0.1), expected, atol=1e-10)
+    np.testing.assert_allclose(
+        repaired(weight, covariance, cross @ weight, 0.1), expected, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("method", ["asvd", "gauss-newton"])

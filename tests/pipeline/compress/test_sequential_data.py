@@ -28,7 +28,7 @@ def factored(tmp_path, x, method="asvd"):
     request = CompressionSpec(
         method=MethodSpec(name=method), params=0.5, rank_multiple=2, sequential=True
     )
-    found = learn(path, Samples({"x": x})).compress(request).repaired
+    found = learn(path, Samples({"x": x})).compress(request).repaired.factors
     return {key: factorization.product() for key, factorization in found.items()}
 
 
@@ -47,7 +47,7 @@ def test_rounding_is_nothing_to_learn_from():
     weight, noise = rng.standard_normal((6, 4)), rng.standard_normal((6, 6))
     tiny = 1e-14 * 1e6  # the square of float32's precision, times that of inputs near 1000
     covariance, cross = tiny * noise @ noise.T, tiny * noise
-    moved = repaired(weight, covariance, cross, 0.03, 1e-12 * 1e6 * 100)
+    moved = repaired(weight, covariance, cross @ weight, 0.03, 1e-12 * 1e6 * 100)
     np.testing.assert_allclose(moved, weight, atol=0.02 * np.abs(weight).max())
 
 
