@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from compress_onnx.pipeline.api import compress as compress
     from compress_onnx.pipeline.api import export as export
     from compress_onnx.pipeline.api import learn as learn
+    from compress_onnx.pipeline.api import optimize as optimize
     from compress_onnx.pipeline.api import request_of as request_of
     from compress_onnx.pipeline.api import run as run
     from compress_onnx.pipeline.api import validate as validate
@@ -34,7 +35,7 @@ _API = "compress_onnx.pipeline.api"
 _ORIGINS = {
     "CompressOnnxError": "compress_onnx.graph_passes.errors",
     **dict.fromkeys(("Calls", "Compressed", "Learned", "RunSettings", "Samples"), _API),
-    **dict.fromkeys(("analyze", "benchmark", "compress", "export", "learn"), _API),
+    **dict.fromkeys(("analyze", "benchmark", "compress", "export", "learn", "optimize"), _API),
     **dict.fromkeys(("request_of", "run", "validate"), _API),
 }
 __all__ = sorted(_ORIGINS)  # noqa: PLE0605

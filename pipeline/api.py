@@ -20,9 +20,11 @@ from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.compress.compressed import Compressed
-from compress_onnx.pipeline.compress.holdout import hold_out_if_enough
+from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
+from compress_onnx.pipeline.compress.optimize import OptimizeSpec
+from compress_onnx.pipeline.compress.optimize import optimize as optimize_learned
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import export as export_source
@@ -32,7 +34,13 @@ from compress_onnx.pipeline.measure.latency import measure_latency
 from compress_onnx.pipeline.measure.validate import validate as validate_files
 from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, Recipe, SourceSpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
-from compress_onnx.pipeline.results import BenchmarkReport, ExportReport, Report, ValidationReport
+from compress_onnx.pipeline.results import (
+    BenchmarkReport,
+    ExportReport,
+    OptimizeReport,
+    Report,
+    ValidationReport,
+)
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.progress import Calls
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -95,6 +103,50 @@ def compress(
     if output is not None:
         compressed.write(Path(output))
     return compressed
+
+
+def optimize(
+    model: ModelLike,
+    output: Path | str,
+    data: DataLike,
+    *,
+    mask: str | None = None,
+    metric: MetricSpec | None = None,
+    settings: RunSettings | None = None,
+    log: Path | str | None = None,
+    **spec: Any,  # noqa: ANN401
+) -> OptimizeReport:
+    """Write the fastest (or smallest) form of ``model`` within a drop to ``output``.
+
+    Args:
+        model: never changed.
+        output: the ``.onnx`` file to write.
+        data: real samples, some hundreds; every fifth is held out to choose and to report on.
+        mask: as for :func:`learn`.
+        metric: of the drop; None compares raw outputs.
+        settings: as for :func:`learn`.
+        log: a file of trials, read and added to.
+        **spec: the fields of :class:`~pipeline.compress.optimize.OptimizeSpec`, such as
+            ``max_drop=0.01`` or ``objective="size"``.
+
+    Raises:
+        RequestError: an unknown field.
+        CompressOnnxError: as for :func:`learn`, or the output cannot be written.
+    """
+    try:
+        wanted = OptimizeSpec(**spec)
+    except TypeError as error:
+        raise RequestError(f"optimize: {error}") from error
+    original = open_original(model)
+    samples, held_out = hold_out(_samples(original.path, data, mask))
+    return optimize_learned(
+        learn_original(original, samples, settings),
+        held_out,
+        Path(output),
+        wanted,
+        metric=metric,
+        log=None if log is None else Path(log),
+    )
 
 
 def request_of(**request: Any) -> CompressionSpec:  # noqa: ANN401

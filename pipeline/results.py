@@ -210,6 +210,47 @@ class SearchReport(Result):
         )
 
 
+class Trial(Result):
+    """One model that ``optimize`` tried: what it is, what it loses, and what it takes.
+
+    ``drop`` is measured on the samples that choose, ``reported`` on others that chose nothing.
+    ``speedup`` is over the original, from interleaved runs; those that were out of the running
+    early have none. ``batch_invariance`` is the least cosine between a sample alone and in a batch.
+    """
+
+    name: str
+    rival: bool = False
+    share: float | None = None
+    drop: Drop | None = None
+    within: bool = False
+    size_bytes: int | None = None
+    problem: str | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    batch_invariance: float | None = None
+    reported: Drop | None = None
+
+
+class OptimizeReport(Result):
+    """What ``optimize`` tried, what won, and over what.
+
+    ``inputs`` are the shapes that latency was measured at; ``verdict`` says in words what won, by
+    how much, over what.
+    """
+
+    max_drop: float
+    objective: Literal["latency", "size"]
+    provider: str
+    inputs: str
+    trials: tuple[Trial, ...]
+    winner: str
+    verdict: str
+    chosen_on: str
+    reported_on: str
+    notes: tuple[str, ...] = ()
+
+
 class ExportParity(Result):
     """The exported graph against the PyTorch module, at one input size."""
 

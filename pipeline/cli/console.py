@@ -28,6 +28,7 @@ from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
+    OptimizeReport,
     RecoveryReport,
     SearchReport,
     SizeReport,
@@ -196,6 +197,30 @@ def print_search(search: SearchReport) -> None:
         shown.add_row(f"{step.share:.1%}", value, interval, "yes" if step.within else "no")
     out.print(shown)
     out.print(search.answer, markup=False, highlight=False)
+
+
+def print_optimized(report: OptimizeReport) -> None:
+    """All trials, those that were timed with their speed, and the verdict."""
+    shown = table("trial", "drop", "reported", "within", "size", "speed-up", "in a batch")
+    for trial in report.trials:
+        speed = ""
+        if trial.speedup is not None:
+            interval = f"[{trial.speedup_low:.2f}, {trial.speedup_high:.2f}]"
+            speed = f"{trial.speedup:.2f}x {interval}"
+        shown.add_row(
+            trial.name,
+            significant(trial.drop.value) if trial.drop else trial.problem or "",
+            significant(trial.reported.value) if trial.reported else "",
+            "yes" if trial.within else "no",
+            "" if trial.size_bytes is None else formats.size(trial.size_bytes),
+            speed,
+            "" if trial.batch_invariance is None else f"{trial.batch_invariance:.5f}",
+            style="bold" if trial.name == report.winner else "",
+        )
+    out.print(shown, crop=False, highlight=False)
+    for note in report.notes:
+        errors.print(f"note: {note}", markup=False, highlight=False)
+    out.print(report.verdict, markup=False, highlight=False)
 
 
 def print_validation(report: ValidationReport) -> None:

@@ -17,6 +17,7 @@ from compress_onnx.pipeline.cli import (
     cache,
     compress,
     export,
+    optimize,
     report,
     run,
     sweep,
@@ -26,7 +27,7 @@ from compress_onnx.pipeline.cli.app import app
 from compress_onnx.pipeline.cli.console import errors
 from compress_onnx.pipeline.runtime.threads import limited
 
-for command in (run, export, analyze, compress, validate, bench, sweep, report, cache):
+for command in (run, export, analyze, compress, optimize, validate, bench, sweep, report, cache):
     command.register(app)
 
 # Typer exports only a subclass of it, and keeps it in a package that differs by version.

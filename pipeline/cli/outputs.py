@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from compress_onnx.pipeline.compress.trial_log import is_trial_log
 from compress_onnx.pipeline.files.outputs import (
     Output,
     bundle_output,
@@ -23,10 +24,12 @@ __all__ = [
     "bundle_output",
     "check_outputs",
     "model_file",
+    "optimize_report",
     "plan_file",
     "recipe_inputs",
     "spectra_file",
     "sweep_folder",
+    "trial_log",
 ]
 
 
@@ -38,6 +41,16 @@ def model_file(path: Path | None) -> Output | None:
 def plan_file(path: Path | None) -> Output | None:
     """What ``--save-plan`` writes."""
     return None if path is None else json_output(path, "allocation", "sites")
+
+
+def optimize_report(path: Path | None) -> Output | None:
+    """What ``optimize --report`` writes."""
+    return None if path is None else json_output(path, "trials", "verdict")
+
+
+def trial_log(path: Path | None) -> Output | None:
+    """What ``optimize --log`` adds to."""
+    return None if path is None else Output(path, "file", is_trial_log)
 
 
 def benchmark_file(path: Path | None) -> Output | None:

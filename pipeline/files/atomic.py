@@ -19,6 +19,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,17 @@ _HOST = re.sub(r"\W", "_", platform.node()) or "host"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
+
+
+def irregular(path: Path) -> bool:
+    """Whether ``path`` is something else than a file.
+
+    It is looked at once: between two looks, another process may remove it.
+    """
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -45,7 +57,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with _one_clear_line(path):
         target = Path(os.path.realpath(path))
-        if target.exists() and not target.is_file():
+        if irregular(target):
             raise OutputError(f"cannot write {path}: it exists and is not a regular file")
         with _parents(target):
             _tidy(target)

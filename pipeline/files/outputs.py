@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from compress_onnx.graph_passes.errors import ModelFileError, OutputError
+from compress_onnx.pipeline.files.atomic import irregular
 from compress_onnx.pipeline.files.bundle import is_bundle
 from compress_onnx.pipeline.files.model_file import referred_files, was_written_here
 
@@ -124,7 +125,7 @@ def _refuse_input(output: Output, path: Path) -> None:
 
 def _check_kind(output: Output) -> None:
     path = output.path
-    if output.kind == "file" and path.exists() and not path.is_file():
+    if output.kind == "file" and irregular(path):
         raise OutputError(f"cannot write {path}: it exists and is not a regular file")
     if output.kind != "file" and path.exists() and not path.is_dir():
         raise OutputError(f"cannot write the folder {path}: a file of that name exists")

@@ -35,6 +35,20 @@ def environment() -> Environment:
     )
 
 
+def adds_int8_exactly() -> bool:
+    """Whether this CPU adds products of uint8 and int8 up in 32 bits.
+
+    x86 without VNNI adds pairs of them up in 16 bits, which weights beyond 7 bits overflow.
+    """
+    if platform.machine().lower() in {"aarch64", "arm64"}:
+        return True
+    try:
+        known = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(f" {flag}" in known for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -1,0 +1,81 @@
+"""What a user has without us: ONNX Runtime's own tools, one line each.
+
+=====================  ===========================================================================
+``original``           the model as it is
+``dynamic int8``       ``quantize_dynamic(per_channel=True)`` for MatMul and Gemm
+``8-bit weights``      ``MatMulNBitsQuantizer(bits=8)``: integers in the file, floats in the product
+``4-bit weights``      the same with 4 bits
+=====================  ===========================================================================
+
+``quantize_dynamic`` without a list of operators writes an Attention node of opset 23 that ONNX
+Runtime does not load; hence the list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+from compress_onnx.graph_passes.errors import ModelFileError
+from compress_onnx.pipeline.runtime.session import one_line
+
+_BLOCK = 32
+_INT8_PRODUCTS = 4
+"""The accuracy level at which ONNX Runtime multiplies integers."""
+
+
+def dynamic_int8(model: Path, output: Path) -> None:
+    """Write ``model`` with integer products whose input scales come from the batch at hand."""
+    with _quiet(f"quantize_dynamic cannot read {model}"):
+        quantize_dynamic(
+            model,
+            output,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def weight_only(model: Path, output: Path, bits: Literal[4, 8]) -> None:
+    """Write ``model`` with weights of so many ``bits``."""
+    with _quiet(f"MatMulNBitsQuantizer cannot read {model}"):
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(model),
+            bits=bits,
+            block_size=_BLOCK,
+            is_symmetric=True,
+            accuracy_level=_INT8_PRODUCTS,
+        )
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(output))
+
+
+RIVALS: Mapping[str, Callable[[Path, Path], None]] = {
+    "dynamic int8": dynamic_int8,
+    "8-bit weights": lambda model, output: weight_only(model, output, 8),
+    "4-bit weights": lambda model, output: weight_only(model, output, 4),
+}
+
+
+@contextlib.contextmanager
+def _quiet(failure: str) -> Iterator[None]:
+    """Without the tool's log lines; whatever goes wrong inside is one error.
+
+    Raises:
+        ModelFileError: ``failure``, and what the tool says.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    except Exception as error:  # the tools raise whatever they come across
+        raise ModelFileError(f"{failure}: {one_line(error)}") from error
+    finally:
+        logging.disable(disabled)

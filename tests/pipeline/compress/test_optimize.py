@@ -1,0 +1,214 @@
+"""``optimize`` hands back the best of what it measured, and says so where that is a rival's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from cli_runner import Cli, error_line
+from tiny_models import samples, saved, two_layers
+
+from compress_onnx.graph_passes.errors import ModelFileError, RequestError
+from compress_onnx.pipeline.compress import optimize as module
+from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.compress.optimize import OptimizeSpec, optimize
+from compress_onnx.pipeline.compress.rivals import RIVALS
+from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.pipeline.measure.batch_invariance import batch_invariance
+from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.runtime.session import open_session, run
+
+FEATURES, HIDDEN, OUTPUTS = 32, 128, 32
+QUICK = BenchmarkSpec(warmup=1, iterations=5, batch=2, length=3)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Half of the neurons hardly matter."""
+    proto, weights = two_layers((FEATURES, HIDDEN, OUTPUTS))
+    weights["second.weight"][::2] *= 1e-3
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name], tensor.name))
+    return saved(tmp_path, proto)
+
+
+@pytest.fixture
+def learned(model):
+    return learn(model, samples(FEATURES, 150))
+
+
+@pytest.fixture
+def held_out():
+    return samples(FEATURES, 40, seed=7)
+
+
+def call(learned, held_out, tmp_path, log=None, **spec):
+    wanted = OptimizeSpec(benchmark=QUICK, **({"max_drop": 0.05} | spec))
+    return optimize(learned, held_out, tmp_path / "best.onnx", wanted, log=log)
+
+
+def test_the_smallest_within_the_drop_wins(learned, held_out, tmp_path):
+    report = call(learned, held_out, tmp_path, objective="size")
+    trials = {trial.name: trial for trial in report.trials}
+    winner = trials[report.winner]
+    assert not winner.rival
+    assert winner.within
+    assert winner.drop.value <= 0.05
+    best = tmp_path / "best.onnx"
+    assert winner.size_bytes == model_size(best, best).candidate_bytes
+    timed = [trial for trial in report.trials if trial.speedup is not None]
+    assert {"original", *RIVALS} <= {trial.name for trial in timed}
+    smallest = min(trial.size_bytes for trial in timed if trial.within)
+    assert winner.size_bytes == smallest
+    assert report.winner in report.verdict
+    assert "times as small as" in report.verdict
+    assert json.loads(report.model_dump_json())["winner"] == report.winner
+
+
+def test_what_chooses_does_not_report(learned, held_out, tmp_path):
+    report = call(learned, held_out, tmp_path)
+    assert report.chosen_on.startswith("20 samples")
+    assert report.reported_on.startswith("20 samples")
+    assert report.chosen_on != report.reported_on
+    reported = [t for t in report.trials if t.reported is not None]
+    assert reported
+    assert all(trial.reported.value != trial.drop.value for trial in reported)
+
+
+def test_the_best_file_computes_what_was_reported(learned, held_out, tmp_path):
+    report = call(learned, held_out, tmp_path, objective="size")
+    winner = next(trial for trial in report.trials if trial.name == report.winner)
+    x = held_out.inputs["x"][::2]  # the half that chose nothing
+    other = held_out.inputs["x"][1::2]
+    right, ours = (
+        run(open_session(path), {"x": np.concatenate([x, other])})["y"]
+        for path in (learned.original.path, tmp_path / "best.onnx")
+    )
+    error = np.linalg.norm(ours - right) / np.linalg.norm(right)
+    assert error == pytest.approx(np.mean([winner.drop.value, winner.reported.value]), rel=0.2)
+
+
+def test_a_rival_wins_where_ours_is_not_worth_it(learned, held_out, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_GAIN", 1e9)
+    report = call(learned, held_out, tmp_path, objective="size")
+    winner = next(trial for trial in report.trials if trial.name == report.winner)
+    assert winner.rival
+    assert f"{winner.name} it is" in report.verdict
+    assert "not worth it" in report.verdict
+
+
+def test_the_original_wins_where_nothing_may_be_lost(learned, held_out, tmp_path):
+    report = call(learned, held_out, tmp_path, max_drop=0.0)
+    assert report.winner.startswith("original")
+    x = held_out.inputs["x"]
+    right, ours = (
+        run(open_session(path), {"x": x})["y"]
+        for path in (learned.original.path, tmp_path / "best.onnx")
+    )
+    np.testing.assert_allclose(ours, right, rtol=1e-6)
+
+
+def test_a_second_call_measures_nothing_again(learned, held_out, tmp_path, monkeypatch):
+    log = tmp_path / "trials.jsonl"
+    first = call(learned, held_out, tmp_path, log, objective="size")
+    measured = []
+    measure = module._Search._measure
+    monkeypatch.setattr(
+        module._Search,
+        "_measure",
+        lambda self, name, **k: measured.append(name) or measure(self, name, **k),
+    )
+    again = call(learned, held_out, tmp_path, log, objective="size")
+    assert measured == []
+    assert again.winner == first.winner
+    assert [t.drop for t in again.trials] == [t.drop for t in first.trials]
+    # Other data has other trials.
+    call(learned, samples(FEATURES, 40, seed=8), tmp_path, log, objective="size")
+    assert measured
+
+
+def test_what_is_no_log_is_refused(learned, held_out, tmp_path):
+    log = tmp_path / "notes.txt"
+    log.write_text("buy milk\n")
+    with pytest.raises(RequestError, match="is not a log of trials"):
+        call(learned, held_out, tmp_path, log)
+    assert log.read_text() == "buy milk\n"
+
+
+def test_without_time_nothing_is_tried(learned, held_out, tmp_path):
+    report = call(learned, held_out, tmp_path, time_s=0.0)
+    assert report.winner == "original"
+    assert any("the time was up" in note for note in report.notes)
+
+
+def test_integers_can_be_forbidden(learned, held_out, tmp_path):
+    report = call(learned, held_out, tmp_path, integers=False)
+    assert not any("integers" in trial.name for trial in report.trials)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_write_models_that_load_and_are_near(name, model, tmp_path, held_out):
+    RIVALS[name](model, tmp_path / "rival.onnx")
+    x = held_out.inputs
+    right, theirs = (run(open_session(p), x)["y"] for p in (model, tmp_path / "rival.onnx"))
+    error = np.linalg.norm(theirs - right) / np.linalg.norm(right)
+    assert 0 < error < 0.2
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_that_fails_is_one_error(name, tmp_path):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(ModelFileError, match="cannot read"):
+        RIVALS[name](path, tmp_path / "rival.onnx")
+
+
+def test_only_scales_from_the_batch_depend_on_the_batch(model, tmp_path):
+    data = samples(FEATURES, 32)
+    data.inputs["x"][3] *= 10
+    RIVALS["dynamic int8"](model, tmp_path / "dynamic.onnx")
+    assert batch_invariance(model, data) > 1 - 1e-6
+    assert batch_invariance(tmp_path / "dynamic.onnx", data) < 0.999
+
+
+class TestCommand:
+    @pytest.fixture
+    def cli(self, capsys, monkeypatch):
+        return Cli(capsys, monkeypatch)
+
+    @pytest.fixture
+    def data(self, tmp_path):
+        np.savez(tmp_path / "data.npz", **samples(FEATURES, 100).inputs)
+        return tmp_path / "data.npz"
+
+    def test_it_writes_a_model_and_a_report(self, cli, model, data, tmp_path):
+        best, report, log = (tmp_path / name for name in ("best.onnx", "r.json", "log.jsonl"))
+        options = ["--max-drop", "0.05", "--iterations", "5", "--objective", "size", "--no-cache"]
+        given = ["optimize", model, "-c", data, *options, "-o", best]
+        printed = cli(*given, "--report", report, "--log", log).out
+        assert "dynamic int8" in printed
+        written = json.loads(report.read_text())
+        assert written["verdict"].split()[0] in printed
+        assert len(log.read_text().splitlines()) >= len(RIVALS)
+        open_session(best)
+        cli(*given, "--report", report, "--log", log)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ([], "give --calibration"),
+            (["-c", "DATA", "--time", "soon"], "is no duration"),
+            (["-c", "DATA", "--log", "DATA"], "data.npz"),
+            (["-c", "DATA", "-o", "MODEL"], "model.onnx"),
+        ],
+    )
+    def test_what_cannot_be_is_one_line(self, cli, model, data, options, message):
+        names = {"DATA": data, "MODEL": model}
+        given = [names.get(option, option) for option in options]
+        before = model.read_bytes(), data.read_bytes()
+        shown = cli("optimize", model, "-o", model.parent / "best.onnx", *given, code=2)
+        assert message in error_line(shown)
+        assert (model.read_bytes(), data.read_bytes()) == before
+        assert not (model.parent / "best.onnx").exists()
