@@ -68,8 +68,9 @@ class Compressed:
     def __str__(self) -> str:
         """What became of how many sites, in one line."""
         plan = self.plan
+        thinned = f", {len(plan.thinned)} networks with fewer neurons" if plan.thinned else ""
         return (
-            f"{len(plan.changed)} of {len(plan.sites)} sites changed ({plan.budget}): "
+            f"{len(plan.factored)} of {len(plan.sites)} sites factored{thinned} ({plan.budget}): "
             f"{plan.parameters_before:,} -> {plan.parameters_after:,} parameters of the selected "
             "weights"
         )

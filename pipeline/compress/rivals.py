@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
+import onnx_ir as ir
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from compress_onnx.graph_passes.errors import ModelFileError
+from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.runtime.session import one_line
 
 _BLOCK = 32
@@ -41,6 +43,7 @@ def dynamic_int8(model: Path, output: Path) -> None:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
+        save_model(ir.load(output), output)
 
 
 def weight_only(model: Path, output: Path, bits: Literal[4, 8]) -> None:
@@ -54,7 +57,7 @@ def weight_only(model: Path, output: Path, bits: Literal[4, 8]) -> None:
             accuracy_level=_INT8_PRODUCTS,
         )
         quantizer.process()
-        quantizer.model.save_model_to_file(str(output))
+        save_model(ir.from_proto(quantizer.model.model), output)
 
 
 RIVALS: Mapping[str, Callable[[Path, Path], None]] = {
