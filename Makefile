@@ -13,12 +13,14 @@ UPGRADE ?=
 PUBLISHED ?=
 ONLY   ?=
 PARAMS ?=
+MODEL ?=
+DATA ?=
 # One process a core; tests of a group run in the same one and share what they prepare.
 WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory two-at-once peers reproduce lock wheel clean
+.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -82,6 +84,9 @@ gradients: $(READY)  ## Try gradients on the collection of strangers' graphs aga
 
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	PYTHONPATH=docs $(BIN)/python -m studies.memory
+
+performance: $(READY)  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); MODEL, DATA.
+	PYTHONPATH=docs $(BIN)/python -m studies.performance $(MODEL) $(DATA)
 
 two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.two_at_once

@@ -42,12 +42,14 @@ class RoundedModel:
         integers: the names of the layers that multiply integers.
         floats: why others do not, by name.
         outliers: how many neurons each network has in a branch, by the name of its down layer.
+        source: what it was made of; weights that lie in its file are there as long as it is.
     """
 
     model: ir.Model
     integers: tuple[str, ...]
     floats: dict[str, str]
     outliers: dict[str, int]
+    source: Original
 
 
 def round_model(
@@ -107,6 +109,7 @@ def round_model(
         tuple(scales),
         {name: reason for name, reason in floats.items() if reason is not None},
         {name: len(neurons) for name, neurons in aside.items()},
+        original,
     )
 
 

@@ -218,11 +218,12 @@ class _Search:
             if numbers == "integers":
                 assert self._learned.samples is not None
                 settings, limit = self._learned.settings, self._spec.limit
-                made = round_model(model, self._learned.samples, settings, limit=limit)
-                if not made.integers:
+                rounded = round_model(model, self._learned.samples, settings, limit=limit)
+                if not rounded.integers:
                     raise NothingToCompressError("no layer can multiply integers")
-                model = made.model
-            self._save(model, output)
+                self._save(rounded.model, output)
+            else:
+                self._save(model, output)
             if numbers in {"8-bit weights", "4-bit weights"}:
                 weight_only(output, output, 4 if numbers == "4-bit weights" else 8)
 
@@ -289,7 +290,8 @@ class _Search:
                 self._notes.append(f"{name} was not tried: the time was up")
                 return None
             trial = self._measure(name, rival=rival, share=share)
-            self._log.put(trial)
+            if trial.problem is None:
+                self._log.put(trial)
         within = trial.drop is not None and trial.drop.value <= self._spec.max_drop
         self._trials[name] = trial.model_copy(update={"within": within})
         return self._trials[name]

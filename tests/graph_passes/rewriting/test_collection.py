@@ -29,7 +29,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("collection")]
 
 # Transformers masks by vmap, which the tracing exporter cannot follow; optimum replaces it.
 DO_NOT_EXPORT = {"whisper-trace17", "gpt2-trace17", "llama-trace17"}
-WITHOUT_NETWORKS = set[str]()
+# Reshape or a depthwise convolution in between, or no network at all.
+WITHOUT_NETWORKS = {
+    *("gpt2", "segformer", "packed-qkv", "experts", "experts-einsum", "lstm", "pointwise"),
+    "functional",
+}
 UNTOUCHED = {"bert-trace17-int8", "bert-trace17-bf16", "vit-trace17-bf16"}
 
 
@@ -91,7 +95,8 @@ def test_networks_with_all_neurons_are_what_they_were(architecture: str) -> None
                 turned = np.arange(ffn.neurons)[::-1]
                 chosen[ffn.name] = Folded(turned, weight[turned], np.zeros(weight.shape[1]))
         if not chosen:
-            assert architecture in WITHOUT_NETWORKS or str(graph) in UNTOUCHED, graph
+            without = architecture in WITHOUT_NETWORKS or graph.part == "decoder_model_merged"
+            assert without or str(graph) in UNTOUCHED, graph
             continue
         NeuronsPass(chosen)(model)
         CleanupPass()(model)

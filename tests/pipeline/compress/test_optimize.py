@@ -15,7 +15,8 @@ from compress_onnx.pipeline.compress import optimize as module
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.optimize import OptimizeSpec, optimize
 from compress_onnx.pipeline.compress.rivals import RIVALS
-from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.pipeline.files import model_file
+from compress_onnx.pipeline.files.model_file import data_files, load_model, model_size
 from compress_onnx.pipeline.measure.batch_invariance import batch_invariance
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.session import open_session, run
@@ -212,3 +213,13 @@ class TestCommand:
         assert message in error_line(shown)
         assert (model.read_bytes(), data.read_bytes()) == before
         assert not (model.parent / "best.onnx").exists()
+
+
+def test_models_with_data_files_are_optimized_too(learned, held_out, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_file, "INLINE_LIMIT_BYTES", 100)
+    monkeypatch.setattr(model_file, "_SMALL_TENSOR_BYTES", 10)
+    report = call(learned, held_out, tmp_path, objective="size")
+    assert not [trial.problem for trial in report.trials if trial.problem]
+    (data,) = data_files(load_model(tmp_path / "best.onnx"))
+    assert data.exists()
+    open_session(tmp_path / "best.onnx")
