@@ -40,7 +40,7 @@ def irregular(path: Path) -> bool:
     """
     try:
         return not stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
