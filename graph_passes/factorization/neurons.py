@@ -67,7 +67,6 @@ class NeuronOrder:
     Attributes:
         order: ``[H]``.
         damage: ``[H + 1]`` squared change of the outputs with so many neurons left.
-        energy: the same with none, not even the mean's part: what relative errors are in terms of.
     """
 
     order: Indices

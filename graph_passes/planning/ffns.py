@@ -5,12 +5,8 @@ its weights, its damage what the elimination of neurons costs the outputs
 (:mod:`graph_passes.factorization.neurons`), in the unit of the allocation. One allocation shares
 the budget out over both.
 
-Rules:
-
-1. A network takes part as a whole: where a layer is not selected, or the down layer lacks the
-   evidence that damage goes by, its layers are planned as weights.
-2. Networks that share a layer (the down layer of one is the up layer of the next) take part in
-   turn: the first does, the second does not.
+A network takes part as a whole: where a layer has to stay dense, or the down layer lacks the
+evidence that damage goes by, its layers are planned as weights.
 """
 
 from __future__ import annotations
@@ -73,31 +69,27 @@ class NeuronEvidence:
 
 def neuron_menus(
     sites: Sequence[LinearSite],
-    unselected: Mapping[str, str | None],
+    dense: Mapping[str, str | None],
     known: Callable[[LinearSite], bool],
 ) -> NeuronMenus:
     """Find the networks between ``sites`` that can take part.
 
     Args:
         sites: of the model.
-        unselected: by site name, why nobody asked for it.
+        dense: by site name, why it stays as it is; None where it need not.
         known: whether there is the evidence about a down layer that damage goes by.
     """
     table = find_ffns(sites)
     taking: dict[str, FFN] = {}
-    reasons, used = dict(table.reasons), set[str]()
+    reasons = dict(table.reasons)
     for ffn in table.ffns:
-        names = {site.name for site in ffn.sites}
-        reason = next((unselected[name] for name in sorted(names) if unselected[name]), None)
-        if reason is None and names & used:
-            reason = "it shares a layer with another feed-forward network"
+        reason = next(filter(None, (dense[site.name] for site in ffn.sites)), None)
         if reason is None and not known(ffn.down):
             reason = "too little is known about its input"
-        if reason is not None:
+        if reason is None:
+            taking[ffn.name] = ffn
+        else:
             reasons[ffn.name] = reason
-            continue
-        used |= names
-        taking[ffn.name] = ffn
     return NeuronMenus(taking, reasons)
 
 

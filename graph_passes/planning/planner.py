@@ -98,7 +98,8 @@ def make_plan(
     choices: Choices = {
         key: choose(sites, request, stats, unselected) for key, sites in groups.items()
     }
-    menus = _menus(table, request, unselected, networks)
+    dense = {s.name: unselected[s.name] or choices[s.weight.key].dense for s in table.sites}
+    menus = _menus(table, request, dense, networks)
     choices = _beside_networks(groups, choices, request, menus)
     curves = damage_curves(groups, choices, request, damage)
     choices = without_damage(groups, choices, request, curves)
@@ -158,7 +159,7 @@ def _check(request: CompressionSpec, table: SiteTable, *, measured: bool) -> Non
 def _menus(
     table: SiteTable,
     request: CompressionSpec,
-    unselected: Mapping[str, str | None],
+    dense: Mapping[str, str | None],
     networks: NeuronEvidence | None,
 ) -> NeuronMenus:
     """The networks that may lose neurons; none where nobody asked.
@@ -172,7 +173,7 @@ def _menus(
         raise RequestError("neurons are chosen by what they compute: give calibration data")
     if request.rank is not None:
         raise RequestError("neurons go by a budget, not by a rank: use --params")
-    return neuron_menus(table.sites, unselected, networks.known)
+    return neuron_menus(table.sites, dense, networks.known)
 
 
 def _beside_networks(

@@ -1,8 +1,8 @@
 """Keep ONNX Runtime from fusing a residual sum with the LayerNorm behind it.
 
-Its CPU kernel of the two together, SkipLayerNormalization, takes more time than one of each: four
-times that of LayerNormalization alone on 128 rows of 384 (docs/performance.md). ``Sum`` of two
-values is ``Add`` by another name, which the fusion does not look for:
+Its CPU kernel of the two together, SkipLayerNormalization, takes more time than one of each
+(docs/performance.md). ``Sum`` of two values is ``Add`` by another name, which the fusion does not
+look for:
 
     Add(x, y) → LayerNormalization   ->   Sum(x, y) → LayerNormalization
 

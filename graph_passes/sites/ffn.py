@@ -11,6 +11,8 @@ Rules:
 2. What else they read has one number for each neuron, which goes with it, or is the same for all.
 3. Nobody else reads a hidden value: whoever does would miss the neurons.
 4. No weight is shared with another site, or is a stack of matrices.
+5. All nodes are in one graph, and networks share no layer: where the down layer of one is the up
+   layer of the next, the first is one, and the second is not.
 
 A down layer that no such network ends in has a reason (:attr:`FFNTable.reasons`).
 """
@@ -96,11 +98,15 @@ def find_ffns(sites: Sequence[LinearSite]) -> FFNTable:
     shared = {key for key, members in group_by_weight(sites).items() if len(members) > 1}
     found: list[FFN] = []
     reasons: dict[str, str] = {}
+    taken: set[str] = set()
     for site in sites:
         ffn = _ending_in(site, by_node, shared)
         if isinstance(ffn, str):
             reasons[site.name] = ffn
+        elif taken & {layer.name for layer in ffn.sites}:
+            reasons[site.name] = "it shares a layer with another feed-forward network"
         else:
+            taken |= {layer.name for layer in ffn.sites}
             found.append(ffn)
     return FFNTable(tuple(found), reasons)
 
@@ -137,7 +143,7 @@ class _Walk:
         values, seen = [start], {start}
         while values:
             node = values.pop().producer()
-            if node is None:
+            if node is None or node.graph is not self.down.node.graph:
                 return "its input is computed outside"
             if node in self.by_node:
                 reason = self._end_at(self.by_node[node])

@@ -445,6 +445,7 @@ class _Search:
             _FORMAT,
             self._learned.original.digest,
             f"{settings.batch_size} {settings.seed} {self._spec.limit}",
+            f"{self._learned.samples.mask_name} {self._choosing.mask_name}",
             "" if self._metric is None else self._metric.model_dump_json(),
             self._learned.samples.inputs,
             self._choosing.inputs,

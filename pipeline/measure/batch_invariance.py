@@ -2,7 +2,8 @@
 
 Each sample is run alone, without padding, and in a padded batch with others; the cosine between the
 two answers is 1 for a model that minds its own business. One whose scales come from the batch at
-hand has less: who asks at the same time then changes the answer.
+hand has less: who asks at the same time then changes the answer. A graph that fixes its batch
+cannot show it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def _part(value: Array, batch: Batch, row: int, *, positional: bool) -> Array:
 
 def _cosine(one: Array, other: Array) -> float:
     a, b = (value.astype(np.float64).ravel() for value in (one, other))
-    finite = np.isfinite(a) & np.isfinite(b)
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)):
+        return 0.0
     a, b = a[finite], b[finite]
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if norms else float(np.array_equal(a, b))

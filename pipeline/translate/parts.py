@@ -194,8 +194,7 @@ def _transferred(compressed: Compressed, other: Original) -> Compressed:
     transferred = plan.model_copy(
         update={
             "sites": tuple(
-                _planned_alike(site, planned, counterparts.get(site.name))
-                for site in other.table.sites
+                _planned_alike(site, planned, counterparts) for site in other.table.sites
             ),
             "skipped": other.table.skipped,
         }
@@ -255,11 +254,13 @@ def _content(site: LinearSite) -> bytes:
 
 
 def _planned_alike(
-    site: LinearSite, planned: Mapping[str, SitePlan], counterpart: LinearSite | None
+    site: LinearSite, planned: Mapping[str, SitePlan], counterparts: Mapping[str, LinearSite]
 ) -> SitePlan:
     names = {"site": site.name, "node": site.node.name or "", "weight": site.weight.key}
-    if counterpart is not None:
-        return planned[counterpart.name].model_copy(update=names)
+    if site.name in counterparts:
+        found = planned[counterparts[site.name].name]
+        ours = {known.name: name for name, known in counterparts.items()}
+        return found.model_copy(update={**names, "ffn": ours.get(found.ffn, "")})
     parameters = site.weight.matrices * site.in_features * site.out_features
     return SitePlan(
         **names,

@@ -87,13 +87,11 @@ def test_networks_with_all_neurons_are_what_they_were(architecture: str) -> None
     for graph in graphs_of(architecture):
         before = load(graph)
         model = canonical(before)
-        chosen, used = {}, set[str]()
+        chosen = {}
         for ffn in find_ffns(find_sites(model).sites).ffns:
-            if not used & {site.name for site in ffn.sites}:
-                used |= {site.name for site in ffn.sites}
-                weight = ffn.down.weight.array().astype(np.float64)
-                turned = np.arange(ffn.neurons)[::-1]
-                chosen[ffn.name] = Folded(turned, weight[turned], np.zeros(weight.shape[1]))
+            weight = ffn.down.weight.array().astype(np.float64)
+            turned = np.arange(ffn.neurons)[::-1]
+            chosen[ffn.name] = Folded(turned, weight[turned], np.zeros(weight.shape[1]))
         if not chosen:
             without = architecture in WITHOUT_NETWORKS or graph.part == "decoder_model_merged"
             assert without or str(graph) in UNTOUCHED, graph

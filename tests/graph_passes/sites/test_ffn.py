@@ -29,6 +29,17 @@ def test_every_spelling_is_one_network(name):
     assert set(found.reasons) == {up.name for up in ffn.ups}
 
 
+def test_networks_share_no_layer():
+    text = f"""g (float[B,T,{K}] x) => (float[B,T,{H}] y) {{ m = MatMul(x, w1) a = Relu(m)
+        n = MatMul(a, w2) b = Relu(n) y = MatMul(b, w4) }}"""
+    numbers = {name: array for name, array in arrays().items() if name in text}
+    numbers["w4"] = arrays()["w2"].T.copy()
+    found = find_ffns(find_sites(canonical(model(text, numbers, opset=20))).sites)
+    (first,) = found.ffns
+    assert first.neurons == H
+    assert sum("shares a layer" in reason for reason in found.reasons.values()) == 1
+
+
 OUTPUT = f"=> (float[B,T,{N}] y)"
 HIDDEN_OUTPUT = f"=> (float[B,T,{N}] y, float[B,T,{H}] h)"
 INPUT = f"g (float[B,T,{K}] x)"

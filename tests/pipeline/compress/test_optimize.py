@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -12,11 +13,13 @@ from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import ModelFileError, RequestError
 from compress_onnx.pipeline.compress import optimize as module
+from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.optimize import OptimizeSpec, optimize
 from compress_onnx.pipeline.compress.rivals import RIVALS
 from compress_onnx.pipeline.files import model_file
 from compress_onnx.pipeline.files.model_file import data_files, load_model, model_size
+from compress_onnx.pipeline.measure import batch_invariance as batch_invariance_module
 from compress_onnx.pipeline.measure.batch_invariance import batch_invariance
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.session import open_session, run
@@ -172,6 +175,49 @@ def test_only_scales_from_the_batch_depend_on_the_batch(model, tmp_path):
     RIVALS["dynamic int8"](model, tmp_path / "dynamic.onnx")
     assert batch_invariance(model, data) > 1 - 1e-6
     assert batch_invariance(tmp_path / "dynamic.onnx", data) < 0.999
+
+
+def test_an_answer_that_is_none_in_a_batch_depends_on_it(model, monkeypatch):
+    data = samples(FEATURES, 8)
+    right = batch_invariance_module.run
+
+    def broken(session, feeds):
+        made = right(session, feeds)
+        return {n: v * np.nan if len(v) > 1 else v for n, v in made.items()}
+
+    monkeypatch.setattr(batch_invariance_module, "run", broken)
+    assert batch_invariance(model, data) == 0.0
+
+
+def test_networks_in_a_row_are_rounded_with_outliers_in_each(tmp_path):
+    """The down layer of the first is the up layer of the second."""
+    rng = np.random.default_rng(0)
+    sizes = (FEATURES, 64, 64, FEATURES)
+    weights = {f"w{i}": rng.standard_normal(s) / 8 for i, s in enumerate(pairwise(sizes))}
+    weights["w0"][:, 3] *= 50
+    weights["w1"][:, 5] *= 50
+    nodes = []
+    for i in range(3):
+        source = "x" if i == 0 else f"h{i - 1}"
+        nodes.append(
+            onnx.helper.make_node("MatMul", [source, f"w{i}"], [f"m{i}" if i < 2 else "y"])
+        )
+        nodes += [onnx.helper.make_node("Relu", [f"m{i}"], [f"h{i}"])] if i < 2 else []
+    ends = [
+        [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["b", "t", FEATURES])]
+        for n in ("x", "y")
+    ]
+    tensors = [onnx.numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "g", *ends, tensors)
+    opset = [onnx.helper.make_opsetid("", 20)]
+    path = saved(tmp_path, onnx.helper.make_model(graph, opset_imports=opset, ir_version=9))
+    rounded = round_model(path, samples(FEATURES, 64))
+    assert len(rounded.integers) == 3
+    assert list(rounded.outliers.values()) == [8]
+    model_file.save_model(rounded.model, tmp_path / "rounded.onnx")
+    x = samples(FEATURES, 16, seed=4).inputs
+    right, ours = (run(open_session(p), x)["y"] for p in (path, tmp_path / "rounded.onnx"))
+    assert np.linalg.norm(ours - right) < 0.2 * np.linalg.norm(right)
 
 
 class TestCommand:
