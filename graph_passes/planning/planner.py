@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -203,13 +203,7 @@ def _thinned_plan(
     if ffn.down.bias is None:
         biases += ffn.down.out_features
     return SitePlan(
-        site=site.name,
-        node=site.node.name or "",
-        weight=site.weight.key,
-        group=site.group,
-        in_features=site.in_features,
-        out_features=site.out_features,
-        itemsize=site.weight.itemsize,
+        **_identity(site),
         decision="dense" if neurons is None else "neurons",
         reason="its neurons are worth more to it than to the others"
         if neurons is None
@@ -244,14 +238,7 @@ def _site_plan(
     rank = None if reason else rank
     before, after = parameters_of(site, rank)
     return SitePlan(
-        site=site.name,
-        node=site.node.name or "",
-        weight=site.weight.key,
-        group=site.group,
-        in_features=site.in_features,
-        out_features=site.out_features,
-        matrices=site.weight.matrices,
-        itemsize=site.weight.itemsize,
+        **_identity(site),
         decision="skip" if unselected else "dense" if reason else "factor",
         reason=reason or _reason(site, request, choice),
         method=None if rank is None else choice.method,
@@ -262,6 +249,20 @@ def _site_plan(
         bias_parameters=bias_parameters,
         siblings=dict(site.siblings),
     )
+
+
+def _identity(site: LinearSite) -> dict[str, Any]:
+    """Which site a plan is about, and of which size."""
+    return {
+        "site": site.name,
+        "node": site.node.name or "",
+        "weight": site.weight.key,
+        "group": site.group,
+        "in_features": site.in_features,
+        "out_features": site.out_features,
+        "matrices": site.weight.matrices,
+        "itemsize": site.weight.itemsize,
+    }
 
 
 def _why(request: CompressionSpec, allocation: str | None = None) -> str:
