@@ -33,10 +33,6 @@ class RoundedWeight:
     numbers: NDArray[np.int8]
     scale: Float32
 
-    def values(self) -> Float32:
-        """``[K, N]`` what they stand for."""
-        return self.numbers.astype(np.float32) * self.scale
-
 
 def round_weight(weight: Array, limit: int = LIMIT, factor: float = 1.0) -> RoundedWeight:
     """Round ``factor · weight`` [K, N] to integers up to ``limit``, a scale for each column."""
@@ -75,10 +71,7 @@ class InputRange:
         return InputScale(step, np.uint8(np.clip(np.rint(-low / float(step)), 0, 255)))
 
     def outliers(self, most: int, ratio: float) -> Indices:
-        """The inputs, at most so many, without which the scale is finer by ``ratio`` or more.
-
-        None where even all of them together do not make it so.
-        """
+        """The ``most`` furthest inputs; none unless the scale is ``ratio`` finer without some."""
         order = np.argsort(self.magnitude, kind="stable")[::-1]
         for count in range(1, min(most, len(order) - 1) + 1):
             rest = order[count:]

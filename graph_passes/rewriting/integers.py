@@ -26,7 +26,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -50,6 +50,7 @@ from compress_onnx.graph_passes.sites.weights import read
 IntegerForm = Literal["fused", "standard", "dynamic", "qdq"]
 
 CONTRIB = "com.microsoft"
+QDQ_OPSET = 13
 FLOAT_PROPERTY = "compress_onnx.float"
 """Metadata of a node that stays in float, whoever rounds the others."""
 
@@ -75,10 +76,16 @@ class IntegersPass(ir.passes.InPlacePass):
         """Rewrite every layer that has a scale.
 
         Raises:
-            RequestError: the model lacks one of them, or it has to stay in float; nothing was
-                changed then.
+            RequestError: the model lacks one of them, it has to stay in float, or the model's opset
+                is too old for the form; nothing was changed then.
         """
-        sites = {site.name: site for site in find_sites(model).sites}
+        table = find_sites(model)
+        if self._form == "qdq" and table.opset < QDQ_OPSET:
+            raise RequestError(
+                f"QDQ with a scale for each column needs opset {QDQ_OPSET}, the model has "
+                f"{table.opset}: convert it, or use another form"
+            )
+        sites = {site.name: site for site in table.sites}
         for name in self._scales:
             reason = why_float(sites[name]) if name in sites else "the model lacks it"
             if reason is not None:
@@ -156,26 +163,24 @@ class _Writer:
         owner = site.weight.initializer.name
         numbers = self._constant(weight.numbers, f"{owner}.integers")
         scale = self._constant(weight.scale, f"{owner}.scale")
-        last, bias = site.node, self._bias()
+        last, bias = site.node, None
         if form == "fused":
             operands = [inputs.numbers, numbers, inputs.scale, scale, inputs.zero_point, None]
+            bias = self._bias()
             if bias is not None and site.bias is not None:
                 operands.append(bias)
                 last = site.bias.node
             output = self._node("MatMulIntegerToFloat", operands, domain=CONTRIB).outputs[0]
-            added = len(operands) > 6
         elif form == "qdq":
             x = self._node("DequantizeLinear", [inputs.numbers, inputs.scale, inputs.zero_point])
             w = self._node("DequantizeLinear", [numbers, scale], {"axis": 1})
             output = self._node("MatMul", [x.outputs[0], w.outputs[0]]).outputs[0]
-            added = False
         else:
             product = self._node("MatMulInteger", [inputs.numbers, numbers, inputs.zero_point])
-            cast = self._node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
+            floats = self._node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
             both = self._node("Mul", [inputs.scale, scale]).outputs[0]
-            output = self._node("Mul", [cast.outputs[0], both]).outputs[0]
-            added = False
-        if not added and site.node.op_type == "Gemm" and len(site.node.inputs) > 2:
+            output = self._node("Mul", [floats.outputs[0], both]).outputs[0]
+        if bias is None and site.node.op_type == "Gemm" and len(site.node.inputs) > 2:
             output = self._gemm_addend(output)
         old = last.outputs[0]
         output.type, output.shape = old.type, old.shape
@@ -242,8 +247,3 @@ def _first_reader(site: LinearSite) -> ir.Node:
     assert graph is not None
     readers = {node for node, _ in site.input.uses() if node.graph is graph}
     return next(node for node in graph if node in readers)
-
-
-def quantizable(sites: Sequence[LinearSite]) -> Iterator[LinearSite]:
-    """Those that can multiply integers."""
-    return (site for site in sites if why_float(site) is None)

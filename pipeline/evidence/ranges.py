@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compress_onnx.graph_passes.arrays import Floats
+from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.factorization.rounding import InputRange
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.calibrate import observe, tapped, taps_of
@@ -32,7 +33,7 @@ def input_ranges(
         By site name; nothing about sites inside nested graphs.
 
     Raises:
-        DataError: the samples do not fit the model.
+        DataError: the samples do not fit the model, or a value is NaN or infinite.
         ModelFileError: the model cannot be run.
     """
     taps = taps_of(sites)
@@ -54,6 +55,8 @@ def input_ranges(
                     low, high = x.min(axis=0), x.max(axis=0)  # [K]
                     lows[tap.key] = np.minimum(lows.get(tap.key, low), low)
                     highs[tap.key] = np.maximum(highs.get(tap.key, high), high)
+            if not all(np.isfinite(x).all() for x in (*lows.values(), *highs.values())):
+                raise DataError(f"{samples.origin}: a value inside the model is NaN or infinite")
             done += len(batch.index)
             update(done)
     return {

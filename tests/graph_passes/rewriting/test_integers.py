@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from ffn_forms import SPELLINGS
 from forms import FORMS
-from graphs import canonical, difference
+from graphs import canonical, difference, model, weights
 from onnx.reference import ReferenceEvaluator
 
 from compress_onnx.graph_passes.errors import RequestError
@@ -120,6 +120,21 @@ def test_one_bias_is_taken_inside_and_no_add_is_left() -> None:
         "QuantizeLinear",
         "MatMulIntegerToFloat",
     ]
+
+
+def test_an_opset_without_scales_of_columns_is_refused() -> None:
+    work = canonical(relu_at(12))
+    site = find_sites(work).sites[0]
+    some = {site.name: InputScale(np.float32(1), np.uint8(0))}
+    before = ir.to_proto(work).SerializeToString()
+    with pytest.raises(RequestError, match="needs opset 13"):
+        IntegersPass(some, "qdq")(work)
+    assert ir.to_proto(work).SerializeToString() == before
+
+
+def relu_at(opset: int) -> onnx.ModelProto:
+    text = "g (float[2,4] x) => (float[2,3] y) { m = MatMul(x, w) y = Relu(m) }"
+    return model(text, weights(w=(4, 3)), opset)
 
 
 def test_layers_that_the_model_lacks_are_refused() -> None:
