@@ -54,15 +54,29 @@ class InputScale:
 
 @dataclass(frozen=True)
 class InputRange:
-    """The least and the largest value of each input of a layer, ``[K]`` both."""
+    """What was seen of each input of a layer.
+
+    Attributes:
+        low, high: ``[K]`` the least and the largest value.
+        power: ``[K]`` the mean square.
+    """
 
     low: Floats
     high: Floats
+    power: Floats
 
     @property
     def magnitude(self) -> Floats:
         """``[K]``."""
         return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    def divided(self, divisor: Floats) -> InputRange:
+        """Of inputs divided by ``divisor`` [K]."""
+        return InputRange(self.low / divisor, self.high / divisor, self.power / divisor**2)
+
+    def without(self, aside: Indices) -> InputRange:
+        """Of the inputs that are not ``aside``."""
+        return InputRange(*(np.delete(x, aside) for x in (self.low, self.high, self.power)))
 
     def scale(self) -> InputScale:
         """The finest that reaches every value; zero is exact, as padding and ReLU want it."""

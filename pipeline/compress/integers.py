@@ -1,36 +1,52 @@
 """Round a model: layers that multiply integers, with what integers would spoil left in float.
 
-model + samples -> ranges -> outliers aside -> integers
+model + samples -> ranges -> smoothed inputs -> outliers aside -> integers
 
-The ranges are those of the model as it is handed in, compressed or not. Of a feed-forward network
-whose hidden value has a few neurons far beyond the others, these go into a branch in float
-(:mod:`graph_passes.rewriting.outliers`); all other layers that can take part multiply integers.
+The ranges are those of the model as it is handed in, compressed or not. What would spoil the one
+scale of a layer's inputs is dealt with by what makes them:
+
+1. Of a feed-forward network whose hidden value has a few neurons far beyond the others, these go
+   into a branch in float (:mod:`graph_passes.rewriting.outliers`).
+2. Other inputs are divided by their reach where that at least halves what rounding costs the
+   outputs (:mod:`graph_passes.factorization.smoothing`).
+
+All layers that can take part then multiply integers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
-from compress_onnx.graph_passes.arrays import Indices
+from compress_onnx.graph_passes.arrays import Float64, Indices
 from compress_onnx.graph_passes.factorization.rounding import LIMIT, InputRange
+from compress_onnx.graph_passes.factorization.smoothing import Reader, smooth
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.integers import IntegerForm, IntegersPass, why_float
 from compress_onnx.graph_passes.rewriting.outliers import OutliersPass
+from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, shared_inputs
 from compress_onnx.graph_passes.sites.ffn import find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.ranges import input_ranges
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
 from compress_onnx.pipeline.runtime.samples import Samples
+
+Value = TypeVar("Value")
 
 OUTLIERS = 8
 """How many neurons of a network go aside where any do."""
 
 OUTLIER_RATIO = 2.0
 """How much finer the scale of the others has to become by that."""
+
+SMOOTHING_GAIN = 2.0
+"""How much less has to be lost where inputs are divided: mostly that takes a Mul."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +58,7 @@ class RoundedModel:
         integers: the names of the layers that multiply integers.
         floats: why others do not, by name.
         outliers: how many neurons each network has in a branch, by the name of its down layer.
+        smoothed: the layers whose inputs are divided.
         source: what it was made of; weights that lie in its file are there as long as it is.
     """
 
@@ -49,6 +66,7 @@ class RoundedModel:
     integers: tuple[str, ...]
     floats: dict[str, str]
     outliers: dict[str, int]
+    smoothed: tuple[str, ...]
     source: Original
 
 
@@ -60,6 +78,7 @@ def round_model(
     form: IntegerForm = "fused",
     limit: int = LIMIT,
     outliers: int = OUTLIERS,
+    smoothing: bool = True,
 ) -> RoundedModel:
     """Round all layers of ``model`` that can be.
 
@@ -70,6 +89,7 @@ def round_model(
         form: which operators multiply integers.
         limit: the largest integer of a weight.
         outliers: how many neurons of a network may go aside; 0 for none.
+        smoothing: whether inputs may be divided.
 
     Raises:
         ModelFileError: the model cannot be read or run.
@@ -84,24 +104,29 @@ def round_model(
     taking = [site for site in original.table.sites if floats[site.name] is None]
     ranges = input_ranges(original, taking, samples, settings)
     aside: dict[str, Indices] = {}
+    hidden: set[ir.Value] = set()
     for ffn in find_ffns(original.table.sites).ffns:
+        hidden.add(ffn.down.input)
         found = ranges[ffn.name].outliers(outliers, OUTLIER_RATIO) if ffn.name in ranges else ()
         if len(found):
             aside[ffn.name] = np.asarray(found)
-    # Names of layers may come from their weights, which get new ones: nodes keep theirs.
-    by_node = {
-        site.node.name: _without(ranges[site.name], aside.get(site.name))
-        for site in taking
-        if site.name in ranges
-    }
+            ranges[ffn.name] = ranges[ffn.name].without(aside[ffn.name])
+    groups = shared_inputs([site for site in original.table.sites if site.input not in hidden])
+    divisors: dict[str, Float64] = {}
+    smoothed: list[str] = []
+    for group, divisor in _divided(groups, ranges, limit) if smoothing else ():
+        divisors[str(group[0].node.name)] = divisor
+        for site in group:
+            smoothed.append(site.name)
+            if site.name in ranges:
+                ranges[site.name] = ranges[site.name].divided(divisor)
+    by_node = {str(site.node.name): ranges[site.name] for site in taking if site.name in ranges}
     rewritten = original.copy()
     if aside:
         OutliersPass(aside)(rewritten)
-    scales = {
-        site.name: by_node[site.node.name].scale()
-        for site in find_sites(rewritten).sites
-        if site.node.name in by_node
-    }
+    if divisors:
+        SmoothingPass(_by_site(rewritten, divisors))(rewritten)
+    scales = _by_site(rewritten, {name: found.scale() for name, found in by_node.items()})
     IntegersPass(scales, form, limit)(rewritten)
     CleanupPass()(rewritten)
     return RoundedModel(
@@ -109,11 +134,26 @@ def round_model(
         tuple(scales),
         {name: reason for name, reason in floats.items() if reason is not None},
         {name: len(neurons) for name, neurons in aside.items()},
+        tuple(smoothed),
         original,
     )
 
 
-def _without(found: InputRange, aside: Indices | None) -> InputRange:
-    if aside is None:
-        return found
-    return InputRange(np.delete(found.low, aside), np.delete(found.high, aside))
+def _divided(
+    groups: Iterable[list[LinearSite]], ranges: Mapping[str, InputRange], limit: int
+) -> Iterator[tuple[list[LinearSite], Float64]]:
+    """The layers whose inputs are worth dividing, and by what."""
+    for group in groups:
+        rounded = [site for site in group if site.name in ranges]
+        if not rounded:
+            continue
+        readers = [Reader(site.weight.array()) for site in rounded]
+        smoothed = smooth(ranges[rounded[0].name], readers, limit)
+        if smoothed.damage * SMOOTHING_GAIN <= smoothed.damage_before:
+            yield group, smoothed.divisor
+
+
+def _by_site(model: ir.Model, by_node: Mapping[str, Value]) -> dict[str, Value]:
+    """By the names of sites; these may come from weights, which get new ones: nodes keep theirs."""
+    found = {str(site.node.name): site.name for site in find_sites(model).sites}
+    return {found[node]: value for node, value in by_node.items() if node in found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,6 +47,8 @@ def input_ranges(
     check_samples(session, samples)
     lows: dict[str, Floats] = {}
     highs: dict[str, Floats] = {}
+    squares: dict[str, Floats] = {}
+    counts: Counter[str] = Counter()
     done = 0
     with settings.progress.step("ranges", len(samples)) as update:
         for batch in model_batches(session, samples, settings.batch_size):
@@ -55,12 +58,15 @@ def input_ranges(
                     low, high = x.min(axis=0), x.max(axis=0)  # [K]
                     lows[tap.key] = np.minimum(lows.get(tap.key, low), low)
                     highs[tap.key] = np.maximum(highs.get(tap.key, high), high)
+                    sums = np.einsum("rk,rk->k", x, x, dtype=np.float64)
+                    squares[tap.key] = squares.get(tap.key, 0.0) + sums
+                    counts[tap.key] += len(x)
             if not all(np.isfinite(x).all() for x in (*lows.values(), *highs.values())):
                 raise DataError(f"{samples.origin}: a value inside the model is NaN or infinite")
             done += len(batch.index)
             update(done)
     return {
-        name: InputRange(lows[tap.key], highs[tap.key])
+        name: InputRange(lows[tap.key], highs[tap.key], squares[tap.key] / counts[tap.key])
         for name, tap in taps.items()
         if tap.key in lows
     }

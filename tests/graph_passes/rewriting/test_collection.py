@@ -18,6 +18,7 @@ from compress_onnx.graph_passes.errors import ModelFileError
 from compress_onnx.graph_passes.factorization.neurons import Folded
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass
+from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, shared_inputs
 from compress_onnx.graph_passes.sites.ffn import find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.pipeline.compress.learn import learn
@@ -99,6 +100,22 @@ def test_networks_with_all_neurons_are_what_they_were(architecture: str) -> None
         NeuronsPass(chosen)(model)
         CleanupPass()(model)
         after = ir.to_proto(model)
+        for feeds in graph.feeds(2, 8):
+            assert parity(before, after, feeds) <= tolerance(graph), graph
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_divided_inputs_are_what_they_were(architecture: str) -> None:
+    rng = np.random.default_rng(0)
+    for graph in graphs_of(architecture):
+        before = load(graph)
+        model = canonical(before)
+        groups = shared_inputs(find_sites(model).sites)
+        found = {g[0].name: np.exp(rng.uniform(-1, 1, g[0].in_features)) for g in groups}
+        SmoothingPass(found)(model)
+        CleanupPass()(model)
+        after = ir.to_proto(model)
+        assert interface(before) == interface(after), graph
         for feeds in graph.feeds(2, 8):
             assert parity(before, after, feeds) <= tolerance(graph), graph
 

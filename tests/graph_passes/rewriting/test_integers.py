@@ -39,7 +39,9 @@ def scales(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, In
     found = {}
     for site in sites:
         rows = values[site.input.name or ""].reshape(-1, site.in_features)
-        found[site.name] = InputRange(rows.min(axis=0), rows.max(axis=0)).scale()
+        found[site.name] = InputRange(
+            rows.min(axis=0), rows.max(axis=0), (rows**2).mean(axis=0)
+        ).scale()
     return found
 
 

@@ -1,0 +1,58 @@
+"""A whole model of integers: what would spoil their scale is dealt with, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from graphs import model, operators, weights
+
+from compress_onnx.pipeline.compress.integers import RoundedModel, round_model
+from compress_onnx.pipeline.files.model_file import save_model
+from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.session import open_session, run
+
+K = 32
+TEXT = f"""g (float[B,T,{K}] x) => (float[B,T,{K}] y) {{
+    n = LayerNormalization(x, s, b) m = MatMul(n, w) y = Add(n, m) }}"""
+
+
+def encoder(path: Path, far: float) -> Path:
+    """A norm and a layer behind it; one unit of the norm reaches ``far`` times as far."""
+    numbers = weights(s=(K,), b=(K,), w=(K, K))
+    numbers["s"] = np.ones(K, np.float32)
+    numbers["s"][3] = far
+    onnx.save(model(TEXT, numbers), path)
+    return path
+
+
+def data(seed: int = 0) -> Samples:
+    rng = np.random.default_rng(seed)
+    return Samples({"x": rng.standard_normal((64, 5, K)).astype(np.float32)})
+
+
+def error(path: Path, rounded: RoundedModel) -> float:
+    """Relative, on other data."""
+    written = path.with_suffix(".rounded.onnx")
+    save_model(rounded.model, written)
+    right, ours = (run(open_session(p), data(1).inputs)["y"] for p in (path, written))
+    return float(np.linalg.norm(ours - right) / np.linalg.norm(right))
+
+
+def test_far_inputs_are_divided(tmp_path: Path) -> None:
+    path = encoder(tmp_path / "far.onnx", 40.0)
+    plain, divided = (round_model(path, data(), smoothing=on) for on in (False, True))
+    assert len(divided.smoothed) == 1
+    assert plain.smoothed == ()
+    assert "Mul" in operators(ir.to_proto(divided.model))
+    assert error(path, divided) < error(path, plain) / 2
+
+
+def test_inputs_of_one_reach_are_not(tmp_path: Path) -> None:
+    rounded = round_model(encoder(tmp_path / "even.onnx", 1.0), data())
+    assert rounded.smoothed == ()
+    assert "Mul" not in operators(ir.to_proto(rounded.model))
+    assert error(tmp_path / "even.onnx", rounded) == pytest.approx(0, abs=0.02)
