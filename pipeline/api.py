@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.plan import CompressionPlan, parse_method
+from compress_onnx.graph_passes.planning.plan import parse_method
 from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.validation_text import first_problem
@@ -35,6 +35,7 @@ from compress_onnx.pipeline.measure.validate import validate as validate_files
 from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, Recipe, SourceSpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.results import (
+    Analysis,
     BenchmarkReport,
     ExportReport,
     OptimizeReport,
@@ -244,8 +245,11 @@ def analyze(
     params: float = 0.5,
     mask: str | None = None,
     settings: RunSettings | None = None,
-) -> CompressionPlan:
+    timed: bool = True,
+) -> Analysis:
     """The linear layers of ``model``, with the least error that factors could have.
+
+    And is it worth it: ``potential`` says where bytes and time go, and the verdict.
 
     Args:
         model: never changed.
@@ -253,6 +257,7 @@ def analyze(
         params: the share of the parameters at which errors are given.
         mask: as for :func:`learn`.
         settings: likewise.
+        timed: whether to profile the model as well, for ``potential``.
 
     Returns:
         A plan by plain SVD: every site with its ``error.bound``, every product that is none with
@@ -264,7 +269,9 @@ def analyze(
     learned = learn(model, data, mask=mask, settings=settings)
     request = request_of(method="svd", params=params, rank_multiple=1)
     plan = make_plan(learned.original.table, request)
-    return Compressed(learned.basis(request), plan, progress=learned.settings.progress).evaluated()
+    basis, progress = learned.basis(request), learned.settings.progress
+    plan = Compressed(basis, plan, progress=progress).evaluated()
+    return Analysis(**dict(plan), potential=learned.potential(timed=timed))
 
 
 def export(source: str, output: Path | str, **options: Any) -> ExportReport:  # noqa: ANN401

@@ -251,6 +251,68 @@ class OptimizeReport(Result):
     notes: tuple[str, ...] = ()
 
 
+class KindShare(Result):
+    """What operators of one kind take of a model: bytes of weights, and time.
+
+    ``kind`` is one of :data:`pipeline.measure.operator_kinds.KINDS`; ``share_of_time`` is None
+    where time was not measured.
+    """
+
+    kind: str
+    weight_bytes: int
+    share_of_bytes: float
+    share_of_time: float | None = None
+
+
+class Potential(Result):
+    """What compressing the linear layers of a model can gain at most, and whether it is worth it.
+
+    Attributes:
+        kinds: by share of the time, or of the bytes where time is not known.
+        inputs: the shapes that time was measured at; empty where it was not.
+        speedup_bound: if the linear layers took no time at all (Amdahl).
+        speedup_at_half: if they took half of their time.
+        worth: the verdict in one word.
+        verdict: the same in words, with the reason.
+        notes: what a reader must know, such as why time was not measured.
+    """
+
+    kinds: tuple[KindShare, ...]
+    inputs: str = ""
+    speedup_bound: float | None = None
+    speedup_at_half: float | None = None
+    worth: Literal["yes", "hardly", "no"]
+    verdict: str
+    notes: tuple[str, ...] = ()
+
+
+class Analysis(CompressionPlan):
+    """The linear layers of a model, the least error that factors can have, and its potential."""
+
+    potential: Potential
+
+
+class Outcome(Result):
+    """A candidate against its original: size, speed, what it loses, and whether to deploy it.
+
+    Attributes:
+        benchmark: None where speed was not measured; ``unmeasured`` then says why.
+        drop: None where no samples were held out; ``drop_on`` says which they are.
+        advice: the verdict in a word or two.
+        verdict: the same in words, with the reasons.
+        warnings: where the candidate is worse than its original.
+    """
+
+    size: SizeReport
+    benchmark: Benchmark | None = None
+    unmeasured: str = ""
+    drop: Drop | None = None
+    drop_on: str = ""
+    advice: Literal["deploy", "validate first", "not worth it"]
+    verdict: str
+    warnings: tuple[str, ...] = ()
+
+
 class ExportParity(Result):
     """The exported graph against the PyTorch module, at one input size."""
 

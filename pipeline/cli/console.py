@@ -23,12 +23,15 @@ from rich.table import Table
 from rich.text import Text
 
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, PlanError, SitePlan
+from compress_onnx.graph_passes.sites.find import SkippedNode
+from compress_onnx.pipeline.measure.operator_kinds import LABELS
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
     OptimizeReport,
+    Potential,
     RecoveryReport,
     SearchReport,
     SizeReport,
@@ -103,8 +106,7 @@ def print_plan(plan: CompressionPlan) -> None:
     for name, site in zip(names, plan.sites, strict=True):
         shown.add_row(name, *_plan_row(site))
     out.print(shown, crop=False)
-    for node in plan.skipped:
-        out.print(f"skipped {node.op_type} {node.node}: {node.reason}", style="dim", markup=False)
+    print_skipped(plan.skipped)
     for line in _plan_sums(plan):
         out.print(line, markup=False, highlight=False)
     if (cost := plan.cost) is not None:
@@ -115,6 +117,41 @@ def print_plan(plan: CompressionPlan) -> None:
         )
     if plan.error is not None:
         print_plan_error(plan.error)
+
+
+def print_skipped(skipped: Sequence[SkippedNode]) -> None:
+    """The products that are no sites, and why: one line for all that share operator and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for node in skipped:
+        groups.setdefault((node.op_type, node.reason), []).append(node.node)
+    for (op_type, reason), nodes in groups.items():
+        which = f"{op_type} {nodes[0]}"
+        if len(nodes) > 1:
+            which = f"{len(nodes)} {op_type}, first {nodes[0]}"
+        out.print(f"skipped {which}: {reason}", style="dim", markup=False)
+
+
+def print_potential(potential: Potential) -> None:
+    """Where bytes and time go, what could be gained at most, and the verdict."""
+    shown = table("where", "bytes of weights", "share", "share of the time")
+    for row in potential.kinds:
+        time = "" if row.share_of_time is None else f"{row.share_of_time:.1%}"
+        weight_bytes = formats.size(row.weight_bytes) if row.weight_bytes else ""
+        share = f"{row.share_of_bytes:.1%}" if row.weight_bytes else ""
+        shown.add_row(escape(LABELS[row.kind]), weight_bytes, share, time)
+    out.print(shown)
+    changeable = any(row.kind == "linear" for row in potential.kinds)
+    if changeable and potential.speedup_bound is not None:
+        out.print(
+            f"at most {formats.times(potential.speedup_bound)} as fast, if linear layers took no "
+            f"time; {formats.times(potential.speedup_at_half)} if they took half of it (kernels of "
+            f"ONNX Runtime on the CPU, inputs {potential.inputs})",
+            markup=False,
+            highlight=False,
+        )
+    for note in potential.notes:
+        errors.print(f"note: {note}", markup=False, highlight=False)
+    out.print(f"verdict: {potential.verdict}", style="bold", markup=False, highlight=False)
 
 
 def _plan_sums(plan: CompressionPlan) -> Iterator[str]:

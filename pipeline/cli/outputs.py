@@ -26,6 +26,7 @@ __all__ = [
     "model_file",
     "optimize_report",
     "plan_file",
+    "potential_file",
     "recipe_inputs",
     "spectra_file",
     "sweep_folder",
@@ -61,6 +62,11 @@ def benchmark_file(path: Path | None) -> Output | None:
 def spectra_file(path: Path | None) -> Output | None:
     """What ``analyze --json`` writes."""
     return None if path is None else json_output(path, "site", "weight_tail")
+
+
+def potential_file(path: Path | None) -> Output | None:
+    """What ``analyze --potential`` writes."""
+    return None if path is None else json_output(path, "kinds", "verdict")
 
 
 def analysis_folder(path: Path | None) -> Output | None:
