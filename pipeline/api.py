@@ -23,8 +23,10 @@ from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
+from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.optimize import OptimizeSpec
 from compress_onnx.pipeline.compress.optimize import optimize as optimize_learned
+from compress_onnx.pipeline.compress.outcome import measure_outcome
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import export as export_source
@@ -39,6 +41,7 @@ from compress_onnx.pipeline.results import (
     BenchmarkReport,
     ExportReport,
     OptimizeReport,
+    Outcome,
     Report,
     ValidationReport,
 )
@@ -238,6 +241,47 @@ def benchmark(
     return BenchmarkReport(benchmarks=benchmarks, unmeasured=unmeasured, size=size, gates=())
 
 
+def judge(
+    reference: ModelLike,
+    candidate: ModelLike,
+    data: DataLike | None = None,
+    *,
+    mask: str | None = None,
+    metric: MetricSpec | None = None,
+    max_drop: float | None = None,
+    timed: bool = True,
+    settings: RunSettings | None = None,
+) -> Outcome:
+    """Is ``candidate`` worth deploying in place of ``reference``? As ``compress`` ends.
+
+    Args:
+        reference: the original.
+        candidate: what was made of it.
+        data: samples that calibration never saw; without, nothing is known about the outputs.
+        mask: as for :func:`learn`.
+        metric: of the drop; None compares raw outputs.
+        max_drop: what may be lost; None where nobody said.
+        timed: whether to time both for some seconds.
+        settings: how both are run.
+
+    Raises:
+        CompressOnnxError: as for :func:`validate`.
+    """
+    ours, theirs = open_original(reference), open_original(candidate)
+    samples = None if data is None else _samples(ours.path, data, mask)
+    settings = settings or RunSettings()
+    meter = Meter(ours, samples=samples, settings=settings)
+    return measure_outcome(
+        ours.path,
+        theirs.path,
+        samples,
+        settings,
+        feeds=meter.feeds_at_several_sizes() if timed else None,
+        metric=metric,
+        max_drop=max_drop,
+    )
+
+
 def analyze(
     model: ModelLike,
     data: DataLike | None = None,
@@ -337,6 +381,7 @@ __all__ = [
     "benchmark",
     "compress",
     "export",
+    "judge",
     "learn",
     "request_of",
     "run",

@@ -296,21 +296,22 @@ class Outcome(Result):
     """A candidate against its original: size, speed, what it loses, and whether to deploy it.
 
     Attributes:
-        benchmark: None where speed was not measured; ``unmeasured`` then says why.
-        drop: None where no samples were held out; ``drop_on`` says which they are.
+        benchmark: None where speed was not measured.
+        drop: None where the outputs were not compared; ``drop_on`` says on which samples.
         advice: the verdict in a word or two.
         verdict: the same in words, with the reasons.
         warnings: where the candidate is worse than its original.
+        notes: why something that was asked for was not measured.
     """
 
     size: SizeReport
     benchmark: Benchmark | None = None
-    unmeasured: str = ""
     drop: Drop | None = None
     drop_on: str = ""
     advice: Literal["deploy", "validate first", "not worth it"]
     verdict: str
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class ExportParity(Result):

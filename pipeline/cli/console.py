@@ -31,9 +31,11 @@ from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
     OptimizeReport,
+    Outcome,
     Potential,
     RecoveryReport,
     SearchReport,
+    SearchStep,
     SizeReport,
     TranslationReport,
     ValidationReport,
@@ -183,6 +185,38 @@ def print_size(size: SizeReport) -> None:
     )
 
 
+def print_outcome(outcome: Outcome) -> None:
+    """What was written beside its original: size, speed, drop, and whether to deploy it."""
+    print_size(outcome.size)
+    if (timed := outcome.benchmark) is not None:
+        shapes = (
+            f"{name} {'x'.join(map(str, shape)) or 'scalar'}"
+            for name, shape in timed.input_shapes.items()
+        )
+        out.print(
+            f"latency p50 {formats.milliseconds(timed.reference.p50_ms)} -> "
+            f"{formats.milliseconds(timed.candidate.p50_ms)}: {timed.speedup:.2f}x "
+            f"[{timed.speedup_low:.2f}, {timed.speedup_high:.2f}] on {timed.provider} with "
+            f"{timed.threads} threads, inputs {', '.join(shapes)} (quickly: bench is surer)",
+            markup=False,
+            highlight=False,
+        )
+    if (drop := outcome.drop) is not None:
+        interval = ""
+        if drop.low is not None and drop.high is not None:
+            interval = f" [{significant(drop.low)}, {significant(drop.high)}]"
+        out.print(
+            f"outputs: {drop.quantity} {significant(drop.value)}{interval} on {outcome.drop_on}",
+            markup=False,
+            highlight=False,
+        )
+    for note in outcome.notes:
+        errors.print(f"note: {note}", markup=False, highlight=False)
+    for warning in outcome.warnings:
+        out.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+    out.print(f"verdict: {outcome.verdict}", style="bold", markup=False, highlight=False)
+
+
 def print_plan_error(error: PlanError) -> None:
     """The error of all weights together beside its bounds, and what these are about."""
     what = "all weights together"
@@ -225,15 +259,20 @@ def print_recovery(report: RecoveryReport) -> None:
 
 def print_search(search: SearchReport) -> None:
     """The shares that were tried, and how sure the answer is."""
+    print_steps(search.steps)
+    out.print(search.answer, markup=False, highlight=False)
+
+
+def print_steps(steps: Sequence[SearchStep]) -> None:
+    """The shares that were tried, with their drops."""
     shown = table("share", "drop", "95 % interval", "within")
-    for step in sorted(search.steps, key=lambda step: -step.share):
+    for step in sorted(steps, key=lambda step: -step.share):
         value, interval = step.problem or "", ""
         if step.drop is not None:
             value = significant(step.drop.value)
             interval = f"{significant(step.drop.low)} to {significant(step.drop.high)}"
         shown.add_row(f"{step.share:.1%}", value, interval, "yes" if step.within else "no")
     out.print(shown)
-    out.print(search.answer, markup=False, highlight=False)
 
 
 def print_optimized(report: OptimizeReport) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ Summary = Callable[..., Times]
 """What stands for many numbers along an ``axis``, such as ``np.median`` or ``np.sum``."""
 
 _RESAMPLES = 1000
+_LEAST_ROUNDS = 5
 _MAX_PROFILED_RUNS = 20
 # Of one core; below this the calling thread was kept waiting.
 _BUSY = 0.9
@@ -114,6 +116,7 @@ def benchmark(
     iterations: int,
     seed: int,
     sites: Mapping[str, float] | None = None,
+    limit_s: float = math.inf,
     progress: Callable[[int], None] | None = None,
 ) -> Benchmark:
     """Time ``reference`` against ``candidate`` on one provider.
@@ -128,6 +131,7 @@ def benchmark(
         seed: of the order within the rounds and of the bootstrap.
         sites: for each node of ``reference`` that got factored, its FLOPs after over before,
             r(K+N)/(K·N). Without it there is no ideal speed-up.
+        limit_s: about so many seconds: fewer rounds, but a few, where the warm-up took long.
         progress: called between rounds with the number of timed rounds so far.
 
     Raises:
@@ -137,7 +141,9 @@ def benchmark(
     """
     models = BoundModel(reference, feeds, spec), BoundModel(candidate, feeds, spec)
     rng = np.random.default_rng(seed)
-    interleave(models, warmup, rng)
+    warmup_s = interleave(models, warmup, rng).sum(axis=1) / 1e9
+    if warmup and math.isfinite(limit_s):
+        iterations = int(np.clip(limit_s / warmup_s.min(), _LEAST_ROUNDS, iterations))
     cpu_start, wall_start = time.process_time(), time.perf_counter()
     times_ms = interleave(models, iterations, rng, progress=progress) / 1e6
     cpu_per_wall = (time.process_time() - cpu_start) / (time.perf_counter() - wall_start)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.errors import CompressOnnxError, DataError, ModelFileError
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.pipeline.measure.benchmark import benchmark, benchmark_providers
 from compress_onnx.pipeline.recipe import BenchmarkSpec
@@ -13,6 +16,8 @@ from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs, 
 from compress_onnx.pipeline.runtime.progress import Progress, Silent
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
+
+T = TypeVar("T")
 
 
 def benchmark_feeds(
@@ -36,6 +41,26 @@ def benchmark_feeds(
         seed=seed,
         samples=samples,
     )
+
+
+def first_that_runs(
+    feeds: Iterable[Mapping[str, Array]], action: Callable[[Mapping[str, Array]], T]
+) -> tuple[Mapping[str, Array], T] | str:
+    """Carry out ``action`` on inputs of several sizes until the model runs on one.
+
+    Returns:
+        The inputs with what came of them; or in words, why the model ran on none.
+    """
+    reason = ""
+    try:
+        for inputs in feeds:
+            try:
+                return inputs, action(inputs)
+            except (DataError, ModelFileError) as problem:
+                reason = reason or str(problem)
+    except CompressOnnxError as problem:  # no inputs can be made up, or there is no such provider
+        reason = str(problem)
+    return reason
 
 
 def measure_latency(

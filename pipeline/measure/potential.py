@@ -17,15 +17,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from compress_onnx.graph_passes.arrays import Array
-from compress_onnx.graph_passes.errors import DataError, ModelFileError
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.measure.kind_shares import TimeShares, bytes_by_kind, times_by_kind
+from compress_onnx.pipeline.measure.latency import first_that_runs
 from compress_onnx.pipeline.measure.operator_kinds import KINDS, LABELS, Kind
 from compress_onnx.pipeline.results import KindShare, Potential
 from compress_onnx.pipeline.runtime.session import SessionSpec
 
 WORTH, HARDLY = 0.20, 0.04
 """Least shares in linear layers for these verdicts."""
+
+_NOT_ON_A_GPU = "time was not measured: ONNX Runtime's profiler times kernel launches, not the GPU"
 
 Grade = Literal["yes", "hardly", "no"]
 
@@ -46,30 +48,15 @@ def measure_potential(
     weight_bytes = bytes_by_kind(original)
     if feeds is None:
         return potential_of(weight_bytes, None)
-    timed = _timed(original, feeds, spec)
+    if spec.provider != "cpu":
+        return potential_of(weight_bytes, None, notes=[_NOT_ON_A_GPU])
+    timed = first_that_runs(feeds, lambda inputs: times_by_kind(original, inputs, spec))
     if isinstance(timed, str):
-        return potential_of(weight_bytes, None, notes=[f"time was not measured: {timed}"])
+        notes = [f"time was not measured: {timed} (--calibration brings real inputs)"]
+        return potential_of(weight_bytes, None, notes=notes)
     inputs, times = timed
     shapes = (f"{name} {'x'.join(map(str, a.shape)) or 'scalar'}" for name, a in inputs.items())
     return potential_of(weight_bytes, times, inputs=", ".join(shapes))
-
-
-def _timed(
-    original: Original, feeds: Iterable[Mapping[str, Array]], spec: SessionSpec
-) -> tuple[Mapping[str, Array], TimeShares] | str:
-    """The first inputs that the model runs on, with its times; or why it runs on none."""
-    if spec.provider != "cpu":
-        return "ONNX Runtime's profiler times kernel launches, not the GPU"
-    reason = ""
-    try:
-        for inputs in feeds:
-            try:
-                return inputs, times_by_kind(original, inputs, spec)
-            except ModelFileError as problem:
-                reason = reason or str(problem)
-    except DataError as problem:  # no inputs can be made up
-        reason = str(problem)
-    return f"{reason} (give real samples with --calibration)"
 
 
 def potential_of(

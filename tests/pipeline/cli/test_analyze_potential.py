@@ -70,7 +70,7 @@ def test_a_model_that_runs_on_no_made_up_inputs_has_a_verdict(cli, tmp_path):
     onnx.save(proto, tmp_path / "model.onnx")
     said = cli("analyze", tmp_path / "model.onnx")
     assert "note: time was not measured" in said.err
-    assert "give real samples with --calibration" in " ".join(said.err.split())
+    assert "--calibration brings real inputs" in " ".join(said.err.split())
     assert "verdict: worth it for its size" in said.out
 
 

@@ -182,6 +182,14 @@ def test_ideal_is_unknown_rather_than_wrong(model: Path) -> None:
     assert "ideal_speedup" not in without_sites.settings
 
 
+def test_a_limit_leaves_a_few_rounds(model: Path) -> None:
+    common = {"warmup": 1, "iterations": 40, "seed": 0}
+    short = benchmark(model, model, FEEDS, SPEC, limit_s=0, **common)
+    assert short.reference.iterations == 5
+    long = benchmark(model, model, FEEDS, SPEC, limit_s=1000, **common)
+    assert long.reference.iterations == 40
+
+
 def test_doubtful_measurements_say_so() -> None:
     assert doubts(1.0, Interval(1.4, 1.6), 1.5) == []
     assert doubts(1.9, Interval(1.4, 1.6), None) == []
