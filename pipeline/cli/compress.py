@@ -227,7 +227,7 @@ def compress(
     if recovery is not None:
         assert output.output is not None  # see _check_recovery
         print_recovery(_recovered(output.output, learned, recovery))
-    _print_plan(done, learned)
+    _print_planned(done, learned)
     if found is not None:
         print_search(found.report)
         done = done.model_copy(update={"notes": (*done.notes, found.report.answer)})
@@ -292,7 +292,7 @@ def _outcome(
     )
 
 
-def _print_plan(plan: CompressionPlan, learned: Learned) -> None:
+def _print_planned(plan: CompressionPlan, learned: Learned) -> None:
     print_plan(plan)
     calibration = learned.calibration
     if calibration is None:

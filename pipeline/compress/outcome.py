@@ -4,13 +4,13 @@
    is as much smaller. Without one it is not worth it.
 2. What loses more than the drop that was asked for is not worth it either. Where none was asked
    for, :data:`LARGE_DROP` says what no user can want.
-3. Without held-out samples nothing is known about the outputs: validate first.
+3. Where none was asked for, what loses more than :data:`SMALL_DROP` has to be validated on its task
+   first. So has what was measured on no held-out samples at all.
 4. Anything else can be deployed; where it is slower or larger all the same, a warning says so.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,9 @@ from compress_onnx.pipeline.runtime.samples import Samples
 
 Advice = Literal["deploy", "validate first", "not worth it"]
 
+SMALL_DROP: Mapping[str, float] = {"relative_l2": 0.1, "1 - cosine": 0.01, "accuracy_drop": 0.01}
 LARGE_DROP: Mapping[str, float] = {"relative_l2": 0.5, "1 - cosine": 0.1, "accuracy_drop": 0.1}
-"""Drops by quantity that nobody asks for."""
+"""Drops by quantity: what hardly any task feels, and what every task does."""
 
 _WARMUP, _ROUNDS, _LIMIT_S = 3, 60, 2.0
 
@@ -167,19 +168,23 @@ def _verdict(figures: Figures) -> tuple[Advice, str]:
             "samples that it never saw"
         )
     lost = f"it loses {drop.value:.3g} ({drop.quantity}) on {figures.drop_on}"
-    limit = figures.max_drop
-    if limit is None:
-        limit = LARGE_DROP.get(drop.quantity, math.inf)
+    asked = figures.max_drop
+    limit = LARGE_DROP[drop.quantity] if asked is None else asked
     if not drop.value <= limit:
         return "not worth it", (
             f"{lost}, more than {limit:g}: keep more of the model, calibrate on more data, or "
             "train it with --recover"
         )
-    if timed is not None and not faster:
-        return "deploy", f"for its size alone: {measured}; {lost}"
+    if asked is None and drop.value > SMALL_DROP[drop.quantity]:
+        return "validate first", (
+            f"{measured}; {lost}: whether your task stands that, only its own metric tells"
+        )
+    why = ""
     if not smaller:
-        return "deploy", f"for its speed alone: {measured}; {lost}"
-    return "deploy", f"{measured}; {lost}"
+        why = "for its speed alone: "
+    elif timed is not None and not faster:
+        why = "for its size alone, no speed-up is sure: "
+    return "deploy", f"{why}{measured}; {lost}"
 
 
 def _measured(figures: Figures) -> str:

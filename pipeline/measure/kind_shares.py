@@ -1,9 +1,9 @@
 """Where the bytes of a model's weights and its time go, by kind of operator.
 
 A weight belongs to what reads it, through operators that only move numbers (Transpose, Cast,
-Concat). Time is that of the kernels that ONNX Runtime really runs, after its own fusions: a kernel
-is of the kind of its operator, a product of the node that it was made from
-(:func:`pipeline.measure.kernel_times.origin`).
+Concat). Time is that of the kernels that ONNX Runtime really runs, after its own fusions, of the
+canonical graph, whose nodes have names of their own. A kernel is of the kind of its operator; of
+these two, the node that it was made from tells (:func:`pipeline.measure.kernel_times.origin`):
 
     site                              linear
     both operands are computed        attention

@@ -151,8 +151,9 @@ def _elsewhere(kinds: Sequence[KindShare], timed: bool) -> str:
     others = sorted((r for r in kinds if r.kind != "linear"), key=share, reverse=True)
     if not others:
         return "it has no weights"
-    named = [others[0], *(row for row in others[1:2] if share(row) >= WORTH)]
+    most, *rest = others
     what = "the time is" if timed else "the weights' bytes are"
-    places = [f"{share(row):.0%} in {LABELS[row.kind]}" for row in named]
-    text = " and ".join(places).replace(" in ", f" of {what} in ", 1)
+    text = f"{share(most):.0%} of {what} in {LABELS[most.kind]}"
+    if rest and share(rest[0]) >= WORTH:
+        text += f" and {share(rest[0]):.0%} in {LABELS[rest[0].kind]}"
     return f"{text}, which this tool does not change"
