@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -78,17 +79,25 @@ def times_by_kind(original: Original, feeds: Mapping[str, Array], spec: SessionS
 def shares_of(
     kernels: Sequence[KernelTime], nodes: Mapping[str, ir.Node], table: SiteTable
 ) -> TimeShares:
-    """Assign ``kernels`` to kinds; ``nodes`` are those of the graph by their unique names."""
+    """Assign ``kernels`` to kinds; ``nodes`` are those of the graph by their unique names.
+
+    A kernel takes its median time each time that it runs: one that another process interrupts
+    would outweigh all others.
+    """
     kinds = _Kinds(table)
+    taken: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for kernel in kernels:
+        taken[kernel.name, kernel.op_type].append(kernel.time_us)
     times: defaultdict[Kind, float] = defaultdict(float)
     seen: set[ir.Node] = set()
-    total = sum(kernel.time_us for kernel in kernels) or 1
-    for kernel in kernels:
-        node = nodes.get(origin(kernel.name, nodes) or "")
-        times[kinds.of_kernel(kernel.op_type, node)] += kernel.time_us / total
-        if node is not None and kind_of(kernel.op_type) == "product":
+    for (name, op_type), times_us in taken.items():
+        node = nodes.get(origin(name, nodes) or "")
+        times[kinds.of_kernel(op_type, node)] += median(times_us) * len(times_us)
+        if node is not None and kind_of(op_type) == "product":
             seen.add(node)
-    return TimeShares(dict(times), sum(site.node not in seen for site in table.sites))
+    total = sum(times.values()) or 1
+    lost = sum(site.node not in seen for site in table.sites)
+    return TimeShares({kind: time / total for kind, time in times.items()}, lost)
 
 
 class _Kinds:

@@ -39,7 +39,7 @@ LABELS: Mapping[str, str] = {
     "quantized": "layers that are quantized already",
     "normalization": "norms and softmax",
     "elementwise": "elementwise operators",
-    "other": "the rest (shapes, transposes, pooling)",
+    "other": "the rest (shapes, transposes, pooling, branches)",
 }
 
 _PATTERNS: tuple[tuple[str, Kind], ...] = (

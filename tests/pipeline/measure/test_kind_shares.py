@@ -89,6 +89,15 @@ def test_fused_kernels_count_as_the_node_that_they_were_made_from() -> None:
     assert shares.lost_sites == 5
 
 
+def test_a_kernel_that_was_interrupted_does_not_outweigh_the_others() -> None:
+    original = original_of("block")
+    (name,) = (n.name or "" for n in original.model.graph if n.outputs[0].name == "u")
+    kernels = [KernelTime(name, "MatMul", 30) for _ in range(3)]
+    kernels += [KernelTime("soft", "Softmax", time_us) for time_us in (10, 9000, 10)]
+    shares = shares_of(kernels, {n.name or "": n for n in original.model.graph}, original.table)
+    assert shares.by_kind == pytest.approx({"linear": 0.75, "normalization": 0.25})
+
+
 def test_a_branch_that_does_not_run_is_counted_as_lost() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[4,32] x, bool c) => (float[4,32] y)
         {
