@@ -319,12 +319,16 @@ class SweepRow(Result):
 
 
 class Environment(Result):
-    """What the figures were measured with."""
+    """What the figures were measured with.
+
+    ``instruction_sets`` are those of the CPU that speed up products; empty where nobody says.
+    """
 
     python: str
     platform: str
     processor: str
     cores: int
+    instruction_sets: tuple[str, ...] = ()
     packages: dict[str, str]
 
 

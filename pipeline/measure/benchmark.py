@@ -24,13 +24,13 @@ from scipy.stats import bootstrap
 from compress_onnx.graph_passes.errors import DataError, ProviderError
 from compress_onnx.pipeline.measure.kernel_times import LinearShares, ideal_speedup, linear_shares
 from compress_onnx.pipeline.results import Benchmark, LatencyStats
+from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.session import (
     EXECUTION_PROVIDERS,
     Provider,
     SessionSpec,
     one_line,
     open_session,
-    processor_name,
 )
 
 Times = NDArray[np.float64]

@@ -40,7 +40,8 @@ def markdown(report: SweepReport) -> str:
         f"# Sweep: {escape(report.name)}",
         "",
         f"{len(report.rows)} variants, compress-onnx {report.tool_version}, "
-        f"{escape(report.environment.processor)}, {report.environment.cores} cores.",
+        f"{escape(report.environment.processor)}, {report.environment.cores} cores, instruction "
+        f"sets {escape(', '.join(report.environment.instruction_sets) or 'not known')}.",
         "",
         _line(header),
         "|" + ":---|" * _TEXT_COLUMNS + "---:|" * numbers,

@@ -11,7 +11,6 @@ import functools
 import io
 import logging
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -56,17 +55,6 @@ class SessionSpec(BaseModel):
     def thread_count(self) -> int:
         """The number of intra-op threads that a session gets."""
         return self.threads or thread_count()
-
-
-@functools.cache
-def processor_name() -> str:
-    """The CPU's model name, or the best that the platform says about it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def open_session(

@@ -434,6 +434,14 @@ def test_the_environment_says_what_runs():
     assert "surely-not-installed" not in found.packages
 
 
+def test_the_summary_says_which_instruction_sets_there_are():
+    machine = make_report().environment
+    for sets, text in ((("AVX2", "AVX-512 VNNI"), "AVX2, AVX-512 VNNI"), ((), "not known")):
+        known = machine.model_copy(update={"instruction_sets": sets})
+        summary = render_summary(make_report(environment=known))
+        assert f"| Instruction sets | {text} |" in summary
+
+
 def test_missing_packages_are_left_out(monkeypatch):
     monkeypatch.setattr(
         "compress_onnx.pipeline.runtime.environment.PACKAGES", ("numpy", "not-a-package")
