@@ -54,24 +54,43 @@ class OutputComparison(Result):
 
 
 class ValidationReport(Result):
-    """Reference against candidate on the same samples; ``sizes``: at which others both run."""
+    """Reference against candidate on the same samples, both on one provider.
+
+    Attributes:
+        sizes: at which other sizes both run.
+        batch_invariance: the least cosine between a sample's outputs alone and in a padded batch,
+            of the candidate; None where nobody asked, or with a reason in ``unmeasured``.
+        batch_invariance_reference: the same of the reference.
+        elsewhere: the same comparison on further providers.
+        unmeasured: for each quantity or provider that was asked for and not measured, the reason.
+    """
 
     samples: int
     origin: str
     outputs: tuple[OutputComparison, ...]
     metrics: dict[str, float] = Field(default_factory=dict)
     sizes: str | None = None
+    provider: str = "cpu"
+    batch_invariance: float | None = None
+    batch_invariance_reference: float | None = None
+    elsewhere: tuple[ValidationReport, ...] = ()
+    unmeasured: dict[str, str] = Field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line an output, one for the metrics."""
+        """One line an output, one for the metrics; the same for each further provider."""
         lines = [
             f"{row.output}: {row.problem or f'relative L2 {row.relative_l2:.4g}'}, "
             f"cosine {row.cosine:.6g}"
             for row in self.outputs
         ]
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        data = f"{self.samples} samples of {self.origin}"
-        return "\n".join(line for line in (*lines, metrics, data) if line)
+        alone = ""
+        if self.batch_invariance is not None:
+            alone = f"batch invariance {self.batch_invariance:.6g}"
+        data = f"{self.samples} samples of {self.origin}, on {self.provider}"
+        reasons = (f"{name}: not measured, {reason}" for name, reason in self.unmeasured.items())
+        further = map(str, self.elsewhere)
+        return "\n".join(filter(None, (*lines, metrics, alone, data, *reasons, *further)))
 
 
 class LatencyStats(Result):
@@ -125,13 +144,41 @@ class SizeReport(Result):
 
 
 class GateResult(Result):
-    """One limit and whether it held; ``value`` is None where the quantity was not measured."""
+    """One limit and whether it held.
+
+    ``value`` is None where the quantity was not measured; ``reason`` says why, where it is known.
+    """
 
     quantity: str
     limit: Literal["min", "max"]
     threshold: float
     value: float | None
     passed: bool
+    reason: str | None = None
+
+
+class Environment(Result):
+    """What the figures were measured with.
+
+    ``instruction_sets`` are those of the CPU that speed up products; empty where nobody says.
+    """
+
+    python: str
+    platform: str
+    processor: str
+    cores: int
+    instruction_sets: tuple[str, ...] = ()
+    packages: dict[str, str]
+
+
+class ComparisonReport(Result):
+    """What ``validate --json`` writes."""
+
+    schema_version: Literal[1] = REPORT_SCHEMA_VERSION
+    validation: ValidationReport
+    size: SizeReport
+    gates: tuple[GateResult, ...]
+    environment: Environment
 
 
 class BenchmarkReport(Result):
@@ -142,6 +189,7 @@ class BenchmarkReport(Result):
     unmeasured: dict[str, str]
     size: SizeReport
     gates: tuple[GateResult, ...]
+    environment: Environment | None = None
 
     def __str__(self) -> str:
         """One line a provider, one for the sizes."""
@@ -316,20 +364,6 @@ class SweepRow(Result):
     metrics: dict[str, float] = Field(default_factory=dict)
     outputs: tuple[OutputComparison, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
-
-
-class Environment(Result):
-    """What the figures were measured with.
-
-    ``instruction_sets`` are those of the CPU that speed up products; empty where nobody says.
-    """
-
-    python: str
-    platform: str
-    processor: str
-    cores: int
-    instruction_sets: tuple[str, ...] = ()
-    packages: dict[str, str]
 
 
 class SweepReport(Result):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.cells import cell_len
@@ -224,24 +224,38 @@ def print_optimized(report: OptimizeReport) -> None:
 
 
 def print_validation(report: ValidationReport) -> None:
-    """Outputs and metrics as tables."""
-    shown = table("output", "max abs", "relative L2", "cosine", "SNR [dB]")
-    for row in report.outputs:
-        snr = "equal" if row.snr_db is None else significant(row.snr_db)
-        numbers = (row.max_abs, row.relative_l2, row.cosine)
-        shown.add_row(escape(row.output), *(significant(number) for number in numbers), snr)
-    out.print(shown)
-    for row in report.outputs:
-        if row.problem is not None:
-            out.print(f"output {row.output}: {row.problem}", style="red", markup=False)
-    if report.metrics:
-        shown = table("metric", "value")
-        for name, value in report.metrics.items():
-            shown.add_row(escape(name), significant(value))
+    """Outputs, metrics and batch invariance as tables, for each provider."""
+    for place in (report, *report.elsewhere):
+        where = f" on {place.provider}" if report.elsewhere else ""
+        shown = table(f"output{where}", "max abs", "relative L2", "cosine", "SNR [dB]")
+        for row in place.outputs:
+            snr = "equal" if row.snr_db is None else significant(row.snr_db)
+            numbers = (row.max_abs, row.relative_l2, row.cosine)
+            shown.add_row(escape(row.output), *(significant(number) for number in numbers), snr)
         out.print(shown)
+        for row in place.outputs:
+            if row.problem is not None:
+                out.print(f"output {row.output}: {row.problem}", style="red", markup=False)
+        if place.metrics:
+            shown = table(f"metric{where}", "value")
+            for name, value in place.metrics.items():
+                shown.add_row(escape(name), significant(value))
+            out.print(shown)
+        if place.batch_invariance is not None or place.batch_invariance_reference is not None:
+            shown = table(f"alone and in a batch{where}", "reference", "candidate")
+            cosines = (place.batch_invariance_reference, place.batch_invariance)
+            shown.add_row("least cosine", *(significant(cosine, 6) for cosine in cosines))
+            out.print(shown)
     out.print(f"{report.samples} samples of {report.origin}", markup=False, highlight=False)
     if report.sizes is not None:
         out.print(report.sizes, markup=False, highlight=False)
+    print_unmeasured(report.unmeasured)
+
+
+def print_unmeasured(reasons: Mapping[str, str]) -> None:
+    """Quantities and providers that were asked for and not measured, each with the reason."""
+    for name, reason in reasons.items():
+        out.print(f"{name} not measured: {reason}", style="yellow", markup=False)
 
 
 def print_translations(report: TranslationReport) -> None:
@@ -282,15 +296,16 @@ def print_benchmarks(benchmarks: Sequence[Benchmark], unmeasured: dict[str, str]
     for row in benchmarks:
         if "doubts" in row.settings:
             out.print(f"{row.provider}: {row.settings['doubts']}", style="yellow", markup=False)
-    for provider, reason in unmeasured.items():
-        out.print(f"{provider} not measured: {reason}", style="yellow", markup=False)
+    print_unmeasured(unmeasured)
 
 
 def print_gates(gates: Sequence[GateResult]) -> bool:
     """The verdict on each gate; True when all passed."""
     for gate in gates:
         sign = ">=" if gate.limit == "min" else "<="
-        value = "not measured" if gate.value is None else f"{gate.value:.6g}"
+        value = f"not measured{f' ({gate.reason})' if gate.reason else ''}"
+        if gate.value is not None:
+            value = f"{gate.value:.6g}"
         verdict = "passed" if gate.passed else "FAILED"
         out.print(
             f"gate {gate.quantity} {sign} {gate.threshold:g}: {value}: {verdict}",
@@ -306,6 +321,6 @@ def table(*headers: str) -> Table:
     empty = Table(box=None, header_style="bold", pad_edge=False)
     for header in headers:
         # Names and reasons wrap; numbers never do.
-        wraps = header in {"site", "reason", "output"}
+        wraps = header.partition(" ")[0] in {"site", "reason", "output"}
         empty.add_column(header, no_wrap=not wraps, overflow="fold")
     return empty

@@ -14,20 +14,19 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from compress_onnx.graph_passes.errors import DataError, ProviderError
+from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.measure.kernel_times import LinearShares, ideal_speedup, linear_shares
 from compress_onnx.pipeline.results import Benchmark, LatencyStats
 from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.session import (
     EXECUTION_PROVIDERS,
-    Provider,
     SessionSpec,
     one_line,
     open_session,
@@ -188,34 +187,6 @@ def _quality(cpu_per_wall: float, interval: Interval, ideal: float | None) -> di
         quality["doubts"] = "; ".join(found)
         _log.warning("latency on cpu: %s", quality["doubts"])
     return quality
-
-
-def benchmark_providers(
-    requested: Literal["auto", "cpu", "cuda"],
-    measure: Callable[[Provider], Benchmark],
-) -> tuple[tuple[Benchmark, ...], dict[str, str]]:
-    """Measure on the provider that was asked for, or with ``auto`` on each that works.
-
-    Args:
-        requested: a provider, or ``auto``.
-        measure: runs :func:`benchmark` on one provider.
-
-    Returns:
-        The measurements, and for each provider that ``auto`` could not measure the reason.
-
-    Raises:
-        ProviderError: a provider that was asked for by name does not work here.
-    """
-    if requested != "auto":
-        return (measure(requested),), {}
-    measured: list[Benchmark] = []
-    unmeasured: dict[str, str] = {}
-    for provider in EXECUTION_PROVIDERS:
-        try:
-            measured.append(measure(provider))
-        except ProviderError as error:
-            unmeasured[provider] = str(error)
-    return tuple(measured), unmeasured
 
 
 def interleave(

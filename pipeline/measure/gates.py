@@ -2,7 +2,10 @@
 
 A gate on a quantity that is never going to be measured is refused before anything runs
 (:func:`check_quantities`, with the names in :mod:`pipeline.measure.quantities`). One on something
-that could have been measured and was not fails, and so does one on NaN.
+that could have been measured and was not fails with the reason, and so does one on NaN.
+
+``batch_invariance`` takes a run for each of 64 samples, so that a recipe measures it only where a
+gate names it, and ``validate`` only there or with ``--batch-invariance``.
 
 =============================================  ==================================================
 ``cosine``, ``accuracy_drop``, …               a metric, by its own name
@@ -10,6 +13,11 @@ that could have been measured and was not fails, and so does one on NaN.
 ``cosine``, ``snr_db``)
 ``max_abs``, ``relative_l2``,                  the worst over all outputs
 ``min_output_cosine``
+``batch_invariance``                           the least cosine between a sample's outputs alone
+                                               and in a padded batch, of the candidate; of the
+                                               reference ``batch_invariance_reference``
+all of these with a provider:                  measured on that provider; without one, on the
+``cosine.cuda``, ``relative_l2.cpu``           first, which in a recipe is the CPU
 ``speedup.cpu``, ``speedup_low.cpu``           reference p50 over candidate p50, and the lower end
                                                of its interval
 ``latency_ratio.cpu``                          candidate p50 over reference p50
@@ -27,7 +35,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from compress_onnx.graph_passes.errors import RequestError
@@ -104,12 +112,36 @@ def _is_one(quantity: str, name: str) -> bool:
     )
 
 
-def check_gates(gates: Sequence[Gate], quantities: Mapping[str, float]) -> tuple[GateResult, ...]:
-    """Hold each gate against the quantity that it names."""
-    return tuple(_check(gate, quantities.get(gate.quantity)) for gate in gates)
+def check_gates(
+    gates: Sequence[Gate],
+    quantities: Mapping[str, float],
+    unmeasured: Mapping[str, str] | None = None,
+) -> tuple[GateResult, ...]:
+    """Hold each gate against the quantity that it names.
+
+    Args:
+        gates: limits on quantities.
+        quantities: what was measured.
+        unmeasured: for quantities and providers, why they were not.
+    """
+    return tuple(
+        _check(gate, quantities.get(gate.quantity), _why_not(gate.quantity, unmeasured or {}))
+        for gate in gates
+    )
 
 
-def _check(gate: Gate, value: float | None) -> GateResult:
+def _why_not(quantity: str, unmeasured: Mapping[str, str]) -> str | None:
+    """The reason of the quantity ``NAME`` or ``NAME.PROVIDER``, or of the provider."""
+    parts = quantity.split(".")
+    return next((unmeasured[name] for name in (quantity, *parts) if name in unmeasured), None)
+
+
+def asks_for(gates: Iterable[Gate], quantity: str) -> bool:
+    """Whether a gate is about ``quantity``, on any provider."""
+    return any(gate.quantity.partition(".")[0] == quantity for gate in gates)
+
+
+def _check(gate: Gate, value: float | None, why_not: str | None) -> GateResult:
     low = -math.inf if gate.min is None else gate.min
     high = math.inf if gate.max is None else gate.max
     return GateResult(
@@ -118,6 +150,7 @@ def _check(gate: Gate, value: float | None) -> GateResult:
         threshold=high if gate.min is None else low,
         value=value,
         passed=value is not None and low <= value <= high,
+        reason=why_not if value is None else None,
     )
 
 
@@ -129,7 +162,10 @@ def measured_quantities(
     """Everything that a gate can name, from what was measured."""
     quantities: dict[str, float] = {}
     if validation is not None:
-        quantities |= _output_quantities(validation) | validation.metrics
+        quantities |= _accuracy_quantities(validation)
+        for report in (validation, *validation.elsewhere):
+            named = _accuracy_quantities(report).items()
+            quantities |= {f"{name}.{report.provider}": value for name, value in named}
     for benchmark in benchmarks:
         quantities |= _latency_quantities(benchmark)
     if size is not None:
@@ -166,6 +202,15 @@ def _score_quantities(
         quantities[f"{name}{suffix}"] = after
         quantities[f"{name}_reference{suffix}"] = before
         quantities[f"{name}_drop{suffix}"] = before - after
+    return quantities
+
+
+def _accuracy_quantities(validation: ValidationReport) -> dict[str, float]:
+    """What a comparison on one provider measured."""
+    quantities = _output_quantities(validation) | validation.metrics
+    for name in ("batch_invariance", "batch_invariance_reference"):
+        if (value := getattr(validation, name)) is not None:
+            quantities[name] = value
     return quantities
 
 

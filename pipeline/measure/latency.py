@@ -6,7 +6,8 @@ from pathlib import Path
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
-from compress_onnx.pipeline.measure.benchmark import benchmark, benchmark_providers
+from compress_onnx.pipeline.measure.benchmark import benchmark
+from compress_onnx.pipeline.measure.providers import measure_on
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.results import Benchmark
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs, synthetic_feeds
@@ -88,4 +89,4 @@ def measure_latency(
                 progress=update,
             )
 
-    return benchmark_providers(settings.provider, measure)
+    return measure_on([settings.provider], measure)

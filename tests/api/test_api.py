@@ -88,6 +88,15 @@ def test_a_damaged_model_is_seen(path):
     assert max(output.relative_l2 for output in other.outputs) > 0.1
 
 
+def test_validate_can_measure_batch_invariance_and_other_providers(path):
+    data = small.sentences(9)
+    report = compress_onnx.validate(path, path, data, batch_invariance=True, providers=["auto"])
+    assert report.batch_invariance == report.batch_invariance_reference
+    assert "batch invariance" in str(report)
+    places = {report.provider, *(other.provider for other in report.elsewhere)}
+    assert places | report.unmeasured.keys() == {"cpu", "cuda"}
+
+
 def test_a_callback_hears_of_the_steps(path):
     heard = []
     settings = compress_onnx.RunSettings(

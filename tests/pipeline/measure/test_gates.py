@@ -46,6 +46,8 @@ VALIDATION = ValidationReport(
     origin="test",
     outputs=(comparison("hidden", 0.25), comparison("pooled", 0.0)),
     metrics={"cosine": 0.9, "spearman": math.nan},
+    batch_invariance=0.999,
+    batch_invariance_reference=1.0,
 )
 BENCHMARK = Benchmark(
     provider="cpu",
@@ -127,10 +129,18 @@ def test_what_was_not_measured_fails(text):
 
 def test_quantities_have_the_documented_names():
     quantities = measured_quantities(VALIDATION, [BENCHMARK], SIZE)
+    timed = {"speedup.cpu", "speedup_low.cpu", "latency_ratio.cpu", "p50_ms.cpu", "p90_ms.cpu"}
+    on_cpu = {n: quantities.pop(n) for n in [*quantities] if n.endswith(".cpu") and n not in timed}
+    quantities["p99_ms.cpu"] = on_cpu.pop("p99_ms.cpu")
     assert math.isnan(quantities.pop("spearman"))
+    assert math.isnan(on_cpu.pop("spearman.cpu"))
+    accuracies = {name: quantities[name.removesuffix(".cpu")] for name in on_cpu}
+    assert accuracies == on_cpu
     assert quantities.pop("output.hidden.snr_db") == pytest.approx(12.04, abs=0.01)
     assert quantities == {
         "cosine": 0.9,
+        "batch_invariance": 0.999,
+        "batch_invariance_reference": 1.0,
         "max_abs": 0.5,
         "relative_l2": 0.25,
         "min_output_cosine": 0.75,
@@ -156,3 +166,39 @@ def test_quantities_have_the_documented_names():
 
 def test_without_measurements_there_are_no_quantities():
     assert measured_quantities(None) == {}
+
+
+def elsewhere(relative_l2):
+    damaged = VALIDATION.model_copy(
+        update={"provider": "cuda", "outputs": (comparison("hidden", relative_l2),)}
+    )
+    return VALIDATION.model_copy(update={"elsewhere": (damaged,)})
+
+
+@pytest.mark.parametrize(("relative_l2", "passed"), [(0.25, True), (0.9, False)])
+def test_a_model_that_is_damaged_on_one_provider_alone_fails_there(relative_l2, passed):
+    gates = [parse_gate(f"{name}<=0.3") for name in ("relative_l2", "relative_l2.cuda")]
+    first, other = check_gates(gates, measured_quantities(elsewhere(relative_l2)))
+    assert first.passed
+    assert other.passed is passed
+    assert other.value == relative_l2
+
+
+@pytest.mark.parametrize(
+    ("gate", "unmeasured", "reason"),
+    [
+        ("batch_invariance>=0.9999", {"batch_invariance": "batch of 4"}, "batch of 4"),
+        ("batch_invariance.cuda>=0.9999", {"cuda": "no device"}, "no device"),
+        ("speedup.cuda.8x128>=1", {"cuda": "no device"}, "no device"),
+        ("speedup.cuda>=1", {}, None),
+    ],
+)
+def test_what_was_not_measured_fails_with_the_reason(gate, unmeasured, reason):
+    (result,) = check_gates([parse_gate(gate)], {}, unmeasured)
+    assert not result.passed
+    assert result.reason == reason
+
+
+def test_what_was_measured_needs_no_reason():
+    (result,) = check_gates([parse_gate("speedup.cpu>=1")], {"speedup.cpu": 2}, {"cpu": "no"})
+    assert (result.passed, result.reason) == (True, None)

@@ -93,8 +93,13 @@ class TestRecipes:
         both = recipe(validation=NPZ, metric={"kind": "embedding"})
         assert {"cosine", "relative_l2", "speedup.cpu"} <= set(recipe_quantities(both))
         assert "speedup.cpu" not in recipe_quantities(recipe(benchmark=None))
-        on_cpu = recipe(benchmark=BenchmarkSpec(provider="cpu"))
-        assert "speedup.cuda" not in recipe_quantities(on_cpu)
+        on_cpu = recipe(benchmark=BenchmarkSpec(provider="cpu"), validation=NPZ)
+        assert not any(name.endswith(".cuda") for name in recipe_quantities(on_cpu))
+
+    def test_accuracy_is_measured_where_latency_is(self):
+        names = set(recipe_quantities(recipe(validation=NPZ, metric={"kind": "embedding"})))
+        for name in ("cosine", "relative_l2", "batch_invariance", "output.*.cosine"):
+            assert {name, f"{name}.cpu", f"{name}.cuda"} <= names
 
     @pytest.mark.parametrize("path", sorted(MODELS.rglob("*.yaml")), ids=lambda path: path.stem)
     def test_the_gates_of_all_recipes_are_about_something(self, path):
@@ -153,7 +158,10 @@ class TestMetricsBeforeTheRun:
 
 @pytest.mark.parametrize(
     ("command", "available"),
-    [("validate", validate_quantities(["NAME"])), ("bench", bench_quantities())],
+    [
+        ("validate", validate_quantities(["NAME"], providers=["auto"])),
+        ("bench", bench_quantities()),
+    ],
 )
 class TestExamplesInTheHelp:
     """Whatever the help of a command names can be gated there."""
