@@ -32,6 +32,7 @@ from compress_onnx.pipeline.export import export as export_source
 from compress_onnx.pipeline.files.model_file import load_model, model_size, save_model
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
 from compress_onnx.pipeline.measure.latency import measure_latency
+from compress_onnx.pipeline.measure.loading import measure_loadings
 from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.measure.validate import validate as validate_files
 from compress_onnx.pipeline.measure.validate import validate_on
@@ -44,6 +45,7 @@ from compress_onnx.pipeline.results import (
     Report,
     ValidationReport,
 )
+from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.progress import Calls
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -222,6 +224,7 @@ def benchmark(
     *,
     mask: str | None = None,
     how: BenchmarkSpec | None = None,
+    loads: int = 0,
     settings: RunSettings | None = None,
 ) -> BenchmarkReport:
     """Time both models in turn, and compare their sizes.
@@ -232,6 +235,8 @@ def benchmark(
         data: rows to feed; made-up inputs without.
         mask: as for :func:`learn`.
         how: provider, sizes of the inputs, and repetitions.
+        loads: rounds that open both models in fresh processes, for the time that takes and the
+            memory; 0 leaves that out.
         settings: whose seed and progress count.
 
     Raises:
@@ -240,16 +245,33 @@ def benchmark(
     """
     ours, theirs = open_original(reference), open_original(candidate)
     settings = settings or RunSettings()
+    how = how or BenchmarkSpec()
+    samples = None if data is None else _samples(ours.path, data, mask)
     benchmarks, unmeasured = measure_latency(
         ours.path,
         theirs.path,
-        how or BenchmarkSpec(),
-        samples=None if data is None else _samples(ours.path, data, mask),
+        how,
+        samples=samples,
         seed=settings.seed,
         progress=settings.progress,
     )
-    size = model_size(ours.path, theirs.path)
-    return BenchmarkReport(benchmarks=benchmarks, unmeasured=unmeasured, size=size, gates=())
+    return BenchmarkReport(
+        benchmarks=benchmarks,
+        unmeasured=unmeasured,
+        size=model_size(ours.path, theirs.path),
+        loadings=measure_loadings(
+            ours.path,
+            theirs.path,
+            benchmarks,
+            how,
+            rounds=loads,
+            samples=samples,
+            seed=settings.seed,
+            progress=settings.progress,
+        ),
+        gates=(),
+        environment=environment(),
+    )
 
 
 def analyze(

@@ -106,13 +106,17 @@ class LatencyStats(Result):
 
 
 class Benchmark(Result):
-    """Reference against candidate, interleaved, on one provider.
+    """Reference against candidate, interleaved, on one provider and at one size.
 
     Attributes:
+        case: which of a grid this is: ``8x128`` of batch and length, ``8x128.t2`` with two threads
+            where several counts are measured; empty where there is no grid.
         providers: what the sessions really had, in order.
         input_shapes: the shape of each input that was fed.
         speedup: reference p50 over candidate p50.
         speedup_low, speedup_high: a 95 % bootstrap interval of ``speedup``.
+        reference_samples_per_s, candidate_samples_per_s: the samples of one run over its p50, so
+            that their ratio is ``speedup``.
         linear_share: the part of the reference's time that its factored sites take (profiled);
             None where the profile could not attribute it.
         ideal_speedup: what ``speedup`` would be if the sites' time scaled with their FLOPs.
@@ -120,6 +124,7 @@ class Benchmark(Result):
     """
 
     provider: str
+    case: str = ""
     providers: tuple[str, ...]
     threads: int
     optimization: str
@@ -129,9 +134,45 @@ class Benchmark(Result):
     speedup: float
     speedup_low: float
     speedup_high: float
+    reference_samples_per_s: float | None = None
+    candidate_samples_per_s: float | None = None
     linear_share: float | None = None
     ideal_speedup: float | None = None
     settings: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """``cpu``; of a grid ``cpu.8x128``."""
+        return f"{self.provider}.{self.case}" if self.case else self.provider
+
+
+class Loading(Result):
+    """What it takes until both models can answer, each in a fresh process, in turn.
+
+    Ratios are candidate over reference, of medians over ``rounds``, with 95 % bootstrap intervals.
+
+    Attributes:
+        reference_load_ms, candidate_load_ms: from the file to an open session.
+        reference_resident_bytes, candidate_resident_bytes: by how much the memory of the process
+            grew with the session and one run; None where that cannot be told, for
+            ``not_resident``.
+        not_resident: why.
+    """
+
+    provider: str
+    threads: int
+    rounds: int
+    reference_load_ms: float
+    candidate_load_ms: float
+    load_ratio: float
+    load_ratio_low: float
+    load_ratio_high: float
+    reference_resident_bytes: int | None = None
+    candidate_resident_bytes: int | None = None
+    resident_ratio: float | None = None
+    resident_ratio_low: float | None = None
+    resident_ratio_high: float | None = None
+    not_resident: str | None = None
 
 
 class SizeReport(Result):
@@ -189,14 +230,19 @@ class BenchmarkReport(Result):
     unmeasured: dict[str, str]
     size: SizeReport
     gates: tuple[GateResult, ...]
+    loadings: tuple[Loading, ...] = ()
     environment: Environment | None = None
 
     def __str__(self) -> str:
-        """One line a provider, one for the sizes."""
+        """One line a provider and size, one for the files."""
         lines = [
-            f"{row.provider}: p50 {row.reference.p50_ms:.3f} -> {row.candidate.p50_ms:.3f} ms, "
+            f"{row.name}: p50 {row.reference.p50_ms:.3f} -> {row.candidate.p50_ms:.3f} ms, "
             f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
             for row in self.benchmarks
+        ]
+        lines += [
+            f"{row.provider}: session {row.reference_load_ms:.1f} -> {row.candidate_load_ms:.1f} ms"
+            for row in self.loadings
         ]
         lines += [f"{name}: not measured, {reason}" for name, reason in self.unmeasured.items()]
         size = self.size

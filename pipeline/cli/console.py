@@ -28,6 +28,7 @@ from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
+    Loading,
     OptimizeReport,
     RecoveryReport,
     SearchReport,
@@ -280,23 +281,55 @@ def print_translations(report: TranslationReport) -> None:
 
 
 def print_benchmarks(benchmarks: Sequence[Benchmark], unmeasured: dict[str, str]) -> None:
-    """Latencies before and after, one row a provider."""
-    shown = table("provider", "threads", "reference p50", "candidate p50", "speed-up", "ideal")
+    """Latencies and throughput before and after, one row a provider and size."""
+    shown = table(
+        "provider",
+        "threads",
+        "reference p50",
+        "candidate p50",
+        "speed-up",
+        "ideal",
+        "reference [1/s]",
+        "candidate [1/s]",
+    )
     for row in benchmarks:
         ideal = "" if row.ideal_speedup is None else f"{row.ideal_speedup:.2f}x"
         shown.add_row(
-            row.provider,
+            row.name,
             str(row.threads),
             f"{row.reference.p50_ms:.3f} ms",
             f"{row.candidate.p50_ms:.3f} ms",
             f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
             ideal,
+            significant(row.reference_samples_per_s),
+            significant(row.candidate_samples_per_s),
         )
     out.print(shown)
     for row in benchmarks:
         if "doubts" in row.settings:
-            out.print(f"{row.provider}: {row.settings['doubts']}", style="yellow", markup=False)
+            out.print(f"{row.name}: {row.settings['doubts']}", style="yellow", markup=False)
     print_unmeasured(unmeasured)
+
+
+def print_loadings(loadings: Sequence[Loading]) -> None:
+    """Time to open a session, and memory, before and after, two rows a provider."""
+    if not loadings:
+        return
+    shown = table("provider", "fresh process", "reference", "candidate", "ratio")
+    for row in loadings:
+        opened = (f"{ms:.1f} ms" for ms in (row.reference_load_ms, row.candidate_load_ms))
+        interval = f"[{row.load_ratio_low:.2f}, {row.load_ratio_high:.2f}]"
+        shown.add_row(row.provider, "open session", *opened, f"{row.load_ratio:.2f} {interval}")
+        if row.resident_ratio is None:
+            continue
+        taken = (row.reference_resident_bytes or 0, row.candidate_resident_bytes or 0)
+        interval = f"[{row.resident_ratio_low:.2f}, {row.resident_ratio_high:.2f}]"
+        memory = f"{row.resident_ratio:.2f} {interval}"
+        shown.add_row(row.provider, "memory", *map(formats.size, taken), memory)
+    out.print(shown)
+    for row in loadings:
+        if row.not_resident is not None:
+            out.print(f"{row.provider}, memory not measured: {row.not_resident}", style="yellow")
 
 
 def print_gates(gates: Sequence[GateResult]) -> bool:

@@ -42,6 +42,24 @@ def _provider(text: str) -> str:
     return text
 
 
+class Numbers(tuple[int, ...]):
+    """One number above zero, or several with commas between them."""
+
+    __slots__ = ()
+
+
+def numbers(text: str) -> Numbers:
+    """``8`` or ``1,8`` as numbers.
+
+    Raises:
+        typer.BadParameter: the text is something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no number above zero, nor several: 1,8")
+    return Numbers(dict.fromkeys(map(int, parts)))
+
+
 _PROVIDERS = get_args(Provider)
 Providers = Annotated[
     list[str] | None,

@@ -112,6 +112,8 @@ def benchmark(
     warmup: int,
     iterations: int,
     seed: int,
+    case: str = "",
+    samples: int | None = None,
     sites: Mapping[str, float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Benchmark:
@@ -125,6 +127,8 @@ def benchmark(
         warmup: rounds before the timed ones.
         iterations: timed rounds.
         seed: of the order within the rounds and of the bootstrap.
+        case: which of a grid this is.
+        samples: how many are in ``feeds``, for samples a second; None leaves those out.
         sites: for each node of ``reference`` that got factored, its FLOPs after over before,
             r(K+N)/(K·N). Without it there is no ideal speed-up.
         progress: called between rounds with the number of timed rounds so far.
@@ -149,17 +153,22 @@ def benchmark(
     settings = {**_settings(session, spec), **ideal.settings}
     if spec.provider == "cpu":
         settings |= _quality(cpu_per_wall, interval, ideal.speedup)
+    stats = [latency_stats(times) for times in times_ms.T]
+    per_s = [None if samples is None else 1000 * samples / found.p50_ms for found in stats]
     return Benchmark(
         provider=spec.provider,
+        case=case,
         providers=tuple(session.get_providers()),
         threads=spec.thread_count,
         optimization=spec.optimization,
         input_shapes={name: array.shape for name, array in feeds.items()},
-        reference=latency_stats(times_ms[:, 0]),
-        candidate=latency_stats(times_ms[:, 1]),
+        reference=stats[0],
+        candidate=stats[1],
         speedup=speedup(times_ms),
         speedup_low=interval.low,
         speedup_high=interval.high,
+        reference_samples_per_s=per_s[0],
+        candidate_samples_per_s=per_s[1],
         linear_share=ideal.linear_share,
         ideal_speedup=ideal.speedup,
         settings=settings,

@@ -22,6 +22,14 @@ all of these with a provider:                  measured on that provider; withou
                                                of its interval
 ``latency_ratio.cpu``                          candidate p50 over reference p50
 ``p50_ms.cpu`` (``p90_ms``, ``p99_ms``)        the candidate's latency
+``samples_per_s.cpu``                          the candidate's throughput at its p50
+any of these with a case of a grid:            at one batch and length, with one number of threads;
+``speedup.cpu.8x128``, ``….8x128.t2``          without a case, the worst over the grid
+``load_ms.cpu``, ``load_ratio.cpu``,           the candidate's time to open a session, and that
+``load_ratio_high.cpu``                        over the reference's, with the upper end of its
+                                               interval (``bench`` only)
+``resident_bytes.cpu``, ``resident_ratio.cpu`` the same of the memory that it takes
+``resident_ratio_high.cpu``
 ``size_ratio``, ``parameter_ratio``            candidate over reference
 ``candidate_bytes``, ``candidate_parameters``  the candidate's size
 ``bleu``, ``chrf``; ``bleu.de``                translations: the candidate's mean over languages;
@@ -44,12 +52,14 @@ from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
     GenerationTiming,
+    Loading,
     SizeReport,
     TranslationScore,
     TranslationScores,
     ValidationReport,
 )
 
+_MORE_IS_BETTER = {"speedup", "speedup_low", "samples_per_s"}
 _GATE_TEXT = re.compile(r"\s*(?P<quantity>[^<>=\s]+)\s*(?P<limit>>=|<=)\s*(?P<threshold>\S+)\s*")
 
 
@@ -158,6 +168,7 @@ def measured_quantities(
     validation: ValidationReport | None,
     benchmarks: Sequence[Benchmark] = (),
     size: SizeReport | None = None,
+    loadings: Sequence[Loading] = (),
 ) -> dict[str, float]:
     """Everything that a gate can name, from what was measured."""
     quantities: dict[str, float] = {}
@@ -166,8 +177,11 @@ def measured_quantities(
         for report in (validation, *validation.elsewhere):
             named = _accuracy_quantities(report).items()
             quantities |= {f"{name}.{report.provider}": value for name, value in named}
-    for benchmark in benchmarks:
-        quantities |= _latency_quantities(benchmark)
+    for provider in dict.fromkeys(benchmark.provider for benchmark in benchmarks):
+        rows = [benchmark for benchmark in benchmarks if benchmark.provider == provider]
+        quantities |= _grid_quantities(rows)
+    for loading in loadings:
+        quantities |= _loading_quantities(loading)
     if size is not None:
         quantities |= _size_quantities(size)
     return quantities
@@ -231,15 +245,49 @@ def _output_quantities(validation: ValidationReport) -> dict[str, float]:
     return quantities
 
 
+def _grid_quantities(rows: Sequence[Benchmark]) -> dict[str, float]:
+    """Of one provider: of each case by its name, and the worst of all."""
+    measured = [_latency_quantities(row) for row in rows]
+    quantities = {
+        f"{figure}.{row.name}": value
+        for row, figures in zip(rows, measured, strict=True)
+        for figure, value in figures.items()
+    }
+    for figure in dict.fromkeys(name for figures in measured for name in figures):
+        values = [figures[figure] for figures in measured if figure in figures]
+        worst = min(values) if figure in _MORE_IS_BETTER else max(values)
+        quantities[f"{figure}.{rows[0].provider}"] = worst
+    return quantities
+
+
 def _latency_quantities(benchmark: Benchmark) -> dict[str, float]:
-    candidate, provider = benchmark.candidate, benchmark.provider
+    candidate = benchmark.candidate
+    quantities = {
+        "speedup": benchmark.speedup,
+        "speedup_low": benchmark.speedup_low,
+        "latency_ratio": candidate.p50_ms / benchmark.reference.p50_ms,
+        "p50_ms": candidate.p50_ms,
+        "p90_ms": candidate.p90_ms,
+        "p99_ms": candidate.p99_ms,
+    }
+    if benchmark.candidate_samples_per_s is not None:
+        quantities["samples_per_s"] = benchmark.candidate_samples_per_s
+    return quantities
+
+
+def _loading_quantities(loading: Loading) -> dict[str, float]:
+    quantities = {
+        "load_ms": loading.candidate_load_ms,
+        "load_ratio": loading.load_ratio,
+        "load_ratio_high": loading.load_ratio_high,
+        "resident_bytes": loading.candidate_resident_bytes,
+        "resident_ratio": loading.resident_ratio,
+        "resident_ratio_high": loading.resident_ratio_high,
+    }
     return {
-        f"speedup.{provider}": benchmark.speedup,
-        f"speedup_low.{provider}": benchmark.speedup_low,
-        f"latency_ratio.{provider}": candidate.p50_ms / benchmark.reference.p50_ms,
-        f"p50_ms.{provider}": candidate.p50_ms,
-        f"p90_ms.{provider}": candidate.p90_ms,
-        f"p99_ms.{provider}": candidate.p99_ms,
+        f"{name}.{loading.provider}": value
+        for name, value in quantities.items()
+        if value is not None
     }
 
 

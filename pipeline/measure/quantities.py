@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from compress_onnx.pipeline.measure.latency import cases_of
 from compress_onnx.pipeline.measure.metrics.embedding import FIGURES as EMBEDDING_FIGURES
 from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.recipe import (
     AccuracyMetric,
+    BenchmarkSpec,
     EmbeddingMetric,
     MaskFillingMetric,
     MetricSpec,
@@ -26,7 +28,17 @@ SIZES = ("size_ratio", "parameter_ratio", "candidate_bytes", "candidate_paramete
 _WORST_OUTPUT = ("max_abs", "relative_l2", "min_output_cosine")
 _IN_BATCHES = ("batch_invariance", "batch_invariance_reference")
 _OUTPUT = ("max_abs", "relative_l2", "cosine", "snr_db")
-_LATENCY = ("speedup", "speedup_low", "latency_ratio", "p50_ms", "p90_ms", "p99_ms")
+_LATENCY = (
+    "speedup",
+    "speedup_low",
+    "latency_ratio",
+    "p50_ms",
+    "p90_ms",
+    "p99_ms",
+    "samples_per_s",
+)
+_LOAD = ("load_ms", "load_ratio", "load_ratio_high")
+_RESIDENT = ("resident_bytes", "resident_ratio", "resident_ratio_high")
 _TRANSLATION_SPEED = ("speedup", "speedup_low")
 _SCORES = tuple(
     f"{score}{kind}" for score in ("bleu", "chrf") for kind in ("", "_reference", "_drop")
@@ -66,9 +78,24 @@ def validate_quantities(
     return (*figures, *_on_providers(figures, providers), *SIZES)
 
 
-def bench_quantities(provider: Requested = "auto") -> tuple[str, ...]:
-    """What ``bench`` measures; ``auto`` is whatever there is."""
-    return (*_on_providers(_LATENCY, [provider]), *SIZES)
+def bench_quantities(
+    settings: BenchmarkSpec | None = None, threads: Sequence[int] = (), *, loading: bool = True
+) -> tuple[str, ...]:
+    """What ``bench`` measures; the provider ``auto`` is whatever there is.
+
+    Args:
+        settings: provider and sizes.
+        threads: numbers of threads, where there are several.
+        loading: whether sessions and memory are measured.
+    """
+    settings = settings or BenchmarkSpec()
+    requested = [settings.provider]
+    cases = [case.name for case in cases_of(settings, threads) if case.name]
+    speeds = _on_providers(_LATENCY, requested)
+    loads = _on_providers(_LOAD, requested) if loading else ()
+    resident = _on_providers(_RESIDENT, _CPU) if loading and settings.provider != "cuda" else ()
+    in_cases = (f"{speed}.{case}" for case in cases for speed in speeds)
+    return (*speeds, *in_cases, *loads, *resident, *SIZES)
 
 
 def recipe_quantities(recipe: Recipe, outputs: Iterable[str] = _ANY_OUTPUT) -> tuple[str, ...]:
@@ -83,7 +110,7 @@ def recipe_quantities(recipe: Recipe, outputs: Iterable[str] = _ANY_OUTPUT) -> t
     providers = _CPU
     names: tuple[str, ...] = SIZES
     if recipe.benchmark is not None:
-        names = bench_quantities(recipe.benchmark.provider)
+        names = bench_quantities(recipe.benchmark, loading=False)
         providers = (*_CPU, recipe.benchmark.provider)
     if recipe.validation is None:
         return names

@@ -205,14 +205,15 @@ def provider_problems() -> dict[Provider, str | None]:
     problems: dict[Provider, str | None] = {}
     for provider in EXECUTION_PROVIDERS:
         try:
-            open_session(_identity_model(), SessionSpec(provider=provider))
+            open_session(trivial_model(), SessionSpec(provider=provider))
             problems[provider] = None
         except ProviderError as error:
             problems[provider] = str(error)
     return problems
 
 
-def _identity_model() -> bytes:
+def trivial_model() -> bytes:
+    """A model that returns its input: what opens it works, and has started what it needs."""
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:]

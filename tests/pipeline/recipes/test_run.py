@@ -126,6 +126,18 @@ def test_accuracy_is_measured_on_the_providers_of_the_benchmark(folder, bundle):
     assert measured | report.unmeasured.keys() == {"cpu", "cuda"}
 
 
+def test_a_recipe_may_ask_for_a_grid(folder, bundle):
+    gates = [{"quantity": f"speedup.cpu{case}", "min": 0} for case in ("", ".1x128", ".3x128")]
+    timed = {"provider": "cpu", "batch": [1, 3], "iterations": 5, "warmup": 0}
+    report = carry_out(folder, bundle, gates=gates, benchmark=timed)
+    assert [row.name for row in report.benchmarks] == ["cpu.1x128", "cpu.3x128"]
+    assert [row.input_shapes["x"][0] for row in report.benchmarks] == [1, 3]
+    worst, *cases = [gate.value for gate in report.gates]
+    assert worst == min(cases)
+    summary = (bundle / "summary.md").read_text()
+    assert all(f"| Latency p50, {row.name} |" in summary for row in report.benchmarks)
+
+
 def test_the_report_says_what_was_done(finished):
     report, _ = finished
     assert (report.name, report.command, report.seed) == ("tiny", "as a test", 0)
