@@ -153,8 +153,8 @@ def _ratio(figures: Times, rng: np.random.Generator) -> _Ratio:
 
 
 def _why_not_resident(spec: SessionSpec, grown: Times) -> str | None:
-    if spec.provider != "cpu":
-        return f"the memory of the process is not that of {spec.provider}"
+    if spec.provider == "cuda":
+        return "the memory of the process is not that of the GPU"
     if np.isnan(grown).any():
         return "this system does not tell in /proc"
     if (grown <= 0).any():

@@ -93,7 +93,8 @@ def bench_quantities(
     cases = [case.name for case in cases_of(settings, threads) if case.name]
     speeds = _on_providers(_LATENCY, requested)
     loads = _on_providers(_LOAD, requested) if loading else ()
-    resident = _on_providers(_RESIDENT, _CPU) if loading and settings.provider != "cuda" else ()
+    resident = _on_providers(_RESIDENT, requested) if loading else ()
+    resident = tuple(name for name in resident if not name.endswith(".cuda"))
     in_cases = (f"{speed}.{case}" for case in cases for speed in speeds)
     return (*speeds, *in_cases, *loads, *resident, *SIZES)
 

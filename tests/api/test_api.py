@@ -14,6 +14,8 @@ import small_models as small
 
 import compress_onnx
 from compress_onnx.pipeline.api import request_of
+from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.runtime.session import EXECUTION_PROVIDERS
 
 HALF = {"params": 0.5, "rank_multiple": 1}
 
@@ -94,7 +96,18 @@ def test_validate_can_measure_batch_invariance_and_other_providers(path):
     assert report.batch_invariance == report.batch_invariance_reference
     assert "batch invariance" in str(report)
     places = {report.provider, *(other.provider for other in report.elsewhere)}
-    assert places | report.unmeasured.keys() == {"cpu", "cuda"}
+    assert places | report.unmeasured.keys() == set(EXECUTION_PROVIDERS)
+
+
+def test_benchmark_measures_a_grid_and_what_opening_takes(path):
+    how = BenchmarkSpec(provider="cpu", batch=(1, 2), length=4, warmup=0, iterations=5)
+    report = compress_onnx.benchmark(path, path, how=how, loads=1)
+    assert [row.name for row in report.benchmarks] == ["cpu.1x4", "cpu.2x4"]
+    (loading,) = report.loadings
+    assert loading.load_ratio > 0
+    assert report.environment.instruction_sets is not None
+    assert "cpu.2x4: p50" in str(report)
+    assert "session" in str(report)
 
 
 def test_a_callback_hears_of_the_steps(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ from compress_onnx.pipeline.results import (
     TranslationScores,
 )
 from compress_onnx.pipeline.runtime.samples import Batch
+from compress_onnx.pipeline.runtime.session import EXECUTION_PROVIDERS
 
 MODELS = Path(__file__).parents[3] / "models"
 EMBEDDING = EmbeddingMetric(kind="embedding", pooling="none", neighbours=2)
@@ -63,6 +65,11 @@ def recipe(**settings: object) -> Recipe:
     return Recipe.model_validate({"name": "r", "source": SOURCE, **settings})
 
 
+def measured_everywhere(loadings: Sequence[Loading] = ()) -> dict[str, float]:
+    rows = [BENCHMARK.model_copy(update={"provider": place}) for place in EXECUTION_PROVIDERS]
+    return measured_quantities(None, rows, SIZE, loadings)
+
+
 class TestNamesAreThoseThatAreMeasured:
     def test_of_outputs_and_sizes(self):
         measured = measured_quantities(VALIDATION.model_copy(update={"metrics": {}}), size=SIZE)
@@ -72,16 +79,17 @@ class TestNamesAreThoseThatAreMeasured:
         on_cpu = BenchmarkSpec(provider="cpu")
         measured = measured_quantities(None, [BENCHMARK], SIZE)
         assert set(bench_quantities(on_cpu, loading=False)) == set(measured)
-        cuda = BENCHMARK.model_copy(update={"provider": "cuda"})
-        both = measured_quantities(None, [BENCHMARK, cuda], SIZE)
-        assert set(bench_quantities(loading=False)) == set(both)
+        assert set(bench_quantities(loading=False)) == set(measured_everywhere())
 
     def test_of_loading(self):
         without_memory = LOADING.model_dump(exclude={n for n in vars(LOADING) if "resident" in n})
-        cuda = Loading.model_validate({**without_memory, "provider": "cuda"})
-        benchmarks = [BENCHMARK, BENCHMARK.model_copy(update={"provider": "cuda"})]
-        measured = measured_quantities(None, benchmarks, SIZE, [LOADING, cuda])
-        assert set(bench_quantities()) == set(measured)
+        loadings = [
+            Loading.model_validate(without_memory | {"provider": place})
+            if place == "cuda"
+            else LOADING.model_copy(update={"provider": place})
+            for place in EXECUTION_PROVIDERS
+        ]
+        assert set(bench_quantities()) == set(measured_everywhere(loadings))
 
     def test_of_a_grid(self):
         grid = BenchmarkSpec(provider="cpu", batch=(1, 8), length=(16, 128))

@@ -26,6 +26,7 @@ from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.report import read_report
+from compress_onnx.pipeline.runtime.session import EXECUTION_PROVIDERS
 
 RECIPE = {
     "name": "tiny",
@@ -123,7 +124,7 @@ def test_accuracy_is_measured_on_the_providers_of_the_benchmark(folder, bundle):
     assert report.passed
     measured = {report.validation.provider, *(v.provider for v in report.validation.elsewhere)}
     assert measured == {benchmark.provider for benchmark in report.benchmarks}
-    assert measured | report.unmeasured.keys() == {"cpu", "cuda"}
+    assert measured | report.unmeasured.keys() == set(EXECUTION_PROVIDERS)
 
 
 def test_a_recipe_may_ask_for_a_grid(folder, bundle):
