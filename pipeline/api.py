@@ -8,6 +8,7 @@ steps. Errors are subclasses of :class:`~graph_passes.errors.CompressOnnxError`,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +34,10 @@ from compress_onnx.pipeline.export import export as export_source
 from compress_onnx.pipeline.files.model_file import load_model, model_size, save_model
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
 from compress_onnx.pipeline.measure.latency import measure_latency
+from compress_onnx.pipeline.measure.loading import measure_loadings
+from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.measure.validate import validate as validate_files
+from compress_onnx.pipeline.measure.validate import validate_on
 from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, Recipe, SourceSpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.results import (
@@ -45,9 +49,11 @@ from compress_onnx.pipeline.results import (
     Report,
     ValidationReport,
 )
+from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.progress import Calls
 from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.session import Provider
 
 
 def learn(
@@ -174,6 +180,8 @@ def validate(
     *,
     mask: str | None = None,
     metric: MetricSpec | None = None,
+    batch_invariance: bool = False,
+    providers: Sequence[Requested] | None = None,
     settings: RunSettings | None = None,
 ) -> ValidationReport:
     """Hold the outputs of ``candidate`` against those of ``reference``.
@@ -184,24 +192,33 @@ def validate(
         data: samples that calibration never saw.
         mask: as for :func:`learn`.
         metric: of the task; None compares raw outputs only.
+        batch_invariance: also run samples alone and in a batch, and compare the two.
+        providers: where to compare, or ``auto`` for wherever it works; the report of the first has
+            those of the others in ``elsewhere``. None takes that of ``settings``.
         settings: how both are run.
 
     Raises:
         DataError: the data does not fit the models.
         ModelFileError: a model cannot be loaded or run, or the two are not the same model.
+        ProviderError: a provider that was asked for by name is not available.
     """
     ours, theirs = open_original(reference), open_original(candidate)
-    samples, settings = _samples(ours.path, data, mask), settings or RunSettings()
-    with settings.progress.step("validate", len(samples)) as update:
-        return validate_files(
-            ours.path,
-            theirs.path,
-            samples,
-            metric=metric,
-            spec=settings.session,
-            batch_size=settings.batch_size,
-            progress=update,
-        )
+    samples, how = _samples(ours.path, data, mask), settings or RunSettings()
+
+    def measure(provider: Provider) -> ValidationReport:
+        with how.progress.step("validate", len(samples)) as update:
+            return validate_files(
+                ours.path,
+                theirs.path,
+                samples,
+                metric=metric,
+                spec=how.session.model_copy(update={"provider": provider}),
+                batch_size=how.batch_size,
+                batch_invariance=batch_invariance,
+                progress=update,
+            )
+
+    return validate_on(providers or [how.session.provider], measure)
 
 
 def benchmark(
@@ -211,6 +228,7 @@ def benchmark(
     *,
     mask: str | None = None,
     how: BenchmarkSpec | None = None,
+    loads: int = 0,
     settings: RunSettings | None = None,
 ) -> BenchmarkReport:
     """Time both models in turn, and compare their sizes.
@@ -221,6 +239,8 @@ def benchmark(
         data: rows to feed; made-up inputs without.
         mask: as for :func:`learn`.
         how: provider, sizes of the inputs, and repetitions.
+        loads: rounds that open both models in fresh processes, for the time that takes and the
+            memory; 0 leaves that out.
         settings: whose seed and progress count.
 
     Raises:
@@ -229,16 +249,33 @@ def benchmark(
     """
     ours, theirs = open_original(reference), open_original(candidate)
     settings = settings or RunSettings()
+    how = how or BenchmarkSpec()
+    samples = None if data is None else _samples(ours.path, data, mask)
     benchmarks, unmeasured = measure_latency(
         ours.path,
         theirs.path,
-        how or BenchmarkSpec(),
-        samples=None if data is None else _samples(ours.path, data, mask),
+        how,
+        samples=samples,
         seed=settings.seed,
         progress=settings.progress,
     )
-    size = model_size(ours.path, theirs.path)
-    return BenchmarkReport(benchmarks=benchmarks, unmeasured=unmeasured, size=size, gates=())
+    return BenchmarkReport(
+        benchmarks=benchmarks,
+        unmeasured=unmeasured,
+        size=model_size(ours.path, theirs.path),
+        loadings=measure_loadings(
+            ours.path,
+            theirs.path,
+            benchmarks,
+            how,
+            rounds=loads,
+            samples=samples,
+            seed=settings.seed,
+            progress=settings.progress,
+        ),
+        gates=(),
+        environment=environment(),
+    )
 
 
 def judge(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.cells import cell_len
@@ -30,6 +30,7 @@ from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
+    Loading,
     OptimizeReport,
     Outcome,
     Potential,
@@ -300,24 +301,38 @@ def print_optimized(report: OptimizeReport) -> None:
 
 
 def print_validation(report: ValidationReport) -> None:
-    """Outputs and metrics as tables."""
-    shown = table("output", "max abs", "relative L2", "cosine", "SNR [dB]")
-    for row in report.outputs:
-        snr = "equal" if row.snr_db is None else significant(row.snr_db)
-        numbers = (row.max_abs, row.relative_l2, row.cosine)
-        shown.add_row(escape(row.output), *(significant(number) for number in numbers), snr)
-    out.print(shown)
-    for row in report.outputs:
-        if row.problem is not None:
-            out.print(f"output {row.output}: {row.problem}", style="red", markup=False)
-    if report.metrics:
-        shown = table("metric", "value")
-        for name, value in report.metrics.items():
-            shown.add_row(escape(name), significant(value))
+    """Outputs, metrics and batch invariance as tables, for each provider."""
+    for place in (report, *report.elsewhere):
+        where = f" on {place.provider}" if report.elsewhere else ""
+        shown = table(f"output{where}", "max abs", "relative L2", "cosine", "SNR [dB]")
+        for row in place.outputs:
+            snr = "equal" if row.snr_db is None else significant(row.snr_db)
+            numbers = (row.max_abs, row.relative_l2, row.cosine)
+            shown.add_row(escape(row.output), *(significant(number) for number in numbers), snr)
         out.print(shown)
+        for row in place.outputs:
+            if row.problem is not None:
+                out.print(f"output {row.output}: {row.problem}", style="red", markup=False)
+        if place.metrics:
+            shown = table(f"metric{where}", "value")
+            for name, value in place.metrics.items():
+                shown.add_row(escape(name), significant(value))
+            out.print(shown)
+        if place.batch_invariance is not None or place.batch_invariance_reference is not None:
+            shown = table(f"alone and in a batch{where}", "reference", "candidate")
+            cosines = (place.batch_invariance_reference, place.batch_invariance)
+            shown.add_row("least cosine", *(significant(cosine, 6) for cosine in cosines))
+            out.print(shown)
     out.print(f"{report.samples} samples of {report.origin}", markup=False, highlight=False)
     if report.sizes is not None:
         out.print(report.sizes, markup=False, highlight=False)
+    print_unmeasured(report.unmeasured)
+
+
+def print_unmeasured(reasons: Mapping[str, str]) -> None:
+    """Quantities and providers that were asked for and not measured, each with the reason."""
+    for name, reason in reasons.items():
+        out.print(f"{name} not measured: {reason}", style="yellow", markup=False)
 
 
 def print_translations(report: TranslationReport) -> None:
@@ -342,31 +357,64 @@ def print_translations(report: TranslationReport) -> None:
 
 
 def print_benchmarks(benchmarks: Sequence[Benchmark], unmeasured: dict[str, str]) -> None:
-    """Latencies before and after, one row a provider."""
-    shown = table("provider", "threads", "reference p50", "candidate p50", "speed-up", "ideal")
+    """Latencies and throughput before and after, one row a provider and size."""
+    shown = table(
+        "provider",
+        "threads",
+        "reference p50",
+        "candidate p50",
+        "speed-up",
+        "ideal",
+        "reference [1/s]",
+        "candidate [1/s]",
+    )
     for row in benchmarks:
         ideal = "" if row.ideal_speedup is None else f"{row.ideal_speedup:.2f}x"
         shown.add_row(
-            row.provider,
+            row.name,
             str(row.threads),
             f"{row.reference.p50_ms:.3f} ms",
             f"{row.candidate.p50_ms:.3f} ms",
             f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
             ideal,
+            significant(row.reference_samples_per_s),
+            significant(row.candidate_samples_per_s),
         )
     out.print(shown)
     for row in benchmarks:
         if "doubts" in row.settings:
-            out.print(f"{row.provider}: {row.settings['doubts']}", style="yellow", markup=False)
-    for provider, reason in unmeasured.items():
-        out.print(f"{provider} not measured: {reason}", style="yellow", markup=False)
+            out.print(f"{row.name}: {row.settings['doubts']}", style="yellow", markup=False)
+    print_unmeasured(unmeasured)
+
+
+def print_loadings(loadings: Sequence[Loading]) -> None:
+    """Time to open a session, and memory, before and after, two rows a provider."""
+    if not loadings:
+        return
+    shown = table("provider", "fresh process", "reference", "candidate", "ratio")
+    for row in loadings:
+        opened = (f"{ms:.1f} ms" for ms in (row.reference_load_ms, row.candidate_load_ms))
+        interval = f"[{row.load_ratio_low:.2f}, {row.load_ratio_high:.2f}]"
+        shown.add_row(row.provider, "open session", *opened, f"{row.load_ratio:.2f} {interval}")
+        if row.resident_ratio is None:
+            continue
+        taken = (row.reference_resident_bytes or 0, row.candidate_resident_bytes or 0)
+        interval = f"[{row.resident_ratio_low:.2f}, {row.resident_ratio_high:.2f}]"
+        memory = f"{row.resident_ratio:.2f} {interval}"
+        shown.add_row(row.provider, "memory", *map(formats.size, taken), memory)
+    out.print(shown)
+    for row in loadings:
+        if row.not_resident is not None:
+            out.print(f"{row.provider}, memory not measured: {row.not_resident}", style="yellow")
 
 
 def print_gates(gates: Sequence[GateResult]) -> bool:
     """The verdict on each gate; True when all passed."""
     for gate in gates:
         sign = ">=" if gate.limit == "min" else "<="
-        value = "not measured" if gate.value is None else f"{gate.value:.6g}"
+        value = f"not measured{f' ({gate.reason})' if gate.reason else ''}"
+        if gate.value is not None:
+            value = f"{gate.value:.6g}"
         verdict = "passed" if gate.passed else "FAILED"
         out.print(
             f"gate {gate.quantity} {sign} {gate.threshold:g}: {value}: {verdict}",
@@ -382,6 +430,6 @@ def table(*headers: str) -> Table:
     empty = Table(box=None, header_style="bold", pad_edge=False)
     for header in headers:
         # Names and reasons wrap; numbers never do.
-        wraps = header in {"site", "reason", "output"}
+        wraps = header.partition(" ")[0] in {"site", "reason", "output"}
         empty.add_column(header, no_wrap=not wraps, overflow="fold")
     return empty

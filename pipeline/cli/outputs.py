@@ -23,6 +23,7 @@ __all__ = [
     "benchmark_file",
     "bundle_output",
     "check_outputs",
+    "comparison_file",
     "model_file",
     "optimize_report",
     "plan_file",
@@ -52,6 +53,11 @@ def optimize_report(path: Path | None) -> Output | None:
 def trial_log(path: Path | None) -> Output | None:
     """What ``optimize --log`` adds to."""
     return None if path is None else Output(path, "file", is_trial_log)
+
+
+def comparison_file(path: Path | None) -> Output | None:
+    """What ``validate --json`` writes."""
+    return None if path is None else json_output(path, "validation", "gates")
 
 
 def benchmark_file(path: Path | None) -> Output | None:

@@ -218,6 +218,6 @@ def _shape_name(value: str) -> str:
 
 def _median_length(samples: Samples | None) -> int:
     if samples is None or samples.mask_name is None:
-        return BenchmarkSpec().length
+        return BenchmarkSpec().length[0]
     lengths = samples.inputs[samples.mask_name].astype(bool).sum(axis=1)
     return max(1, int(np.median(lengths)))

@@ -38,6 +38,7 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import (
     CompressOnnxError,
+    DataError,
     NothingToCompressError,
     RequestError,
 )
@@ -355,18 +356,24 @@ class _Search:
         for index, trial in enumerate(trials):
             pair = times[:, [0, index]]
             low, high = speedup_interval(pair, rng)
-            invariance = batch_invariance(
-                self._path(trial.name), self._choosing, self._learned.settings.session
-            )
             changed = {
                 "speedup": speedup(pair),
                 "speedup_low": low,
                 "speedup_high": high,
-                "batch_invariance": invariance,
+                "batch_invariance": self._invariance(self._path(trial.name)),
             }
             found.append(trial.model_copy(update=changed))
         self._trials |= {trial.name: trial for trial in found}
         return found
+
+    def _invariance(self, path: Path) -> float | None:
+        """The batch invariance of a model; None where it cannot be measured, which a note says."""
+        try:
+            return batch_invariance(path, self._choosing, self._learned.settings.session)
+        except DataError as error:
+            if str(error) not in self._notes:
+                self._notes.append(str(error))
+            return None
 
     def _interleaved(self, paths: Sequence[Path]) -> Times:
         """Nanoseconds ``[rounds, models]``."""

@@ -15,23 +15,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from compress_onnx.graph_passes.errors import DataError, ProviderError
+from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.measure.kernel_times import LinearShares, ideal_speedup, linear_shares
 from compress_onnx.pipeline.results import Benchmark, LatencyStats
+from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.session import (
     EXECUTION_PROVIDERS,
-    Provider,
     SessionSpec,
     one_line,
     open_session,
-    processor_name,
 )
 
 Times = NDArray[np.float64]
@@ -115,6 +114,8 @@ def benchmark(
     warmup: int,
     iterations: int,
     seed: int,
+    case: str = "",
+    samples: int | None = None,
     sites: Mapping[str, float] | None = None,
     limit_s: float = math.inf,
     progress: Callable[[int], None] | None = None,
@@ -129,6 +130,8 @@ def benchmark(
         warmup: rounds before the timed ones.
         iterations: timed rounds.
         seed: of the order within the rounds and of the bootstrap.
+        case: which of a grid this is.
+        samples: how many are in ``feeds``, for samples a second; None leaves those out.
         sites: for each node of ``reference`` that got factored, its FLOPs after over before,
             r(K+N)/(K·N). Without it there is no ideal speed-up.
         limit_s: about so many seconds: fewer rounds, but a few, where the warm-up took long.
@@ -156,17 +159,22 @@ def benchmark(
     settings = {**_settings(session, spec), **ideal.settings}
     if spec.provider == "cpu":
         settings |= _quality(cpu_per_wall, interval, ideal.speedup)
+    stats = [latency_stats(times) for times in times_ms.T]
+    per_s = [None if samples is None else 1000 * samples / found.p50_ms for found in stats]
     return Benchmark(
         provider=spec.provider,
+        case=case,
         providers=tuple(session.get_providers()),
         threads=spec.thread_count,
         optimization=spec.optimization,
         input_shapes={name: array.shape for name, array in feeds.items()},
-        reference=latency_stats(times_ms[:, 0]),
-        candidate=latency_stats(times_ms[:, 1]),
+        reference=stats[0],
+        candidate=stats[1],
         speedup=speedup(times_ms),
         speedup_low=interval.low,
         speedup_high=interval.high,
+        reference_samples_per_s=per_s[0],
+        candidate_samples_per_s=per_s[1],
         linear_share=ideal.linear_share,
         ideal_speedup=ideal.speedup,
         settings=settings,
@@ -194,34 +202,6 @@ def _quality(cpu_per_wall: float, interval: Interval, ideal: float | None) -> di
         quality["doubts"] = "; ".join(found)
         _log.warning("latency on cpu: %s", quality["doubts"])
     return quality
-
-
-def benchmark_providers(
-    requested: Literal["auto", "cpu", "cuda"],
-    measure: Callable[[Provider], Benchmark],
-) -> tuple[tuple[Benchmark, ...], dict[str, str]]:
-    """Measure on the provider that was asked for, or with ``auto`` on each that works.
-
-    Args:
-        requested: a provider, or ``auto``.
-        measure: runs :func:`benchmark` on one provider.
-
-    Returns:
-        The measurements, and for each provider that ``auto`` could not measure the reason.
-
-    Raises:
-        ProviderError: a provider that was asked for by name does not work here.
-    """
-    if requested != "auto":
-        return (measure(requested),), {}
-    measured: list[Benchmark] = []
-    unmeasured: dict[str, str] = {}
-    for provider in EXECUTION_PROVIDERS:
-        try:
-            measured.append(measure(provider))
-        except ProviderError as error:
-            unmeasured[provider] = str(error)
-    return tuple(measured), unmeasured
 
 
 def interleave(
