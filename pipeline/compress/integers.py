@@ -17,7 +17,7 @@ layer is relative to its own output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -93,6 +93,7 @@ def round_model(
     outliers: int = OUTLIERS,
     smoothing: bool = True,
     moments: Mapping[str, Float64] | None = None,
+    only: Collection[str] | None = None,
 ) -> RoundedModel:
     """Round all layers of ``model`` that can be.
 
@@ -105,6 +106,7 @@ def round_model(
         outliers: how many neurons of a network may go aside; 0 for none.
         smoothing: whether inputs may be divided.
         moments: ``[N, N]`` of the gradients at the output of each layer, by the name of its node.
+        only: the layers that may take part; None for all.
 
     Raises:
         ModelFileError: the model cannot be read or run.
@@ -116,6 +118,11 @@ def round_model(
         site.name: "inside an If, Loop or Scan" if site.nested else why_float(site)
         for site in original.table.sites
     }
+    if only is not None:
+        floats = {
+            name: reason if name in only else reason or "left out"
+            for name, reason in floats.items()
+        }
     taking = [site for site in original.table.sites if floats[site.name] is None]
     ranges = input_ranges(original, taking, samples, settings)
     taking = [site for site in taking if site.name in ranges]
