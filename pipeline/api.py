@@ -23,7 +23,6 @@ from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
-from compress_onnx.pipeline.compress.optimize import OptimizeSpec
 from compress_onnx.pipeline.compress.optimize import optimize as optimize_learned
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
@@ -32,7 +31,14 @@ from compress_onnx.pipeline.files.model_file import load_model, model_size, save
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
 from compress_onnx.pipeline.measure.latency import measure_latency
 from compress_onnx.pipeline.measure.validate import validate as validate_files
-from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, Recipe, SourceSpec, read_recipe
+from compress_onnx.pipeline.recipe import (
+    BenchmarkSpec,
+    MetricSpec,
+    OptimizeSpec,
+    Recipe,
+    SourceSpec,
+    read_recipe,
+)
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.results import (
     BenchmarkReport,
@@ -112,6 +118,7 @@ def optimize(
     *,
     mask: str | None = None,
     metric: MetricSpec | None = None,
+    how: BenchmarkSpec | None = None,
     settings: RunSettings | None = None,
     log: Path | str | None = None,
     **spec: Any,  # noqa: ANN401
@@ -124,19 +131,20 @@ def optimize(
         data: real samples, some hundreds; every fifth is held out to choose and to report on.
         mask: as for :func:`learn`.
         metric: of the drop; None compares raw outputs.
+        how: provider, size of one inference, and repetitions.
         settings: as for :func:`learn`.
         log: a file of trials, read and added to.
-        **spec: the fields of :class:`~pipeline.compress.optimize.OptimizeSpec`, such as
+        **spec: the fields of :class:`~pipeline.recipe.OptimizeSpec`, such as
             ``max_drop=0.01`` or ``objective="size"``.
 
     Raises:
-        RequestError: an unknown field.
+        RequestError: an unknown field, or a value out of range.
         CompressOnnxError: as for :func:`learn`, or the output cannot be written.
     """
     try:
-        wanted = OptimizeSpec(**spec)
-    except TypeError as error:
-        raise RequestError(f"optimize: {error}") from error
+        wanted = OptimizeSpec.model_validate(spec)
+    except ValidationError as error:
+        raise RequestError(first_problem(error)) from error
     original = open_original(model)
     samples, held_out = hold_out(_samples(original.path, data, mask))
     return optimize_learned(
@@ -144,6 +152,7 @@ def optimize(
         held_out,
         Path(output),
         wanted,
+        benchmark=how,
         metric=metric,
         log=None if log is None else Path(log),
     )

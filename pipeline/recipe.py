@@ -249,6 +249,25 @@ Duration = Annotated[
 """Seconds, also written as ``90s``, ``10min`` or ``1h``."""
 
 
+class OptimizeSpec(RecipeModel):
+    """The search for the best form within a drop.
+
+    Attributes:
+        max_drop: what may be lost.
+        objective: what is to be least.
+        integers: whether layers may multiply integers.
+        seven_bits: whether weights are kept so small that no CPU overflows; None where this one
+            does.
+        time: seconds, after which no trial starts any more.
+    """
+
+    max_drop: float = Field(default=0.01, ge=0)
+    objective: Literal["latency", "size"] = "latency"
+    integers: bool = True
+    seven_bits: bool | None = None
+    time: Duration = 900.0
+
+
 class RecoverySpec(RecipeModel):
     """Training of the factors against the original's outputs, with labels only where asked for.
 

@@ -9,19 +9,16 @@ from typing import Annotated, Literal
 import typer
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization.rounding import LIMIT, LIMIT_WITHOUT_VNNI
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import out, print_optimized, print_size
 from compress_onnx.pipeline.cli.grouped import grouped
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
 from compress_onnx.pipeline.compress.learn import learn
-from compress_onnx.pipeline.compress.optimize import OptimizeSpec
 from compress_onnx.pipeline.compress.optimize import optimize as optimized
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec
 from compress_onnx.pipeline.runtime.duration import parse_duration
-from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
 
 
 @dataclass(frozen=True)
@@ -130,20 +127,19 @@ def optimize(
         samples, held_out = hold_out(samples)
     else:
         held_out = options.labelled_samples_for(model, data.validation, data.mask)
-    seven_bits = not adds_int8_exactly() if goal.seven_bits is None else goal.seven_bits
     spec = OptimizeSpec(
         max_drop=goal.max_drop,
         objective=goal.objective,
-        benchmark=BenchmarkSpec(
-            provider=timing.provider,
-            threads=timing.threads,
-            batch=timing.batch,
-            length=timing.length,
-            iterations=timing.iterations,
-        ),
         integers=goal.integers,
-        limit=LIMIT_WITHOUT_VNNI if seven_bits else LIMIT,
-        time_s=time_s,
+        seven_bits=goal.seven_bits,
+        time=time_s,
+    )
+    benchmark = BenchmarkSpec(
+        provider=timing.provider,
+        threads=timing.threads,
+        batch=timing.batch,
+        length=timing.length,
+        iterations=timing.iterations,
     )
     settings = options.settings(data.no_cache, batch_size=data.batch_size)
     report = optimized(
@@ -151,6 +147,7 @@ def optimize(
         held_out,
         written.output,
         spec,
+        benchmark=benchmark,
         metric=metric_for(model, held_out, goal.outputs),
         log=written.log,
     )

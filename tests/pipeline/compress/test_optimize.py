@@ -12,16 +12,17 @@ from cli_runner import Cli, error_line
 from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import ModelFileError, RequestError
+from compress_onnx.pipeline.compress import choice
 from compress_onnx.pipeline.compress import optimize as module
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import learn
-from compress_onnx.pipeline.compress.optimize import OptimizeSpec, optimize
+from compress_onnx.pipeline.compress.optimize import optimize
 from compress_onnx.pipeline.compress.rivals import RIVALS
 from compress_onnx.pipeline.files import model_file
 from compress_onnx.pipeline.files.model_file import data_files, load_model, model_size
 from compress_onnx.pipeline.measure import batch_invariance as batch_invariance_module
 from compress_onnx.pipeline.measure.batch_invariance import batch_invariance
-from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec
 from compress_onnx.pipeline.runtime.session import open_session, run
 
 FEATURES, HIDDEN, OUTPUTS = 32, 128, 32
@@ -49,8 +50,9 @@ def held_out():
 
 
 def call(learned, held_out, tmp_path, log=None, **spec):
-    wanted = OptimizeSpec(benchmark=QUICK, **({"max_drop": 0.05} | spec))
-    return optimize(learned, held_out, tmp_path / "best.onnx", wanted, log=log)
+    wanted = OptimizeSpec(**({"max_drop": 0.05} | spec))
+    output = tmp_path / "best.onnx"
+    return optimize(learned, held_out, output, wanted, benchmark=QUICK, log=log)
 
 
 def test_the_smallest_within_the_drop_wins(learned, held_out, tmp_path):
@@ -95,7 +97,7 @@ def test_the_best_file_computes_what_was_reported(learned, held_out, tmp_path):
 
 
 def test_a_rival_wins_where_ours_is_not_worth_it(learned, held_out, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LEAST_GAIN", 1e9)
+    monkeypatch.setattr(choice, "LEAST_GAIN", 1e9)
     report = call(learned, held_out, tmp_path, objective="size")
     winner = next(trial for trial in report.trials if trial.name == report.winner)
     assert winner.rival
@@ -142,7 +144,7 @@ def test_what_is_no_log_is_refused(learned, held_out, tmp_path):
 
 
 def test_without_time_nothing_is_tried(learned, held_out, tmp_path):
-    report = call(learned, held_out, tmp_path, time_s=0.0)
+    report = call(learned, held_out, tmp_path, time=1e-9)
     assert report.winner == "original"
     assert any("the time was up" in note for note in report.notes)
 

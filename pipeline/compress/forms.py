@@ -1,0 +1,108 @@
+"""The forms that a model can take: a structure, a way to hold numbers, and a share.
+
+======================  ============================================================================
+structure               all of the weights; networks with fewer neurons; these and low-rank factors
+numbers                 floats; integers with static scales; for size, 8- or 4-bit weights
+share                   of the parameters of the linear layers; 1 keeps all of the weights
+======================  ============================================================================
+
+A family is a structure and numbers, at any share.
+
+On the CPU, ONNX Runtime may be kept from a fusion that costs more than it saves
+(:mod:`graph_passes.rewriting.unfused_norms`): ``unfused`` says whether it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from compress_onnx.graph_passes.errors import NothingToCompressError
+from compress_onnx.graph_passes.factorization.rounding import LIMIT, LIMIT_WITHOUT_VNNI
+from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
+from compress_onnx.pipeline.compress.integers import round_model
+from compress_onnx.pipeline.compress.learn import Learned
+from compress_onnx.pipeline.compress.rivals import weight_only
+from compress_onnx.pipeline.files.model_file import save_model
+from compress_onnx.pipeline.recipe import OptimizeSpec
+from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
+
+Structure = Literal["neurons", "both"]
+Numbers = Literal["floats", "integers", "8-bit weights", "4-bit weights"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A structure and numbers; ``build`` writes the model of a share, 1 for all of the weights."""
+
+    name: str
+    build: Callable[[float, Path], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """The forms of one model.
+
+    Attributes:
+        learned: the model, from calibration data.
+        spec: which forms may be taken.
+        unfused: whether sums and norms are kept apart.
+    """
+
+    learned: Learned
+    spec: OptimizeSpec
+    unfused: bool = False
+
+    def families(self) -> Iterator[Family]:
+        """In the order in which they are worth the time."""
+        if self.spec.integers:
+            yield Family("neurons, integers", self._builder("neurons", "integers"))
+        yield Family("neurons", self._builder("neurons", "floats"))
+        yield Family("neurons and low rank", self._builder("both", "floats"))
+        if self.spec.objective == "size" and self.spec.integers:
+            yield Family("neurons, 4-bit weights", self._builder("neurons", "4-bit weights"))
+            yield Family("neurons, 8-bit weights", self._builder("neurons", "8-bit weights"))
+
+    def save(self, model: ir.Model, output: Path) -> None:
+        """Write ``model``, its sums and norms apart where that is faster."""
+        if self.unfused:
+            UnfuseNormsPass()(model)
+        save_model(model, output)
+
+    @property
+    def limit(self) -> int:
+        """The largest integer of a weight."""
+        seven_bits = self.spec.seven_bits
+        if seven_bits is None:
+            seven_bits = not adds_int8_exactly()
+        return LIMIT_WITHOUT_VNNI if seven_bits else LIMIT
+
+    def _builder(self, structure: Structure, numbers: Numbers) -> Callable[[float, Path], None]:
+        def build(share: float, output: Path) -> None:
+            model = self.learned.original.copy() if share == 1 else self._thinned(structure, share)
+            if numbers == "integers":
+                assert self.learned.samples is not None
+                settings = self.learned.settings
+                rounded = round_model(model, self.learned.samples, settings, limit=self.limit)
+                if not rounded.integers:
+                    raise NothingToCompressError("no layer can multiply integers")
+                self.save(rounded.model, output)
+            else:
+                self.save(model, output)
+            if numbers in {"8-bit weights", "4-bit weights"}:
+                weight_only(output, output, 4 if numbers == "4-bit weights" else 8)
+
+        return build
+
+    def _thinned(self, structure: Structure, share: float) -> ir.Model:
+        request = CompressionSpec(params=share, sequential=False)
+        method = MethodSpec(name="neurons") if structure == "neurons" else request.method
+        ffns: Literal["neurons"] = "neurons"
+        request = request.model_copy(update={"method": method, "ffns": ffns})
+        return self.learned.compress(request).model
