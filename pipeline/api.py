@@ -155,7 +155,7 @@ def optimize(
         benchmark=how,
         metric=metric,
         log=None if log is None else Path(log),
-    )
+    ).report
 
 
 def request_of(**request: Any) -> CompressionSpec:  # noqa: ANN401

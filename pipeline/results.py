@@ -214,12 +214,15 @@ class Trial(Result):
     """One model that ``optimize`` tried: what it is, what it loses, and what it takes.
 
     ``drop`` is measured on the samples that choose, ``reported`` on others that chose nothing.
-    ``speedup`` is over the original, from interleaved runs; those that were out of the running
-    early have none. ``batch_invariance`` is the least cosine between a sample alone and in a batch.
+    ``family`` is what it has in common with others of other shares. ``speedup`` is over the
+    original, from interleaved runs; those that were out of the running early have none.
+    ``on_front`` says that no other is better in both the drop and what is to be least.
+    ``batch_invariance`` is the least cosine between a sample alone and in a batch.
     """
 
     name: str
     rival: bool = False
+    family: str | None = None
     share: float | None = None
     drop: Drop | None = None
     within: bool = False
@@ -230,6 +233,7 @@ class Trial(Result):
     speedup_high: float | None = None
     batch_invariance: float | None = None
     reported: Drop | None = None
+    on_front: bool = False
 
 
 class OptimizeReport(Result):

@@ -150,7 +150,7 @@ def optimize(
         benchmark=benchmark,
         metric=metric_for(model, held_out, goal.outputs),
         log=written.log,
-    )
+    ).report
     print_optimized(report)
     if written.report is not None:
         with atomic_file(written.report) as temporary:

@@ -1,13 +1,23 @@
-"""Which trial wins, and what there is to say about it.
+"""Which trial wins, which are on the front, and what there is to say about it.
 
-A rival wins unless ours is at least :data:`LEAST_GAIN` times as good.
+Of both sides, ours and what there is without us, the best within the drop meet: the fastest, or
+the smallest. Ours wins where it is worth it:
+
+1. It is at least :data:`LEAST_GAIN` times as good.
+2. As for speed, the lower end of the 95 % interval of that ratio, from runs in turn, is at least 1.
+
+The front are the trials that no other beats in both the drop and what is to be least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from compress_onnx.pipeline.compress.forms import LOW_RANK
+from compress_onnx.pipeline.measure.benchmark import Times, speedup, speedup_interval
 from compress_onnx.pipeline.recipe import OptimizeSpec
 from compress_onnx.pipeline.results import Trial
 
@@ -16,76 +26,161 @@ LEAST_GAIN = 1.02
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The winner among trials that were timed.
+class Gain:
+    """How many times as good one trial is as another; ``low`` ends the 95 % interval."""
+
+    value: float
+    low: float
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether both rules hold."""
+        return self.value >= LEAST_GAIN and self.low >= 1
+
+
+@dataclass(frozen=True, eq=False)
+class Race:
+    """Trials that ran in turn.
 
     Attributes:
+        trials: the original among them.
+        times: nanoseconds ``[rounds, trials]``.
         spec: what is wanted.
-        best: of ours; None where nothing of ours stays within the drop.
-        fallback: the best that there is without us; the original is always within.
+        seed: of the intervals.
     """
 
+    trials: Sequence[Trial]
+    times: Times
     spec: OptimizeSpec
+    seed: int = 0
+
+    def gain(self, ours: Trial, other: Trial) -> Gain:
+        """How many times as good ``ours`` is."""
+        if self.spec.objective == "size":
+            ratio = (other.size_bytes or 0) / (ours.size_bytes or 1)
+            return Gain(ratio, ratio)
+        names = [trial.name for trial in self.trials]
+        pair = self.times[:, [names.index(other.name), names.index(ours.name)]]
+        rng = np.random.default_rng(self.seed)
+        return Gain(speedup(pair), speedup_interval(pair, rng).low)
+
+    def best(self, trials: Iterable[Trial]) -> Trial | None:
+        """The best within the drop; None where none is."""
+        within = [trial for trial in trials if trial.within]
+        return min(within, key=self._cost, default=None)
+
+    def choose(self) -> Choice:
+        """The best of both sides, and whether ours is worth it."""
+        best = self.best(trial for trial in self.trials if not trial.rival)
+        fallback = self.best(trial for trial in self.trials if trial.rival)
+        assert fallback is not None  # the original is always within
+        return Choice(self, best, fallback, None if best is None else self.gain(best, fallback))
+
+    def _cost(self, trial: Trial) -> float:
+        return _cost(trial, self.spec) or 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The best of ours beside the best that there is without it.
+
+    Attributes:
+        race: where both ran.
+        best: of ours; None where nothing of ours stays within the drop.
+        fallback: the best of the others.
+        gain: of ``best`` over ``fallback``.
+    """
+
+    race: Race
     best: Trial | None
     fallback: Trial
-
-    @classmethod
-    def among(cls, trials: Sequence[Trial], spec: OptimizeSpec) -> Choice:
-        """The best of both sides."""
-        best = _best([trial for trial in trials if not trial.rival], spec)
-        fallback = _best([trial for trial in trials if trial.rival], spec)
-        assert fallback is not None
-        return cls(spec, best, fallback)
+    gain: Gain | None
 
     @property
     def winner(self) -> Trial:
         """Ours where it is worth it, else the best of the others."""
-        worth_it = self.best is not None and self._gain(self.best) >= LEAST_GAIN
-        return self.best if self.best is not None and worth_it else self.fallback
+        if self.best is not None and self.gain is not None and self.gain.worth_it:
+            return self.best
+        return self.fallback
 
     def verdict(self, winner: Trial, inputs: str) -> str:
-        """What won, by how much, over what; and that ours did not, where it did not.
+        """What won, by how much, over what; and that ours or low rank did not, where it did not.
 
         Args:
             winner: as it was reported on other samples.
             inputs: the shapes that latency was measured at.
         """
-        what = "fast" if self.spec.objective == "latency" else "small"
-        at = f" at {inputs}" if self.spec.objective == "latency" else ""
-        if winner.name != self.fallback.name:
-            lost = ""
-            if (drop := winner.reported) is not None:
-                lost = (
-                    f"; on samples that chose nothing it loses {drop.value:.3g} ({drop.quantity})"
-                )
+        return "; ".join(filter(None, [self._outcome(winner, inputs), self._low_rank()]))
+
+    def _outcome(self, winner: Trial, inputs: str) -> str:
+        spec, fallback = self.race.spec, self.fallback.name
+        at = f" at {inputs}" if spec.objective == "latency" else ""
+        if self.best is None or self.gain is None:
+            return f"nothing of ours stays within {spec.max_drop:g}: {fallback} it is"
+        times = f"{self.gain.value:.2f} times as {self._good}"
+        if winner.name != self.best.name:
+            doubt = f"less than {LEAST_GAIN} is not worth it"
+            if self.gain.value >= LEAST_GAIN:
+                doubt = f"that is not sure: the interval begins at {self.gain.low:.2f}"
             return (
-                f"{winner.name} is {self._gain(winner):.2f} times as {what} as "
-                f"{self.fallback.name}, the best that there is without it{at}{lost}"
+                f"{fallback} it is: {self.best.name}, the best of ours within {spec.max_drop:g}, "
+                f"is {times}{at}, and {doubt}"
             )
-        if self.best is None:
-            return (
-                f"nothing of ours stays within {self.spec.max_drop:g}: {self.fallback.name} it is"
-            )
-        return (
-            f"{self.fallback.name} it is: {self.best.name}, the best of ours within "
-            f"{self.spec.max_drop:g}, is {self._gain(self.best):.2f} times as {what}{at}, "
-            f"and less than {LEAST_GAIN} is not worth it"
+        text = f"{winner.name} is {times} as {fallback}, the best that there is without it{at}"
+        if (drop := winner.reported) is None:
+            return text
+        return f"{text}; on samples that chose nothing it loses {drop.value:.3g} ({drop.quantity})"
+
+    def _low_rank(self) -> str:
+        """That low rank was not worth it, and its figure; empty where it was, or was not tried."""
+        ours = [trial for trial in self.race.trials if not trial.rival]
+        low_rank = self.race.best(trial for trial in ours if _has_low_rank(trial))
+        if low_rank is None or self.winner.name == low_rank.name:
+            return ""
+        original = self.race.trials[0]
+        text = (
+            f"low rank was not worth it: the best within the drop is "
+            f"{self.race.gain(low_rank, original).value:.2f} times as {self._good} as the original"
         )
+        others = self.race.best(trial for trial in ours if not _has_low_rank(trial))
+        if others is None:
+            return text
+        return f"{text}, {others.name} {self.race.gain(others, original).value:.2f}"
 
-    def _gain(self, ours: Trial) -> float:
-        """How many times as good as the fallback ``ours`` is."""
-        if self.spec.objective == "size":
-            return (self.fallback.size_bytes or 0) / (ours.size_bytes or 1)
-        return (ours.speedup or 0) / (self.fallback.speedup or 1)
-
-
-def smaller(one: Trial, other: Trial) -> bool:
-    """Whether ``one`` takes fewer bytes."""
-    return (one.size_bytes or 0) < (other.size_bytes or 0)
+    @property
+    def _good(self) -> str:
+        return "fast" if self.race.spec.objective == "latency" else "small"
 
 
-def _best(trials: Sequence[Trial], spec: OptimizeSpec) -> Trial | None:
-    within = [trial for trial in trials if trial.within]
+def with_front(trials: Iterable[Trial], spec: OptimizeSpec) -> tuple[Trial, ...]:
+    """``trials``, each with whether it is on the front of the drop and what is to be least."""
+    found = tuple(trials)
+    points = {
+        trial.name: (trial.drop.value, cost)
+        for trial in found
+        if trial.drop is not None and (cost := _cost(trial, spec)) is not None
+    }
+    return tuple(
+        trial.model_copy(
+            update={
+                "on_front": trial.name in points
+                and not any(_beats(other, points[trial.name]) for other in points.values())
+            }
+        )
+        for trial in found
+    )
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def _cost(trial: Trial, spec: OptimizeSpec) -> float | None:
+    """What is to be least; None where it was not measured."""
     if spec.objective == "size":
-        return min(within, key=lambda trial: trial.size_bytes or 0, default=None)
-    return max(within, key=lambda trial: trial.speedup or 0, default=None)
+        return trial.size_bytes
+    return 1 / trial.speedup if trial.speedup else None
+
+
+def _has_low_rank(trial: Trial) -> bool:
+    return trial.family is not None and LOW_RANK in trial.family

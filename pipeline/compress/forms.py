@@ -24,8 +24,9 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.errors import NothingToCompressError
 from compress_onnx.graph_passes.factorization.rounding import LIMIT, LIMIT_WITHOUT_VNNI
 from compress_onnx.graph_passes.planning.plan import MethodSpec
-from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.planning.request import CompressionSpec, Objective
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
+from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import weight_only
@@ -35,14 +36,22 @@ from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
 
 Structure = Literal["neurons", "both"]
 Numbers = Literal["floats", "integers", "8-bit weights", "4-bit weights"]
+LOW_RANK = "low rank"
+"""In the name of every family that has factors."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A structure and numbers; ``build`` writes the model of a share, 1 for all of the weights."""
+    """A structure and numbers.
+
+    Attributes:
+        name: in words.
+        build: writes the model of a share, 1 for all of the weights; returns the plan and what it
+            stands on, None where there is no plan.
+    """
 
     name: str
-    build: Callable[[float, Path], None]
+    build: Callable[[float, Path], Compressed | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +61,13 @@ class Forms:
     Attributes:
         learned: the model, from calibration data.
         spec: which forms may be taken.
+        objective: what about the outputs matters.
         unfused: whether sums and norms are kept apart.
     """
 
     learned: Learned
     spec: OptimizeSpec
+    objective: Objective = "positions"
     unfused: bool = False
 
     def families(self) -> Iterator[Family]:
@@ -64,7 +75,7 @@ class Forms:
         if self.spec.integers:
             yield Family("neurons, integers", self._builder("neurons", "integers"))
         yield Family("neurons", self._builder("neurons", "floats"))
-        yield Family("neurons and low rank", self._builder("both", "floats"))
+        yield Family(f"neurons and {LOW_RANK}", self._builder("both", "floats"))
         if self.spec.objective == "size" and self.spec.integers:
             yield Family("neurons, 4-bit weights", self._builder("neurons", "4-bit weights"))
             yield Family("neurons, 8-bit weights", self._builder("neurons", "8-bit weights"))
@@ -83,9 +94,12 @@ class Forms:
             seven_bits = not adds_int8_exactly()
         return LIMIT_WITHOUT_VNNI if seven_bits else LIMIT
 
-    def _builder(self, structure: Structure, numbers: Numbers) -> Callable[[float, Path], None]:
-        def build(share: float, output: Path) -> None:
-            model = self.learned.original.copy() if share == 1 else self._thinned(structure, share)
+    def _builder(
+        self, structure: Structure, numbers: Numbers
+    ) -> Callable[[float, Path], Compressed | None]:
+        def build(share: float, output: Path) -> Compressed | None:
+            compressed = None if share == 1 else self._thinned(structure, share)
+            model = self.learned.original.copy() if compressed is None else compressed.model
             if numbers == "integers":
                 assert self.learned.samples is not None
                 settings = self.learned.settings
@@ -97,12 +111,13 @@ class Forms:
                 self.save(model, output)
             if numbers in {"8-bit weights", "4-bit weights"}:
                 weight_only(output, output, 4 if numbers == "4-bit weights" else 8)
+            return compressed
 
         return build
 
-    def _thinned(self, structure: Structure, share: float) -> ir.Model:
-        request = CompressionSpec(params=share, sequential=False)
+    def _thinned(self, structure: Structure, share: float) -> Compressed:
+        request = CompressionSpec(params=share, sequential=False, objective=self.objective)
         method = MethodSpec(name="neurons") if structure == "neurons" else request.method
         ffns: Literal["neurons"] = "neurons"
         request = request.model_copy(update={"method": method, "ffns": ffns})
-        return self.learned.compress(request).model
+        return self.learned.compress(request)

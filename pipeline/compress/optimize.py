@@ -1,8 +1,8 @@
 """The smallest, fastest model within a drop: forms and rivals measured side by side.
 
 Of each family of forms (:mod:`~pipeline.compress.forms`) the smallest share within the drop is
-found by bisection, on one half of the held-out samples. What is left then runs against the rivals
-(:mod:`~pipeline.compress.rivals`), interleaved; the other half reports.
+found by bisection, on one half of the held-out samples. Then as many candidates as there is room
+for run against the rivals (:mod:`~pipeline.compress.rivals`), interleaved; the other half reports.
 
 On the CPU, ONNX Runtime is kept from a fusion that costs more than it saves
 (:mod:`graph_passes.rewriting.unfused_norms`), where the original is faster without it.
@@ -18,8 +18,8 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,8 +30,10 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import CompressOnnxError, RequestError
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
-from compress_onnx.pipeline.compress.choice import LEAST_GAIN, Choice, smaller
+from compress_onnx.pipeline.compress.choice import LEAST_GAIN, Race, with_front
+from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.forms import Family, Forms
+from compress_onnx.pipeline.compress.holdout import objective_of
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import RIVALS
 from compress_onnx.pipeline.compress.search import drop_of, halves
@@ -56,9 +58,36 @@ from compress_onnx.pipeline.runtime.session import SessionSpec
 STEPS = 4
 """Bisections of a share."""
 
+MOST = 16
+"""How many models run in turn, rivals and the best of each family included."""
+
+MOST_BYTES = 2_000_000_000
+"""How large those beyond these may be together."""
+
+REACH = 2.0
+"""Up to how many times the drop that is allowed a trial is still timed, for the front."""
+
 ORIGINAL = "original"
 UNFUSED = "original, sums and norms apart"
-_FORMAT = "trial 1"
+_FORMAT = "trial 2"
+
+Build = Callable[[Path], Compressed | None]
+"""Writes a model; returns the plan and what it stands on, None where there is no plan."""
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """What was found, and the samples that chose nothing.
+
+    Attributes:
+        report: all trials, and the verdict.
+        compressed: the plan of the winner, and what it stands on; None where it has no plan.
+        reporting: the half of the held-out samples that reports.
+    """
+
+    report: OptimizeReport
+    compressed: Compressed | None
+    reporting: Samples
 
 
 def optimize(
@@ -70,11 +99,11 @@ def optimize(
     benchmark: BenchmarkSpec | None = None,
     metric: MetricSpec | None = None,
     log: Path | None = None,
-) -> OptimizeReport:
+) -> Optimum:
     """Find the best model within the drop, and write it to ``output``.
 
     Args:
-        learned: the model, from calibration data.
+        learned: the model, from calibration data; its settings say who is told of trials.
         held_out: samples that calibration never saw.
         output: the ``.onnx`` file; replaced in one step.
         spec: what is wanted.
@@ -89,9 +118,11 @@ def optimize(
     """
     if learned.samples is None:
         raise RequestError("optimize needs calibration data: forms are chosen by it")
-    spec = spec or OptimizeSpec()
-    benchmark = benchmark or BenchmarkSpec()
-    with TemporaryDirectory(prefix="compress-onnx-") as folder:
+    spec, benchmark = spec or OptimizeSpec(), benchmark or BenchmarkSpec()
+    with (
+        TemporaryDirectory(prefix="compress-onnx-") as folder,
+        learned.settings.progress.step("optimize"),
+    ):
         search = _Search(learned, held_out, spec, benchmark, metric=metric, folder=Path(folder))
         return search.run(output, log)
 
@@ -111,45 +142,53 @@ class _Search:
     ) -> None:
         self._learned, self._spec, self._benchmark = learned, spec, benchmark
         self._metric, self._folder = metric, folder
-        self._forms = Forms(learned, spec)
+        self._forms = Forms(learned, spec, objective_of(metric))
         self._reporting, self._choosing = halves(held_out)
         self._log = TrialLog(None, "")
         self._deadline = time.monotonic() + spec.time
-        self._builders: dict[str, Callable[[Path], None]] = {}
+        self._builders: dict[str, Build] = {}
+        self._plans: dict[str, Compressed | None] = {}
         self._trials: dict[str, Trial] = {}
-        self._notes: list[str] = []
+        self._untried: list[str] = []
 
-    def run(self, output: Path, log: Path | None) -> OptimizeReport:
+    def run(self, output: Path, log: Path | None) -> Optimum:
         """Try, choose, write, report."""
         self._log = TrialLog(log, self._key_of_all())
         original = self._learned.original
         for name, write in RIVALS.items():
-            self._try(name, partial(write, original.path), rival=True)
+            self._try(Trial(name=name, rival=True), partial(_written, write, original.path))
         if self._gains_by_unfusing():
             self._forms = replace(self._forms, unfused=True)
-            self._try(UNFUSED, lambda path: self._forms.save(original.copy(), path))
+            self._try(
+                Trial(name=UNFUSED, rival=True),
+                lambda path: self._forms.save(original.copy(), path),
+            )
         for family in self._forms.families():
             self._bisect(family)
-        timed = self._timed(self._finalists())
-        choice = Choice.among(timed, self._spec)
+        finalists = self._finalists()
+        race = self._race([*finalists, *self._others(finalists)])
+        choice = race.choose()
         winner = choice.winner
         if winner.name == ORIGINAL:
             save_model(original.copy(), output)
         else:
             save_model(ir.load(self._path(winner.name)), output)
-        reported = {trial.name: self._reported(trial) for trial in timed}
-        return OptimizeReport(
+        timed = {trial.name: trial for trial in race.trials}
+        told = {trial.name: self._told(timed[trial.name]) for trial in finalists}
+        trials = [told.get(n) or timed.get(n) or trial for n, trial in self._trials.items()]
+        report = OptimizeReport(
             max_drop=self._spec.max_drop,
             objective=self._spec.objective,
             provider=self._session.provider,
             inputs=self._inputs,
-            trials=tuple(reported.get(name, trial) for name, trial in self._trials.items()),
+            trials=with_front(trials, self._spec),
             winner=winner.name,
-            verdict=choice.verdict(reported[winner.name], self._inputs),
+            verdict=choice.verdict(told[winner.name], self._inputs),
             chosen_on=f"{len(self._choosing)} samples of {self._choosing.origin}",
             reported_on=f"{len(self._reporting)} samples of {self._reporting.origin}",
-            notes=tuple(self._notes),
+            notes=self._notes,
         )
+        return Optimum(report, self._plans.get(winner.name), self._reporting)
 
     def _gains_by_unfusing(self) -> bool:
         """Whether the original is faster without the fusion of sums and norms."""
@@ -181,39 +220,34 @@ class _Search:
     def _try_share(self, family: Family, share: float) -> Trial | None:
         if share == 1 and family.name in {"neurons", "neurons and low rank"}:
             return Trial(name=ORIGINAL, within=True)  # that is tried already
-        name = f"{family.name}, {share:.1%}"
-        return self._try(name, lambda output: family.build(share, output), share=share)
+        trial = Trial(name=f"{family.name}, {share:.1%}", family=family.name, share=share)
+        return self._try(trial, partial(family.build, share))
 
-    def _try(
-        self,
-        name: str,
-        build: Callable[[Path], None],
-        *,
-        rival: bool = False,
-        share: float | None = None,
-    ) -> Trial | None:
+    def _try(self, asked: Trial, build: Build) -> Trial | None:
         """Build and measure, or look up; None after the time is up."""
+        name = asked.name
         self._builders[name] = build
         trial = self._log.get(name)
         if trial is None:
             if time.monotonic() > self._deadline:
-                self._notes.append(f"{name} was not tried: the time was up")
+                self._untried.append(name)
                 return None
-            trial = self._measure(name, rival=rival, share=share)
+            trial = self._measured(asked)
             if trial.problem is None:
                 self._log.put(trial)
         within = trial.drop is not None and trial.drop.value <= self._spec.max_drop
         self._trials[name] = trial.model_copy(update={"within": within})
+        self._learned.settings.on_trial(self._trials[name])
         return self._trials[name]
 
-    def _measure(self, name: str, *, rival: bool, share: float | None) -> Trial:
+    def _measured(self, trial: Trial) -> Trial:
         try:
-            path = self._path(name)
+            path = self._path(trial.name)
             drop = self._drop(path, self._choosing)
             size_bytes = model_size(path, path).candidate_bytes
         except CompressOnnxError as problem:
-            return Trial(name=name, rival=rival, share=share, problem=str(problem))
-        return Trial(name=name, rival=rival, share=share, drop=drop, size_bytes=size_bytes)
+            return trial.model_copy(update={"problem": str(problem)})
+        return trial.model_copy(update={"drop": drop, "size_bytes": size_bytes})
 
     def _path(self, name: str) -> Path:
         """The file of a candidate, built where it is not there yet."""
@@ -223,60 +257,74 @@ class _Search:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             with self._learned.settings.progress.step(f"build {name}"):
-                self._builders[name](path)
+                self._plans[name] = self._builders[name](path)
         return path
 
     def _drop(self, model: Path, samples: Samples) -> Drop:
         settings = self._learned.settings
-        report = validate(
-            self._learned.original.path,
-            model,
-            samples,
-            metric=self._metric,
-            spec=settings.session,
-            batch_size=settings.batch_size,
-        )
+        with settings.progress.step("validate", len(samples)) as update:
+            report = validate(
+                self._learned.original.path,
+                model,
+                samples,
+                metric=self._metric,
+                spec=settings.session,
+                batch_size=settings.batch_size,
+                progress=update,
+            )
         return drop_of(report)
 
     def _finalists(self) -> list[Trial]:
         """The original, all rivals, and of each family the smallest within the drop."""
+        drops = [trial.drop for trial in self._trials.values() if trial.drop is not None]
+        path = self._learned.original.path
         original = Trial(
             name=ORIGINAL,
             rival=True,
             within=True,
-            drop=None,
-            size_bytes=model_size(*[self._learned.original.path] * 2).candidate_bytes,
+            drop=Drop(quantity=drops[0].quantity, value=0.0) if drops else None,
+            size_bytes=model_size(path, path).candidate_bytes,
         )
         self._trials = {ORIGINAL: original, **self._trials}
-        families: dict[str, Trial] = {}
-        for name, trial in self._trials.items():
-            family = name.rpartition(", ")[0]
-            known = families.get(family)
-            if not trial.rival and trial.within and (known is None or smaller(trial, known)):
-                families[family] = trial
+        families: dict[str | None, Trial] = {}
+        for trial in self._trials.values():
+            known = families.get(trial.family)
+            if not trial.rival and trial.within and (known is None or _smaller(trial, known)):
+                families[trial.family] = trial
         rivals = [t for t in self._trials.values() if t.rival and t.problem is None]
         return [*rivals, *families.values()]
 
-    def _timed(self, trials: Sequence[Trial]) -> list[Trial]:
-        """``trials`` with their speed over the original, all interleaved, and batch invariance."""
+    def _others(self, finalists: Sequence[Trial]) -> Iterator[Trial]:
+        """What else is within reach, as far as there is time and room; the best ones first."""
+        taken = {trial.name for trial in finalists}
+        size = self._spec.model_copy(update={"objective": "size"})
+        found = [
+            trial
+            for trial in with_front(self._trials.values(), size)
+            if trial.name not in taken
+            and trial.drop is not None
+            and trial.drop.value <= REACH * self._spec.max_drop
+        ]
+        found.sort(key=lambda trial: (not trial.on_front, trial.size_bytes))
+        room = MOST_BYTES
+        for trial in found[: max(MOST - len(finalists), 0)]:
+            room -= trial.size_bytes or 0
+            if room < 0 or time.monotonic() > self._deadline:
+                return
+            self._path(trial.name)
+            yield trial
+
+    def _race(self, trials: Sequence[Trial]) -> Race:
+        """``trials`` with their speed over the first, the original, all interleaved."""
         times = self._interleaved([self._path(trial.name) for trial in trials])
-        rng = np.random.default_rng(self._learned.settings.seed)
+        seed = self._learned.settings.seed
         found = []
         for index, trial in enumerate(trials):
             pair = times[:, [0, index]]
-            low, high = speedup_interval(pair, rng)
-            invariance = batch_invariance(
-                self._path(trial.name), self._choosing, self._learned.settings.session
-            )
-            changed = {
-                "speedup": speedup(pair),
-                "speedup_low": low,
-                "speedup_high": high,
-                "batch_invariance": invariance,
-            }
-            found.append(trial.model_copy(update=changed))
-        self._trials |= {trial.name: trial for trial in found}
-        return found
+            low, high = speedup_interval(pair, np.random.default_rng(seed))
+            speeds = {"speedup": speedup(pair), "speedup_low": low, "speedup_high": high}
+            found.append(trial.model_copy(update=speeds))
+        return Race(found, times, self._spec, seed)
 
     def _interleaved(self, paths: Sequence[Path]) -> Times:
         """Nanoseconds ``[rounds, models]``."""
@@ -307,11 +355,21 @@ class _Search:
         shapes = (f"{n} {'x'.join(map(str, a.shape)) or 'scalar'}" for n, a in self._feeds.items())
         return ", ".join(shapes)
 
-    def _reported(self, trial: Trial) -> Trial:
-        if trial.name == ORIGINAL:
-            return trial
-        drop = self._drop(self._path(trial.name), self._reporting)
-        return trial.model_copy(update={"reported": drop})
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        if not self._untried:
+            return ()
+        return (f"not tried, as the time was up: {'; '.join(self._untried)}",)
+
+    def _told(self, trial: Trial) -> Trial:
+        """A finalist with its drop on the samples that report, and its batch invariance."""
+        path, session = self._path(trial.name), self._learned.settings.session
+        changes: dict[str, object] = {
+            "batch_invariance": batch_invariance(path, self._choosing, session)
+        }
+        if trial.name != ORIGINAL:
+            changes["reported"] = self._drop(path, self._reporting)
+        return trial.model_copy(update=changes)
 
     def _key_of_all(self) -> str:
         """All that decides what a trial comes to, but its name."""
@@ -327,3 +385,11 @@ class _Search:
             self._choosing.inputs,
             {} if self._choosing.labels is None else {"labels": self._choosing.labels},
         )
+
+
+def _written(write: Callable[[Path, Path], None], model: Path, output: Path) -> None:
+    write(model, output)
+
+
+def _smaller(one: Trial, other: Trial) -> bool:
+    return (one.size_bytes or 0) < (other.size_bytes or 0)

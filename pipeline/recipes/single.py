@@ -18,6 +18,7 @@ from compress_onnx.graph_passes.errors import NothingToCompressError, RequestErr
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.holdout import objective_of
 from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.compress.search import smallest_within
 from compress_onnx.pipeline.compress.spectra import spectra_of
@@ -32,7 +33,7 @@ from compress_onnx.pipeline.measure.latency import measure_latency
 from compress_onnx.pipeline.measure.metrics.check import check_metric
 from compress_onnx.pipeline.measure.quantities import recipe_quantities
 from compress_onnx.pipeline.measure.validate import validate
-from compress_onnx.pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
+from compress_onnx.pipeline.recipe import DataSpec, MetricSpec, Recipe
 from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
 from compress_onnx.pipeline.report.drawing import why_no_pictures
 from compress_onnx.pipeline.report.heading import Heading
@@ -303,10 +304,9 @@ def prepare_model(
 
 def requested(request: CompressionSpec, metric: MetricSpec | None) -> CompressionSpec:
     """The request with the objective of the task's metric, unless it names one itself."""
-    pooled = isinstance(metric, EmbeddingMetric) and metric.pooling == "mean"
-    if request.objective is not None or not pooled:
+    if request.objective is not None or objective_of(metric) == "positions":
         return request
-    return request.model_copy(update={"objective": "pooled"})
+    return request.model_copy(update={"objective": objective_of(metric)})
 
 
 def _check_consistent(recipe: Recipe) -> None:

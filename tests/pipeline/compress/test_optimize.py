@@ -52,7 +52,7 @@ def held_out():
 def call(learned, held_out, tmp_path, log=None, **spec):
     wanted = OptimizeSpec(**({"max_drop": 0.05} | spec))
     output = tmp_path / "best.onnx"
-    return optimize(learned, held_out, output, wanted, benchmark=QUICK, log=log)
+    return optimize(learned, held_out, output, wanted, benchmark=QUICK, log=log).report
 
 
 def test_the_smallest_within_the_drop_wins(learned, held_out, tmp_path):
@@ -120,11 +120,11 @@ def test_a_second_call_measures_nothing_again(learned, held_out, tmp_path, monke
     log = tmp_path / "trials.jsonl"
     first = call(learned, held_out, tmp_path, log, objective="size")
     measured = []
-    measure = module._Search._measure
+    measure = module._Search._measured
     monkeypatch.setattr(
         module._Search,
-        "_measure",
-        lambda self, name, **k: measured.append(name) or measure(self, name, **k),
+        "_measured",
+        lambda self, trial: measured.append(trial.name) or measure(self, trial),
     )
     again = call(learned, held_out, tmp_path, log, objective="size")
     assert measured == []
