@@ -51,20 +51,6 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Data:
-    """What the model runs on."""
-
-    calibration: options.CalibrationFile = None
-    validation: Annotated[
-        Path | None,
-        typer.Option(help=".npz that chooses and reports [default: every fifth sample]."),
-    ] = None
-    mask: options.Mask = None
-    batch_size: options.BatchSize = 32
-    no_cache: options.NoCache = False
-
-
-@dataclass(frozen=True)
 class Timing:
     """How latency is measured."""
 
@@ -95,7 +81,7 @@ def register(app: typer.Typer) -> None:
 
 
 def optimize(
-    model: options.Model, written: Written, goal: Goal, data: Data, timing: Timing
+    model: options.Model, written: Written, goal: Goal, data: options.Data, timing: Timing
 ) -> None:
     """Find the fastest (or smallest) form of MODEL within a drop, and write it.
 
