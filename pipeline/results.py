@@ -376,13 +376,16 @@ class RunReport(Report):
     """Everything about one run of the pipeline on one model.
 
     Attributes:
+        optimize: how the form was found; None where the recipe says what to do.
+        plan: what every site becomes; None where ``optimize`` took a model that no plan makes.
         op_counts: nodes by operator type that ONNX Runtime really executes on the CPU after its
             own optimization, for ``reference`` and ``candidate`` (fusions kept or lost).
         unmeasured: providers that were asked for with ``auto`` and are absent, with the reason.
     """
 
     search: SearchReport | None = None
-    plan: CompressionPlan
+    optimize: OptimizeReport | None = None
+    plan: CompressionPlan | None = None
     recovery: RecoveryReport | None = None
     op_counts: dict[str, dict[str, int]] = Field(default_factory=dict)
     validation: ValidationReport | None = None

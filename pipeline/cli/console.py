@@ -273,8 +273,6 @@ def print_optimized(report: OptimizeReport) -> None:
             style="bold" if trial.name == report.winner else "",
         )
     out.print(shown, crop=False, highlight=False)
-    for note in report.notes:
-        errors.print(f"note: {note}", markup=False, highlight=False)
     out.print(report.verdict, markup=False, highlight=False)
 
 

@@ -10,14 +10,17 @@ import typer
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
-from compress_onnx.pipeline.cli.console import out, print_optimized, print_size
+from compress_onnx.pipeline.cli.console import errors, out, print_optimized, print_size
 from compress_onnx.pipeline.cli.grouped import grouped
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.optimize import optimize as optimized
-from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec
+from compress_onnx.pipeline.report.drawing import require_pictures
+from compress_onnx.pipeline.report.pictures import draw_front
+from compress_onnx.pipeline.report.trials import pareto_json
+from compress_onnx.pipeline.report.writer import write_text
 from compress_onnx.pipeline.runtime.duration import parse_duration
 
 
@@ -72,6 +75,13 @@ class Written:
     log: Annotated[
         Path | None, typer.Option("--log", help="Keep trials here, and go on from them.")
     ] = None
+    pareto: Annotated[
+        Path | None,
+        typer.Option("--pareto", help="Write drop, size and speed of all trials as JSON."),
+    ] = None
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw these: a .png or .svg file.")
+    ] = None
     force: options.Force = False
 
 
@@ -102,10 +112,14 @@ def optimize(
         time_s = parse_duration(goal.time)
     except ValueError as error:
         raise RequestError(f"--time: {error}") from error
+    if written.picture is not None:
+        require_pictures()
     files = (
         outputs.model_file(written.output),
         outputs.optimize_report(written.report),
         outputs.trial_log(written.log),
+        outputs.pareto_file(written.pareto),
+        outputs.picture_file(written.picture),
     )
     outputs.check_outputs(files, (model, data.calibration, data.validation), force=written.force)
     samples = options.labelled_samples_for(model, data.calibration, data.mask)
@@ -138,8 +152,13 @@ def optimize(
         log=written.log,
     ).report
     print_optimized(report)
+    for note in report.notes:
+        errors.print(f"note: {note}", markup=False, highlight=False)
     if written.report is not None:
-        with atomic_file(written.report) as temporary:
-            temporary.write_text(report.model_dump_json(indent=2), encoding="utf-8")
+        write_text(written.report, report.model_dump_json(indent=2))
+    if written.pareto is not None:
+        write_text(written.pareto, pareto_json(report))
+    if written.picture is not None:
+        draw_front(report, written.picture)
     print_size(model_size(model, written.output))
     out.print(f"written: {written.output}", markup=False, highlight=False)

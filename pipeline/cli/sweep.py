@@ -75,7 +75,7 @@ def sweep(
         changes["rank_multiple"] = rank_multiple
     if allow_larger:
         changes["allow_larger"] = True
-    base = recipe.compression.model_copy(update=changes)
+    base = recipe.compression.plain.model_copy(update=changes)
     variants = grid(
         base,
         [options.method_spec(text) for text in methods or ()],
