@@ -216,7 +216,8 @@ class Trial(Result):
     ``drop`` is measured on the samples that choose, ``reported`` on others that chose nothing.
     ``family`` is what it has in common with others of other shares. ``speedup`` is over the
     original, from interleaved runs; those that were out of the running early have none.
-    ``on_front`` says that no other is better in both the drop and what is to be least.
+    ``timed_at`` says on what, and at which shapes. ``on_front`` says that no other is better in
+    both the drop and what is to be least.
     ``batch_invariance`` is the least cosine between a sample alone and in a batch.
     """
 
@@ -231,6 +232,7 @@ class Trial(Result):
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+    timed_at: str = ""
     batch_invariance: float | None = None
     reported: Drop | None = None
     on_front: bool = False

@@ -75,7 +75,7 @@ class Case:
 
 CASES = (
     Case("digits-vit", "svdlora", 0.33, 0.125, 1, "accuracy"),
-    Case("minilm", "asvd", 0.5, 0.125, 8, "cosine", samples=128),
+    Case("minilm-lowrank", "asvd", 0.5, 0.125, 8, "cosine", samples=128),
 )
 
 

@@ -63,7 +63,7 @@ def sweep(
 ) -> None:
     """Try every combination of methods, allocations and budgets on the model of RECIPE.
 
-    `compress-onnx sweep models/minilm.yaml --allow-code -m svd -m svdlora:stages=3 -m asvd -p 0.5`
+    `compress-onnx sweep models/minilm-lowrank.yaml --allow-code -m svd -m asvd -p 0.7 -p 0.5`
     """
     if output is not None:
         require_pictures()

@@ -46,12 +46,18 @@ class Family:
 
     Attributes:
         name: in words.
+        numbers: how weights are held.
         build: writes the model of a share, 1 for all of the weights; returns the plan and what it
             stands on, None where there is no plan.
     """
 
     name: str
+    numbers: Numbers
     build: Callable[[float, Path], Compressed | None]
+
+    def named(self, share: float) -> str:
+        """``neurons, integers, 50.0%``; of all weights, ``all neurons, integers``."""
+        return f"all {self.name}" if share == 1 else f"{self.name}, {share:.1%}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +79,12 @@ class Forms:
     def families(self) -> Iterator[Family]:
         """In the order in which they are worth the time."""
         if self.spec.integers:
-            yield Family("neurons, integers", self._builder("neurons", "integers"))
-        yield Family("neurons", self._builder("neurons", "floats"))
-        yield Family(f"neurons and {LOW_RANK}", self._builder("both", "floats"))
+            yield self._family("neurons", "integers")
+        yield self._family("neurons", "floats")
+        yield self._family("both", "floats")
         if self.spec.objective == "size" and self.spec.integers:
-            yield Family("neurons, 4-bit weights", self._builder("neurons", "4-bit weights"))
-            yield Family("neurons, 8-bit weights", self._builder("neurons", "8-bit weights"))
+            yield self._family("neurons", "4-bit weights")
+            yield self._family("neurons", "8-bit weights")
 
     def save(self, model: ir.Model, output: Path) -> None:
         """Write ``model``, its sums and norms apart where that is faster."""
@@ -93,6 +99,11 @@ class Forms:
         if seven_bits is None:
             seven_bits = not adds_int8_exactly()
         return LIMIT_WITHOUT_VNNI if seven_bits else LIMIT
+
+    def _family(self, structure: Structure, numbers: Numbers) -> Family:
+        name = "neurons" if structure == "neurons" else f"neurons and {LOW_RANK}"
+        held = "" if numbers == "floats" else f", {numbers}"
+        return Family(f"{name}{held}", numbers, self._builder(structure, numbers))
 
     def _builder(
         self, structure: Structure, numbers: Numbers

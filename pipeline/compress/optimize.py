@@ -11,7 +11,8 @@ Rules:
 
 1. A rival wins unless ours is worth it (:mod:`~pipeline.compress.choice`).
 2. What chooses never reports.
-3. Trials are logged, by all that decides their outcome: a second call measures none again.
+3. Trials are logged, by all that decides their outcome: a second call measures none again, but for
+   the speed of the rivals and of the best of each family.
 4. No trial starts after the time is up; what was found until then counts.
 """
 
@@ -53,7 +54,7 @@ from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, OptimizeSpec
 from compress_onnx.pipeline.results import Drop, OptimizeReport, Trial
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec
+from compress_onnx.pipeline.runtime.session import SessionSpec, processor_name
 
 STEPS = 4
 """Bisections of a share."""
@@ -166,7 +167,10 @@ class _Search:
         for family in self._forms.families():
             self._bisect(family)
         finalists = self._finalists()
-        race = self._race([*finalists, *self._others(finalists)])
+        others = list(self._others(finalists))
+        race = self._race([*finalists, *others])
+        for trial in race.trials[len(finalists) :]:
+            self._log.put(trial)
         choice = race.choose()
         winner = choice.winner
         if winner.name == ORIGINAL:
@@ -218,9 +222,9 @@ class _Search:
                 low = share
 
     def _try_share(self, family: Family, share: float) -> Trial | None:
-        if share == 1 and family.name in {"neurons", "neurons and low rank"}:
+        if share == 1 and family.numbers == "floats":
             return Trial(name=ORIGINAL, within=True)  # that is tried already
-        trial = Trial(name=f"{family.name}, {share:.1%}", family=family.name, share=share)
+        trial = Trial(name=family.named(share), family=family.name, share=share)
         return self._try(trial, partial(family.build, share))
 
     def _try(self, asked: Trial, build: Build) -> Trial | None:
@@ -236,7 +240,10 @@ class _Search:
             if trial.problem is None:
                 self._log.put(trial)
         within = trial.drop is not None and trial.drop.value <= self._spec.max_drop
-        self._trials[name] = trial.model_copy(update={"within": within})
+        changes: dict[str, object] = {"within": within}
+        if trial.timed_at != self._timed_at:
+            changes |= {"speedup": None, "speedup_low": None, "speedup_high": None}
+        self._trials[name] = trial.model_copy(update=changes)
         self._learned.settings.on_trial(self._trials[name])
         return self._trials[name]
 
@@ -302,6 +309,7 @@ class _Search:
             trial
             for trial in with_front(self._trials.values(), size)
             if trial.name not in taken
+            and trial.speedup is None
             and trial.drop is not None
             and trial.drop.value <= REACH * self._spec.max_drop
         ]
@@ -322,8 +330,13 @@ class _Search:
         for index, trial in enumerate(trials):
             pair = times[:, [0, index]]
             low, high = speedup_interval(pair, np.random.default_rng(seed))
-            speeds = {"speedup": speedup(pair), "speedup_low": low, "speedup_high": high}
-            found.append(trial.model_copy(update=speeds))
+            measured = {
+                "speedup": speedup(pair),
+                "speedup_low": low,
+                "speedup_high": high,
+                "timed_at": self._timed_at,
+            }
+            found.append(trial.model_copy(update=measured))
         return Race(found, times, self._spec, seed)
 
     def _interleaved(self, paths: Sequence[Path]) -> Times:
@@ -354,6 +367,11 @@ class _Search:
     def _inputs(self) -> str:
         shapes = (f"{n} {'x'.join(map(str, a.shape)) or 'scalar'}" for n, a in self._feeds.items())
         return ", ".join(shapes)
+
+    @property
+    def _timed_at(self) -> str:
+        where = f"{self._session.provider}, {self._session.thread_count} threads"
+        return f"{processor_name()}, {where}, {self._inputs}"
 
     @property
     def _notes(self) -> tuple[str, ...]:

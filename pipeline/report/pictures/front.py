@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_TICKS = (0, 0.25, 0.5, 0.75, 1, 2, 5, 10, 20, 50, 100)
+"""In multiples of the drop that is allowed."""
+
+
 class _Point(NamedTuple):
     trial: Trial
     drop: float
@@ -66,20 +70,24 @@ def front(report: OptimizeReport) -> Figure:
     panel.axvline(report.max_drop, color=GREY, linewidth=0.8, linestyle="--")
     quantity = next((t.drop.quantity for t in report.trials if t.drop is not None), "drop")
     panel.set(xlabel=f"{quantity}, on the samples that choose", ylabel=_label(report))
+    if report.objective == "latency":
+        panel.set_title(f"{report.provider}, {printable(report.inputs)}", fontsize=7)
     panel.set_ylim(bottom=0)
     # Linear up to what may be lost, logarithmic beyond: some rivals are far away.
     scale = max(report.max_drop, 1e-6)
-    panel.set_xscale("symlog", linthresh=scale)
-    panel.xaxis.set_major_formatter("{x:g}")  # the usual one writes formulas
+    panel.set_xscale("symlog", linthresh=scale, linscale=2)
+    furthest = max((point.drop for point in points), default=scale)
+    ticks = [scale * multiple for multiple in _TICKS if scale * multiple <= max(furthest, scale)]
+    panel.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], minor=False)
+    panel.minorticks_off()
     panel.set_xlim(left=-0.05 * scale)
-    figure.legend(loc="outside right upper", fontsize=7)
+    if points:
+        figure.legend(loc="outside right upper", fontsize=7)
     return figure
 
 
 def _label(report: OptimizeReport) -> str:
-    if report.objective == "size":
-        return "megabytes"
-    return f"times as fast as the original\n({report.provider}, {printable(report.inputs)})"
+    return "megabytes" if report.objective == "size" else "times as fast as the original"
 
 
 def _point(trial: Trial, report: OptimizeReport) -> _Point | None:

@@ -130,6 +130,9 @@ def test_a_second_call_measures_nothing_again(learned, held_out, tmp_path, monke
     assert measured == []
     assert again.winner == first.winner
     assert [t.drop for t in again.trials] == [t.drop for t in first.trials]
+    assert all(
+        (t.speedup is None) == (f.speedup is None) for t, f in zip(again.trials, first.trials)
+    )
     # Other data has other trials.
     call(learned, samples(FEATURES, 40, seed=8), tmp_path, log, objective="size")
     assert measured
@@ -244,6 +247,24 @@ class TestCommand:
         open_session(best)
         cli(*given, "--report", report, "--log", log)
 
+    @pytest.mark.parametrize("ending", ["png", "svg"])
+    def test_it_draws_and_writes_the_front_and_may_do_so_again(
+        self, cli, model, data, tmp_path, ending
+    ):
+        pareto, picture = tmp_path / "pareto.json", tmp_path / f"front.{ending}"
+        options = ["--time", "1s", "--iterations", "5", "--no-cache", "-o", tmp_path / "best.onnx"]
+        given = ["optimize", model, "-c", data, *options, "--pareto", pareto, "--picture", picture]
+        cli(*given)
+        first = picture.read_bytes()
+        assert first.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
+        points = {point["name"]: point for point in json.loads(pareto.read_text())["points"]}
+        assert points["original"]["from"] == "rival"
+        assert points["original"]["speedup"] == 1
+        cli(*given)
+        picture.write_bytes(b"a photograph")
+        assert "was not written by compress-onnx" in error_line(cli(*given, code=2))
+        assert picture.read_bytes() == b"a photograph"
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -251,6 +272,7 @@ class TestCommand:
             (["-c", "DATA", "--time", "soon"], "is no duration"),
             (["-c", "DATA", "--log", "DATA"], "data.npz"),
             (["-c", "DATA", "-o", "MODEL"], "model.onnx"),
+            (["-c", "DATA", "--picture", "front.bmp"], "a picture is a .png or .svg file"),
         ],
     )
     def test_what_cannot_be_is_one_line(self, cli, model, data, options, message):
