@@ -15,7 +15,7 @@ On the CPU, ONNX Runtime may be kept from a fusion that costs more than it saves
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -122,7 +122,7 @@ class Forms:
                 self.save(model, output)
             if numbers in {"8-bit weights", "4-bit weights"}:
                 weight_only(output, output, 4 if numbers == "4-bit weights" else 8)
-            return compressed
+            return compressed if numbers == "floats" else _noting(compressed, numbers)
 
         return build
 
@@ -132,3 +132,12 @@ class Forms:
         ffns: Literal["neurons"] = "neurons"
         request = request.model_copy(update={"method": method, "ffns": ffns})
         return self.learned.compress(request)
+
+
+def _noting(compressed: Compressed | None, numbers: Numbers) -> Compressed | None:
+    """With a note of what its plan does not say."""
+    if compressed is None:
+        return None
+    note = f"of this plan's model, weights are then held as {numbers}"
+    plan = compressed.plan
+    return replace(compressed, plan=plan.model_copy(update={"notes": (*plan.notes, note)}))

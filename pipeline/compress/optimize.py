@@ -187,7 +187,7 @@ class _Search:
             inputs=self._inputs,
             trials=with_front(trials, self._spec),
             winner=winner.name,
-            verdict=choice.verdict(told[winner.name], self._inputs),
+            verdict=choice.verdict(told[winner.name], self._inputs, trials),
             chosen_on=f"{len(self._choosing)} samples of {self._choosing.origin}",
             reported_on=f"{len(self._reporting)} samples of {self._reporting.origin}",
             notes=self._notes,

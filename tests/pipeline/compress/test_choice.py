@@ -100,6 +100,13 @@ def test_low_rank_that_won_is_not_called_useless():
     assert "not worth it" not in choice.verdict(choice.winner, "x")
 
 
+def test_low_rank_that_always_loses_too_much_is_told():
+    beyond = trial("x", 0.3, family="neurons and low rank")
+    choice = race((RIVAL, 9.0), (OURS, 5.0)).choose()
+    told = choice.verdict(choice.winner, "x", [beyond])
+    assert told.endswith("low rank was not worth it: nothing of it stays within the drop")
+
+
 def test_low_rank_that_was_not_tried_is_not_spoken_of():
     choice = race((RIVAL, 9.0), (OURS, 5.0)).choose()
     assert "low rank" not in choice.verdict(choice.winner, "x")

@@ -62,6 +62,8 @@ def test_the_bundle_holds_the_winner_and_how_it_was_found(folder, tmp_path):
     assert not winner.rival
     assert report.size.candidate_bytes == winner.size_bytes
     assert read_report(bundle) == report
+    assert report.plan.thinned
+    assert report.notes[-1].startswith("of this plan's model, weights are then held as")
     files = verify_manifest(bundle).files
     assert {"model.onnx", "plan.json", "pareto.json", "pictures/front.png"} <= files.keys()
     points = json.loads((bundle / "pareto.json").read_text())["points"]
