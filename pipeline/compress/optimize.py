@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -354,7 +354,7 @@ class _Search:
         provider = "cuda" if benchmark.provider == "cuda" else "cpu"
         return SessionSpec(provider=provider, threads=benchmark.threads)
 
-    @property
+    @cached_property
     def _feeds(self) -> dict[str, Array]:
         return benchmark_feeds(
             self._learned.original.path,
