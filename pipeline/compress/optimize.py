@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -394,7 +395,7 @@ class _Search:
         assert self._learned.samples is not None
         settings = self._learned.settings
         return content_key(
-            _FORMAT,
+            f"{_FORMAT} {version('compress-onnx')}",
             self._learned.original.digest,
             f"{settings.batch_size} {settings.seed} {self._forms.limit}",
             f"{self._learned.samples.mask_name} {self._choosing.mask_name}",
