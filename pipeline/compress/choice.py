@@ -103,15 +103,18 @@ class Choice:
             return self.best
         return self.fallback
 
-    def verdict(self, winner: Trial, inputs: str, tried: Iterable[Trial] = ()) -> str:
+    def verdict(self, winner: Trial, inputs: str, tried: Sequence[Trial] = ()) -> str:
         """What won, by how much, over what; and that ours or low rank did not, where it did not.
 
         Args:
             winner: as it was reported on other samples.
             inputs: the shapes that latency was measured at.
-            tried: what did not run in the race, too.
+            tried: all trials, those that did not run in the race too.
         """
-        return "; ".join(filter(None, [self._outcome(winner, inputs), self._low_rank(tried)]))
+        ours = [trial for trial in (*self.race.trials, *tried) if not trial.rival]
+        if not ours:
+            return f"nothing of ours was tried before the time was up: {self.fallback.name} it is"
+        return "; ".join(filter(None, [self._outcome(winner, inputs), self._low_rank(ours)]))
 
     def _outcome(self, winner: Trial, inputs: str) -> str:
         spec, fallback = self.race.spec, self.fallback.name
@@ -132,13 +135,13 @@ class Choice:
             return text
         return f"{text}; on samples that chose nothing it loses {drop.value:.3g} ({drop.quantity})"
 
-    def _low_rank(self, tried: Iterable[Trial]) -> str:
+    def _low_rank(self, tried: Sequence[Trial]) -> str:
         """That low rank was not worth it, and its figure; empty where it was, or was not tried."""
         ours = [trial for trial in self.race.trials if not trial.rival]
         low_rank = self.race.best(trial for trial in ours if _has_low_rank(trial))
         if low_rank is None:
             nothing = "low rank was not worth it: nothing of it stays within the drop"
-            return nothing if any(map(_has_low_rank, [*ours, *tried])) else ""
+            return nothing if any(map(_has_low_rank, tried)) else ""
         if self.winner.name == low_rank.name:
             return ""
         original = self.race.trials[0]

@@ -76,6 +76,13 @@ def test_what_loses_too_much_does_not_run_for_the_win():
     assert choice.verdict(choice.winner, "").startswith("nothing of ours stays within 0.01")
 
 
+def test_what_was_not_tried_is_not_said_to_lose_too_much():
+    choice = race((RIVAL, 5.0)).choose()
+    assert choice.verdict(choice.winner, "") == (
+        "nothing of ours was tried before the time was up: dynamic int8 it is"
+    )
+
+
 def test_the_smallest_needs_no_interval():
     small = trial("half", 0.009, size=50)
     choice = race((RIVAL, 1.0), (small, 99.0), noise=0.5, objective="size").choose()
