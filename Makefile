@@ -5,8 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-RECIPE ?= models/minilm.yaml
-RECIPES ?= models/digits-vit.yaml models/minilm.yaml
+RECIPES ?= models/digits-vit.yaml models/minilm-lowrank.yaml
 METHOD ?=
 QUICK  ?=
 UPGRADE ?=
@@ -18,6 +17,8 @@ DATA ?=
 # One process a core; tests of a group run in the same one and share what they prepare.
 WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
+# By default the best form is found; with a method or a share, low rank is compressed as they say.
+RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance two-at-once peers reproduce lock wheel clean
@@ -58,11 +59,11 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff format .
 
 results: $(READY)  ## Measure the tables of the README again (docs/results).
-	$(BIN)/compress-onnx sweep models/minilm.yaml --allow-code -p 0.5 -o docs/results/minilm \
+	$(BIN)/compress-onnx sweep models/minilm-lowrank.yaml --allow-code -p 0.5 -o docs/results/minilm \
 	    -m svd -m svdlora:stages=3 -m asvd-diagonal -m asvd
-	$(BIN)/compress-onnx sweep models/minilm.yaml --allow-code -m asvd -m auto -p 0.7 -p 0.5 -p 0.33 \
+	$(BIN)/compress-onnx sweep models/minilm-lowrank.yaml --allow-code -m asvd -m auto -p 0.7 -p 0.5 -p 0.33 \
 	    --no-benchmark -o docs/results/minilm-shares
-	$(BIN)/compress-onnx sweep models/minilm.yaml --allow-code -p 0.5 --bytes 0.5 --flops 0.5 \
+	$(BIN)/compress-onnx sweep models/minilm-lowrank.yaml --allow-code -p 0.5 --bytes 0.5 --flops 0.5 \
 	    --latency 0.6 --latency 0.5 -o docs/results/minilm-budgets
 	$(BIN)/compress-onnx sweep models/digits-vit.yaml --allow-code --no-benchmark -p 0.5 -p 0.33 -p 0.19 \
 	    -o docs/results/digits-vit -m svd -m asvd-diagonal -m asvd -m auto
@@ -73,7 +74,7 @@ results: $(READY)  ## Measure the tables of the README again (docs/results).
 	    $(foreach p,0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0,-p $(p))
 
 analysis: $(READY)  ## Draw the spectra and densities of the recipes' models again (docs/analysis).
-	$(BIN)/compress-onnx analyze models/minilm.yaml --allow-code -o docs/analysis/minilm
+	$(BIN)/compress-onnx analyze models/minilm-lowrank.yaml --allow-code -o docs/analysis/minilm
 	$(BIN)/compress-onnx analyze models/digits-vit.yaml --allow-code -o docs/analysis/digits-vit
 
 graphs: $(READY)  ## Rewrite the collection of exports at full rank again (docs/graphs.md).

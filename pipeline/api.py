@@ -25,7 +25,6 @@ from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
 from compress_onnx.pipeline.compress.meter import Meter
-from compress_onnx.pipeline.compress.optimize import OptimizeSpec
 from compress_onnx.pipeline.compress.optimize import optimize as optimize_learned
 from compress_onnx.pipeline.compress.outcome import measure_outcome
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
@@ -38,7 +37,14 @@ from compress_onnx.pipeline.measure.loading import measure_loadings
 from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.measure.validate import validate as validate_files
 from compress_onnx.pipeline.measure.validate import validate_on
-from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, Recipe, SourceSpec, read_recipe
+from compress_onnx.pipeline.recipe import (
+    BenchmarkSpec,
+    MetricSpec,
+    OptimizeSpec,
+    Recipe,
+    SourceSpec,
+    read_recipe,
+)
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.results import (
     Analysis,
@@ -122,6 +128,7 @@ def optimize(
     *,
     mask: str | None = None,
     metric: MetricSpec | None = None,
+    how: BenchmarkSpec | None = None,
     settings: RunSettings | None = None,
     log: Path | str | None = None,
     **spec: Any,  # noqa: ANN401
@@ -134,19 +141,20 @@ def optimize(
         data: real samples, some hundreds; every fifth is held out to choose and to report on.
         mask: as for :func:`learn`.
         metric: of the drop; None compares raw outputs.
+        how: provider, size of one inference, and repetitions.
         settings: as for :func:`learn`.
         log: a file of trials, read and added to.
-        **spec: the fields of :class:`~pipeline.compress.optimize.OptimizeSpec`, such as
+        **spec: the fields of :class:`~pipeline.recipe.OptimizeSpec`, such as
             ``max_drop=0.01`` or ``objective="size"``.
 
     Raises:
-        RequestError: an unknown field.
+        RequestError: an unknown field, or a value out of range.
         CompressOnnxError: as for :func:`learn`, or the output cannot be written.
     """
     try:
-        wanted = OptimizeSpec(**spec)
-    except TypeError as error:
-        raise RequestError(f"optimize: {error}") from error
+        wanted = OptimizeSpec.model_validate(spec)
+    except ValidationError as error:
+        raise RequestError(first_problem(error)) from error
     original = open_original(model)
     samples, held_out = hold_out(_samples(original.path, data, mask))
     return optimize_learned(
@@ -154,9 +162,10 @@ def optimize(
         held_out,
         Path(output),
         wanted,
+        benchmark=how,
         metric=metric,
         log=None if log is None else Path(log),
-    )
+    ).report
 
 
 def request_of(**request: Any) -> CompressionSpec:  # noqa: ANN401

@@ -259,6 +259,43 @@ Duration = Annotated[
 """Seconds, also written as ``90s``, ``10min`` or ``1h``."""
 
 
+class OptimizeSpec(RecipeModel):
+    """The search for the best form within a drop.
+
+    Attributes:
+        max_drop: what may be lost.
+        objective: what is to be least.
+        integers: whether layers may multiply integers.
+        seven_bits: whether weights are kept so small that no CPU overflows; None where this one
+            does.
+        time: seconds, after which no trial starts any more.
+    """
+
+    max_drop: float = Field(default=0.01, ge=0)
+    objective: Literal["latency", "size"] = "latency"
+    integers: bool = True
+    seven_bits: bool | None = None
+    time: Duration = 900.0
+
+
+class Compression(CompressionSpec):
+    """How to compress: as :class:`CompressionSpec` says, or as ``optimize`` finds best."""
+
+    optimize: OptimizeSpec | None = None
+
+    @model_validator(mode="after")
+    def _alone(self) -> Compression:
+        others = self.model_dump(exclude_defaults=True).keys() - {"optimize"}
+        if self.optimize is not None and others:
+            raise ValueError(f"optimize chooses the form itself: drop {', '.join(sorted(others))}")
+        return self
+
+    @property
+    def plain(self) -> CompressionSpec:
+        """What there is besides ``optimize``."""
+        return CompressionSpec(**{n: getattr(self, n) for n in CompressionSpec.model_fields})
+
+
 class RecoverySpec(RecipeModel):
     """Training of the factors against the original's outputs, with labels only where asked for.
 
@@ -300,6 +337,7 @@ class Recipe(RecipeModel):
     """A whole run of the pipeline.
 
     With ``max_drop``, the share is not given but found: the smallest whose drop stays within it.
+    With ``compression: {optimize: …}``, the form is found too.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -308,7 +346,7 @@ class Recipe(RecipeModel):
     validation: DataSpec | None = None
     mask: str | None = None
     metric: MetricSpec | None = None
-    compression: CompressionSpec = CompressionSpec()
+    compression: Compression = Compression()
     max_drop: float | None = Field(default=None, ge=0)
     recovery: RecoverySpec | None = None
     gates: tuple[Gate, ...] = ()

@@ -308,12 +308,16 @@ class Trial(Result):
     """One model that ``optimize`` tried: what it is, what it loses, and what it takes.
 
     ``drop`` is measured on the samples that choose, ``reported`` on others that chose nothing.
-    ``speedup`` is over the original, from interleaved runs; those that were out of the running
-    early have none. ``batch_invariance`` is the least cosine between a sample alone and in a batch.
+    ``family`` is what it has in common with others of other shares. ``speedup`` is over the
+    original, from interleaved runs; those that were out of the running early have none.
+    ``timed_at`` says on what, and at which shapes. ``on_front`` says that no other is better in
+    both the drop and what is to be least.
+    ``batch_invariance`` is the least cosine between a sample alone and in a batch.
     """
 
     name: str
     rival: bool = False
+    family: str | None = None
     share: float | None = None
     drop: Drop | None = None
     within: bool = False
@@ -322,8 +326,10 @@ class Trial(Result):
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+    timed_at: str = ""
     batch_invariance: float | None = None
     reported: Drop | None = None
+    on_front: bool = False
 
 
 class OptimizeReport(Result):
@@ -519,13 +525,16 @@ class RunReport(Report):
     """Everything about one run of the pipeline on one model.
 
     Attributes:
+        optimize: how the form was found; None where the recipe says what to do.
+        plan: what every site becomes; None where ``optimize`` took a model that no plan makes.
         op_counts: nodes by operator type that ONNX Runtime really executes on the CPU after its
             own optimization, for ``reference`` and ``candidate`` (fusions kept or lost).
         unmeasured: providers that were asked for with ``auto`` and are absent, with the reason.
     """
 
     search: SearchReport | None = None
-    plan: CompressionPlan
+    optimize: OptimizeReport | None = None
+    plan: CompressionPlan | None = None
     recovery: RecoveryReport | None = None
     op_counts: dict[str, dict[str, int]] = Field(default_factory=dict)
     validation: ValidationReport | None = None

@@ -148,7 +148,7 @@ def _speeds(learned: Learned, paths: list[Path], batch: int, length: int) -> lis
 
 def by_recipe(folder: Path) -> Subject:
     """MiniLM, its calibration sentences, and those that it was never calibrated on."""
-    recipe = read_recipe(Path("models/minilm.yaml"))
+    recipe = read_recipe(Path("models/minilm-lowrank.yaml"))
     cache = ArrayCache(default_folder())
     settings = settings_of(recipe, RunSettings(cache=cache, allow_code=True))
     prepared = prepare_model(recipe, folder, base_dir=Path("models"), settings=settings)

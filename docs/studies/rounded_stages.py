@@ -75,7 +75,7 @@ class Case:
 
 CASES = (
     Case("digits-vit", "svdlora", 0.33, 0.125, 1, "accuracy"),
-    Case("minilm", "asvd", 0.5, 0.125, 8, "cosine", samples=128),
+    Case("minilm-lowrank", "asvd", 0.5, 0.125, 8, "cosine", samples=128),
 )
 
 
@@ -111,7 +111,7 @@ class Bench:
 
     def _measure(self, store: Storage, stages: int, share: float) -> Row:
         case, experiment, candidate = self.case, self.experiment, self.folder / "candidate.onnx"
-        request = experiment.recipe.compression.model_copy(
+        request = experiment.recipe.compression.plain.model_copy(
             update={
                 "method": MethodSpec(name=case.method, options={"stages": stages}),
                 "params": share,

@@ -82,7 +82,9 @@ def _model_tables(path: Path, methods: Sequence[str], shares: Sequence[float]) -
 
 def _row(experiment: ModelExperiment, method: str, share: float, siblings: str) -> str:
     changes = {"method": MethodSpec(name=method), "params": share, "siblings": siblings}
-    request = CompressionSpec.model_validate({**dict(experiment.recipe.compression), **changes})
+    request = CompressionSpec.model_validate(
+        {**dict(experiment.recipe.compression.plain), **changes}
+    )
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
         candidate = Path(folder) / "candidate.onnx"
         plan = experiment.write(experiment.compress(request), candidate)

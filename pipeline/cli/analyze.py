@@ -100,7 +100,7 @@ def analyze(
     explained variance and of densities, and a test of what normalizations do to activation-aware
     SVD. A recipe brings its own model and data:
 
-    `compress-onnx analyze models/minilm.yaml --allow-code -o build/analysis`
+    `compress-onnx analyze models/minilm-lowrank.yaml --allow-code -o build/analysis`
     """
     if output is not None:
         require_pictures()

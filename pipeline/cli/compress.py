@@ -58,20 +58,6 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Data:
-    """What the model runs on."""
-
-    calibration: options.CalibrationFile = None
-    validation: Annotated[
-        Path | None,
-        typer.Option(help=".npz that --max-drop is measured on, with `labels` for accuracy."),
-    ] = None
-    mask: options.Mask = None
-    batch_size: options.BatchSize = 32
-    no_cache: options.NoCache = False
-
-
-@dataclass(frozen=True)
 class Which:
     """Which layers."""
 
@@ -167,7 +153,7 @@ def compress(
     model: options.Model,
     output: Output,
     budget: Budget,
-    data: Data,
+    data: options.Data,
     which: Which,
     how: How,
     plan: Plan,
@@ -341,7 +327,9 @@ def _check_output(output: Output, plan: Plan) -> None:
         raise RequestError("no --output: say where to write the model, or use --dry-run")
 
 
-def _check_recovery(recovery: RecoverySpec | None, data: Data, how: How, plan: Plan) -> None:
+def _check_recovery(
+    recovery: RecoverySpec | None, data: options.Data, how: How, plan: Plan
+) -> None:
     if recovery is None:
         return
     if data.calibration is None:
@@ -354,7 +342,7 @@ def _check_recovery(recovery: RecoverySpec | None, data: Data, how: How, plan: P
         )
 
 
-def _check_search(budget: Budget, data: Data, plan: Plan) -> None:
+def _check_search(budget: Budget, data: options.Data, plan: Plan) -> None:
     if budget.max_drop is None:
         if data.validation is not None:
             raise RequestError("--validation is what --max-drop is measured on: give both, or none")

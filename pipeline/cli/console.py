@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,6 +16,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     SpinnerColumn,
+    Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -39,6 +42,7 @@ from compress_onnx.pipeline.results import (
     SearchStep,
     SizeReport,
     TranslationReport,
+    Trial,
     ValidationReport,
 )
 from compress_onnx.pipeline.runtime.progress import Update
@@ -59,17 +63,68 @@ errors = _console(stderr=True)
 
 
 class ProgressBars:
-    """Shows each step as a bar on stderr while it runs, and its time when it is done."""
+    """Shows each step as a bar on stderr while it runs, and its time when it is done.
+
+    A step inside another has its bar below that one's, and leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self._bars: Bars | None = None
 
     @contextmanager
     def step(self, description: str, total: int | None = None) -> Iterator[Update]:
         """Show one step."""
-        columns = [SpinnerColumn(), TextColumn("{task.description:<18}"), BarColumn()]
-        counts = [MofNCompleteColumn()] if total is not None else []
-        with Bars(*columns, *counts, TimeElapsedColumn(), console=errors) as bars:
-            task = bars.add_task(description, total=total)
-            yield lambda done: bars.update(task, completed=done)
-            bars.update(task, completed=total or 1, total=total or 1)
+        if self._bars is not None:
+            task = self._bars.add_task(description, total=total)
+            try:
+                yield partial(_complete, self._bars, task)
+            finally:
+                self._bars.remove_task(task)
+            return
+        columns = [SpinnerColumn(), TextColumn("{task.description:<18}"), BarColumn(), _Counts()]
+        with Bars(*columns, TimeElapsedColumn(), console=errors) as bars:
+            self._bars = bars
+            try:
+                task = bars.add_task(description, total=total)
+                yield partial(_complete, bars, task)
+                bars.update(task, completed=total or 1, total=total or 1)
+            finally:
+                self._bars = None
+
+
+class _Counts(MofNCompleteColumn):
+    """How much of how much, where that is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None or task.total == 1 else super().render(task)
+
+
+def _complete(bars: Bars, task: TaskID, done: int) -> None:
+    bars.update(task, completed=done)
+
+
+class TrialTable:
+    """Shows each trial of a search on stderr as soon as it is measured: a line in a table."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def __call__(self, trial: Trial) -> None:
+        """Show one more."""
+        if not self._begun:
+            self._line("drop", "size", "within", "trial", style="bold")
+            self._begun = True
+        self._line(
+            significant(trial.drop.value) if trial.drop else formats.MISSING,
+            formats.MISSING if trial.size_bytes is None else formats.size(trial.size_bytes),
+            "yes" if trial.within else "no",
+            trial.name if trial.problem is None else f"{trial.name}: {trial.problem}",
+        )
+
+    @staticmethod
+    def _line(drop: str, size: str, within: str, trial: str, style: str = "") -> None:
+        text = f"{drop:>9}  {size:>8}  {within:<6}  {trial}"
+        errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Name:
@@ -295,8 +350,6 @@ def print_optimized(report: OptimizeReport) -> None:
             style="bold" if trial.name == report.winner else "",
         )
     out.print(shown, crop=False, highlight=False)
-    for note in report.notes:
-        errors.print(f"note: {note}", markup=False, highlight=False)
     out.print(report.verdict, markup=False, highlight=False)
 
 

@@ -9,19 +9,19 @@ from typing import Annotated, Literal
 import typer
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization.rounding import LIMIT, LIMIT_WITHOUT_VNNI
 from compress_onnx.pipeline.cli import options, outputs
-from compress_onnx.pipeline.cli.console import out, print_optimized, print_size
+from compress_onnx.pipeline.cli.console import errors, out, print_optimized, print_size
 from compress_onnx.pipeline.cli.grouped import grouped
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
 from compress_onnx.pipeline.compress.learn import learn
-from compress_onnx.pipeline.compress.optimize import OptimizeSpec
 from compress_onnx.pipeline.compress.optimize import optimize as optimized
-from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec
+from compress_onnx.pipeline.report.drawing import require_pictures
+from compress_onnx.pipeline.report.pictures import draw_front
+from compress_onnx.pipeline.report.trials import pareto_json
+from compress_onnx.pipeline.report.writer import write_text
 from compress_onnx.pipeline.runtime.duration import parse_duration
-from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,6 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Data:
-    """What the model runs on."""
-
-    calibration: options.CalibrationFile = None
-    validation: Annotated[
-        Path | None,
-        typer.Option(help=".npz that chooses and reports [default: every fifth sample]."),
-    ] = None
-    mask: options.Mask = None
-    batch_size: options.BatchSize = 32
-    no_cache: options.NoCache = False
-
-
-@dataclass(frozen=True)
 class Timing:
     """How latency is measured."""
 
@@ -89,6 +75,13 @@ class Written:
     log: Annotated[
         Path | None, typer.Option("--log", help="Keep trials here, and go on from them.")
     ] = None
+    pareto: Annotated[
+        Path | None,
+        typer.Option("--pareto", help="Write drop, size and speed of all trials as JSON."),
+    ] = None
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw these: a .png or .svg file.")
+    ] = None
     force: options.Force = False
 
 
@@ -98,7 +91,7 @@ def register(app: typer.Typer) -> None:
 
 
 def optimize(
-    model: options.Model, written: Written, goal: Goal, data: Data, timing: Timing
+    model: options.Model, written: Written, goal: Goal, data: options.Data, timing: Timing
 ) -> None:
     """Find the fastest (or smallest) form of MODEL within a drop, and write it.
 
@@ -119,10 +112,14 @@ def optimize(
         time_s = parse_duration(goal.time)
     except ValueError as error:
         raise RequestError(f"--time: {error}") from error
+    if written.picture is not None:
+        require_pictures()
     files = (
         outputs.model_file(written.output),
         outputs.optimize_report(written.report),
         outputs.trial_log(written.log),
+        outputs.pareto_file(written.pareto),
+        outputs.picture_file(written.picture),
     )
     outputs.check_outputs(files, (model, data.calibration, data.validation), force=written.force)
     samples = options.labelled_samples_for(model, data.calibration, data.mask)
@@ -130,20 +127,19 @@ def optimize(
         samples, held_out = hold_out(samples)
     else:
         held_out = options.labelled_samples_for(model, data.validation, data.mask)
-    seven_bits = not adds_int8_exactly() if goal.seven_bits is None else goal.seven_bits
     spec = OptimizeSpec(
         max_drop=goal.max_drop,
         objective=goal.objective,
-        benchmark=BenchmarkSpec(
-            provider=timing.provider,
-            threads=timing.threads,
-            batch=timing.batch,
-            length=timing.length,
-            iterations=timing.iterations,
-        ),
         integers=goal.integers,
-        limit=LIMIT_WITHOUT_VNNI if seven_bits else LIMIT,
-        time_s=time_s,
+        seven_bits=goal.seven_bits,
+        time=time_s,
+    )
+    benchmark = BenchmarkSpec(
+        provider=timing.provider,
+        threads=timing.threads,
+        batch=timing.batch,
+        length=timing.length,
+        iterations=timing.iterations,
     )
     settings = options.settings(data.no_cache, batch_size=data.batch_size)
     report = optimized(
@@ -151,12 +147,18 @@ def optimize(
         held_out,
         written.output,
         spec,
+        benchmark=benchmark,
         metric=metric_for(model, held_out, goal.outputs),
         log=written.log,
-    )
+    ).report
     print_optimized(report)
+    for note in report.notes:
+        errors.print(f"note: {note}", markup=False, highlight=False)
     if written.report is not None:
-        with atomic_file(written.report) as temporary:
-            temporary.write_text(report.model_dump_json(indent=2), encoding="utf-8")
+        write_text(written.report, report.model_dump_json(indent=2))
+    if written.pareto is not None:
+        write_text(written.pareto, pareto_json(report))
+    if written.picture is not None:
+        draw_front(report, written.picture)
     print_size(model_size(model, written.output))
     out.print(f"written: {written.output}", markup=False, highlight=False)

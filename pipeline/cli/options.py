@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -13,7 +13,7 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import METHODS
 from compress_onnx.graph_passes.planning.plan import parse_method as method_spec
 from compress_onnx.graph_passes.validation_text import first_problem
-from compress_onnx.pipeline.cli.console import ProgressBars
+from compress_onnx.pipeline.cli.console import ProgressBars, TrialTable
 from compress_onnx.pipeline.data.npz import load_npz
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
@@ -137,6 +137,23 @@ Force = Annotated[
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 
 
+@dataclass(frozen=True)
+class Data:
+    """What the model runs on."""
+
+    calibration: CalibrationFile = None
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            help=".npz that a drop is measured on, with `labels` for accuracy "
+            "[default: every fifth sample of --calibration]."
+        ),
+    ] = None
+    mask: Mask = None
+    batch_size: BatchSize = 32
+    no_cache: NoCache = False
+
+
 def budgets(params: T | None, bytes_: T | None, flops: T | None, latency: T | None) -> dict[str, T]:
     """The budgets that were given, by name."""
     named = {
@@ -201,5 +218,6 @@ def settings(no_cache: bool, allow_code: bool = False, batch_size: int = 32) -> 
         batch_size=batch_size,
         cache=cache_unless(no_cache),
         progress=ProgressBars(),
+        on_trial=TrialTable(),
         allow_code=allow_code,
     )

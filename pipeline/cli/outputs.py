@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.compress.trial_log import is_trial_log
 from compress_onnx.pipeline.files.outputs import (
     Output,
@@ -16,6 +17,7 @@ from compress_onnx.pipeline.files.outputs import (
 )
 from compress_onnx.pipeline.recipe import Recipe
 from compress_onnx.pipeline.report.analysis.page import REPORT_NAME
+from compress_onnx.pipeline.report.drawing import is_picture_of_ours
 from compress_onnx.pipeline.report.sweep import JSON_NAME
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "comparison_file",
     "model_file",
     "optimize_report",
+    "pareto_file",
+    "picture_file",
     "plan_file",
     "potential_file",
     "recipe_inputs",
@@ -48,6 +52,24 @@ def plan_file(path: Path | None) -> Output | None:
 def optimize_report(path: Path | None) -> Output | None:
     """What ``optimize --report`` writes."""
     return None if path is None else json_output(path, "trials", "verdict")
+
+
+def pareto_file(path: Path | None) -> Output | None:
+    """What ``optimize --pareto`` writes."""
+    return None if path is None else json_output(path, "points", "winner")
+
+
+def picture_file(path: Path | None) -> Output | None:
+    """What ``optimize --picture`` draws.
+
+    Raises:
+        RequestError: the name ends in nothing that can be drawn.
+    """
+    if path is None:
+        return None
+    if path.suffix not in {".png", ".svg"}:
+        raise RequestError(f"{path}: a picture is a .png or .svg file")
+    return Output(path, "file", is_picture_of_ours)
 
 
 def trial_log(path: Path | None) -> Output | None:

@@ -17,6 +17,7 @@ from compress_onnx.pipeline.cli.console import (
     out,
     print_benchmarks,
     print_gates,
+    print_optimized,
     print_plan,
     print_recovery,
     print_search,
@@ -60,6 +61,9 @@ def run(
     Leaves a folder with the model, `plan.json`, `report.json`, `summary.md`, pictures, tokenizer
     files and a sha256 manifest; with the metric `translation`, with encoder and decoder, and a plan
     of each. The exit code is the verdict of the recipe's gates.
+
+    Where the recipe says `optimize`, the model is the best form within its drop, beside its rivals;
+    `--max-drop` is then another drop, and a method, a budget or a store is taken instead of it.
     """
     budgets = options.budgets(params, bytes_, flops, latency)
     recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop, store)
@@ -92,7 +96,10 @@ def _print_report(report: Report) -> None:
         print_translations(report)
     if not isinstance(report, RunReport):
         return
-    print_plan(report.plan)
+    if report.plan is not None:
+        print_plan(report.plan)
+    if report.optimize is not None:
+        print_optimized(report.optimize)
     print_size(report.size)
     if report.search is not None:
         print_search(report.search)
@@ -128,10 +135,15 @@ def _overridden(
         changes |= {**dict.fromkeys((*BUDGETS, "rank")), **budgets}
     if store is not None:
         changes["store"] = store
-    if max_drop is not None:
-        recipe = recipe.model_copy(update={"max_drop": max_drop})
-    values = {**recipe.model_dump(), "compression": {**recipe.compression.model_dump(), **changes}}
-    return options.validated(Recipe, values) if changes else recipe
+    if changes:
+        changes["optimize"] = None
+    compression = {**recipe.compression.model_dump(), **changes}
+    values = {**recipe.model_dump(), "compression": compression}
+    if max_drop is not None and compression["optimize"] is not None:
+        compression["optimize"] = {**compression["optimize"], "max_drop": max_drop}
+    elif max_drop is not None:
+        values["max_drop"] = max_drop
+    return options.validated(Recipe, values)
 
 
 def _recovering(recipe: Recipe, budget: str | None) -> Recipe:

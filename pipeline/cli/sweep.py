@@ -63,7 +63,7 @@ def sweep(
 ) -> None:
     """Try every combination of methods, allocations and budgets on the model of RECIPE.
 
-    `compress-onnx sweep models/minilm.yaml --allow-code -m svd -m svdlora:stages=3 -m asvd -p 0.5`
+    `compress-onnx sweep models/minilm-lowrank.yaml --allow-code -m svd -m asvd -p 0.7 -p 0.5`
     """
     if output is not None:
         require_pictures()
@@ -75,7 +75,7 @@ def sweep(
         changes["rank_multiple"] = rank_multiple
     if allow_larger:
         changes["allow_larger"] = True
-    base = recipe.compression.model_copy(update=changes)
+    base = recipe.compression.plain.model_copy(update=changes)
     variants = grid(
         base,
         [options.method_spec(text) for text in methods or ()],

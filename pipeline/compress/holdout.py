@@ -47,6 +47,12 @@ def hold_out_if_enough(samples: Samples) -> tuple[Samples, Samples | None]:
     return hold_out(samples) if len(samples) >= 2 * EVERY else (samples, None)
 
 
+def objective_of(metric: MetricSpec | None) -> Objective:
+    """What about the outputs matters to ``metric``."""
+    pooled = isinstance(metric, EmbeddingMetric) and metric.pooling == "mean"
+    return "pooled" if pooled else "positions"
+
+
 def metric_for(model: Path, held_out: Samples, objective: Objective | None) -> MetricSpec | None:
     """The metric that rule 2 says; None is the relative L2 that every validation measures."""
     if held_out.labels is not None:

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import CompressOnnxError
-from compress_onnx.pipeline.compress.optimize import LEAST_GAIN
+from compress_onnx.pipeline.compress.choice import LEAST_GAIN
 from compress_onnx.pipeline.compress.search import drop_of
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.model_file import model_size

@@ -1,7 +1,8 @@
 """Trials that were measured, kept in a file for the next call.
 
 One trial a line (JSON), with the key of all that decides what it comes to: a call with other data,
-another model or other settings finds none of its own, and adds its own.
+another model or other settings finds none of its own, and adds its own. A call that was killed may
+leave half a line at the end, which the next one does without.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from os import truncate
 from pathlib import Path
 
 from compress_onnx.graph_passes.errors import RequestError
@@ -43,11 +45,16 @@ class TrialLog:
         if path is None or not path.exists():
             return
         try:
-            for line in path.read_text(encoding="utf-8").splitlines():
+            content = path.read_bytes()
+            whole, newline, torn = content.rpartition(b"\n")
+            for line in (whole if newline else torn).splitlines():
                 entry = json.loads(line)
                 trial = Trial.model_validate(entry["trial"])
                 if entry["key"] == key:
                     self._known[trial.name] = trial
+            if newline and torn:
+                logger.warning("%s: the last trial was not written to its end", path)
+                truncate(path, len(content) - len(torn))
         except (ValueError, KeyError, TypeError, OSError) as error:
             problem = str(error).splitlines()[0]
             raise RequestError(f"{path} is not a log of trials: {problem}") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from compress_onnx.pipeline.files.cache import ArrayCache
+from compress_onnx.pipeline.results import Trial
 from compress_onnx.pipeline.runtime.progress import Progress, Silent
 from compress_onnx.pipeline.runtime.session import SessionSpec
 
@@ -19,6 +21,7 @@ class RunSettings:
         seed: of everything random.
         cache: where what was computed is kept between runs; None keeps nothing.
         progress: shows the steps.
+        on_trial: told of each trial of a search as soon as it is measured.
         allow_code: whether Python code that a recipe names may run.
     """
 
@@ -27,4 +30,5 @@ class RunSettings:
     seed: int = 0
     cache: ArrayCache | None = None
     progress: Progress = field(default_factory=Silent)
+    on_trial: Callable[[Trial], None] = lambda _trial: None
     allow_code: bool = False

@@ -1,7 +1,8 @@
 """A cache of named arrays on disk, keyed by the content that they were computed from.
 
 Entries are ``.npz`` files without pickled objects, written atomically, each array guarded by the
-archive's checksum. A damaged entry is noticed, reported, and treated as absent.
+archive's checksum. A damaged entry is noticed, reported, and treated as absent. Beside them may be
+logs, ``.jsonl`` files that grow line by line.
 
 The access time of a file is when its entry was last used, set here because file systems are often
 told not to. After each write the entries that were used least recently go, until all take at most
@@ -44,7 +45,7 @@ _FOLDER_VARIABLE, _LIMIT_VARIABLE = "COMPRESS_ONNX_CACHE", "COMPRESS_ONNX_CACHE_
 _DEFAULT_LIMIT_BYTES = 2_000_000_000
 _WRITER_IS_DEAD_AFTER_S = 3600
 # A key of content_key, or the hidden name of its writer's temporary file.
-_ENTRY = re.compile(r"[0-9a-f]{64}\.(npz|json)|\.[0-9a-f]{64}\.[\w-]+\.tmp\.(npz|json)")
+_ENTRY = re.compile(r"[0-9a-f]{64}\.(npz|jsonl?)|\.[0-9a-f]{64}\.[\w-]+\.tmp\.(npz|json)")
 
 
 def default_folder() -> Path:
@@ -100,8 +101,7 @@ class ArrayCache:
         except ARCHIVE_ERRORS as error:
             logger.warning("the cache entry %s is damaged and is rebuilt (%s)", path, error)
             return None
-        with suppress(OSError):  # gone by now, or a folder that may only be read
-            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+        _touch(path)
         return arrays
 
     def put(self, key: str, arrays: Mapping[str, Array]) -> None:
@@ -122,6 +122,20 @@ class ArrayCache:
             logger.warning("nothing is cached: %s", error)
         else:
             self._evict()
+
+    def log(self, key: str) -> Path:
+        """The file of lines under ``key``, for whoever adds to it; it need not be there yet.
+
+        Raises:
+            OutputError: the folder cannot be made.
+        """
+        path = self._folder / f"{key}.jsonl"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {self._folder}: {error.strerror}") from error
+        _touch(path)
+        return path
 
     def remove(self, key: str) -> None:
         """Forget what is under ``key``, if anything is."""
@@ -157,6 +171,12 @@ class ArrayCache:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.npz"
+
+
+def _touch(path: Path) -> None:
+    """Say that the entry was used."""
+    with suppress(OSError):  # there is none, or the folder may only be read
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def _is_being_written(path: Path, status: os.stat_result) -> bool:

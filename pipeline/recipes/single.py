@@ -3,12 +3,13 @@
 What a run does once and a sweep for every variant (compress, recover, validate, benchmark) are
 methods; what both do only once (export, load data, learn) happens in :func:`prepare_model`.
 
-With ``max_drop``, one half of the validation data finds the share, and the other half reports: what
-chooses never reports.
+With ``max_drop`` or ``optimize``, one half of the validation data finds the share or the form, and
+the other half reports: what chooses never reports.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +18,19 @@ from tempfile import TemporaryDirectory
 from compress_onnx.graph_passes.errors import NothingToCompressError, RequestError
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress.basis import Basis
 from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.holdout import objective_of
 from compress_onnx.pipeline.compress.learn import Learned, learn
+from compress_onnx.pipeline.compress.optimize import optimize
 from compress_onnx.pipeline.compress.search import smallest_within
-from compress_onnx.pipeline.compress.spectra import spectra_of
+from compress_onnx.pipeline.compress.spectra import SiteSpectrum, spectra_of
+from compress_onnx.pipeline.compress.trial_log import is_trial_log
 from compress_onnx.pipeline.data.sources import load_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import ExportedModel, export
 from compress_onnx.pipeline.files.bundle import copy_assets
+from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.gates import (
     asks_for,
@@ -38,13 +44,14 @@ from compress_onnx.pipeline.measure.metrics.check import check_metric
 from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.measure.quantities import recipe_quantities
 from compress_onnx.pipeline.measure.validate import validate, validate_on
-from compress_onnx.pipeline.recipe import DataSpec, EmbeddingMetric, MetricSpec, Recipe
+from compress_onnx.pipeline.recipe import DataSpec, MetricSpec, OptimizeSpec, Recipe
 from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
 from compress_onnx.pipeline.report.drawing import why_no_pictures
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.report.writer import write_report
 from compress_onnx.pipeline.results import (
     Benchmark,
+    OptimizeReport,
     RecoveryReport,
     RunReport,
     SearchReport,
@@ -58,6 +65,19 @@ from compress_onnx.pipeline.runtime.stopwatch import Stopwatch
 
 MODEL_NAME = "model.onnx"
 PLAN_NAME = "plan.json"
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """How the candidate came about: its plan and what that stands on, and what was searched."""
+
+    basis: Basis | None = None
+    plan: CompressionPlan | None = None
+    search: SearchReport | None = None
+    optimize: OptimizeReport | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +179,7 @@ class ModelExperiment:
             return validate_on([settings.session.provider, *elsewhere], measure)
 
     def benchmark(
-        self, candidate: Path, plan: CompressionPlan
+        self, candidate: Path, plan: CompressionPlan | None
     ) -> tuple[tuple[Benchmark, ...], dict[str, str]]:
         """Latencies, and a reason for each provider that was not measured."""
         settings = self.recipe.benchmark
@@ -182,9 +202,11 @@ class ModelExperiment:
         Raises:
             CompressOnnxError: it cannot be carried out.
         """
+        if self.recipe.compression.optimize is not None:
+            return self._optimized(bundle, heading, self.recipe.compression.optimize)
         if self.recipe.max_drop is None:
             compressed = self.compress(self.recipe.compression)
-            return self._report(bundle, heading, compressed, None)
+            return self._compressed(bundle, heading, compressed, None)
         assert self.held_out is not None  # see prepare_model
         found = smallest_within(
             self.learned,
@@ -194,7 +216,7 @@ class ModelExperiment:
             self.recipe.metric,
         )
         experiment = replace(self, held_out=found.reporting)
-        return experiment._report(bundle, heading, found.compressed, found.report)
+        return experiment._compressed(bundle, heading, found.compressed, found.report)
 
     def row(self, variant: CompressionSpec) -> SweepRow:
         """Compress in one way, and measure what came of it.
@@ -227,11 +249,44 @@ class ModelExperiment:
                 benchmarks=benchmarks,
             )
 
-    def _report(
+    def _compressed(
         self, bundle: Path, heading: Heading, compressed: Compressed, search: SearchReport | None
     ) -> RunReport:
-        candidate = bundle / MODEL_NAME
-        plan = self.write(compressed, candidate)
+        plan = self.write(compressed, bundle / MODEL_NAME)
+        return self._report(bundle, heading, _Made(compressed.basis, plan, search=search))
+
+    def _optimized(self, bundle: Path, heading: Heading, spec: OptimizeSpec) -> RunReport:
+        assert self.held_out is not None  # see prepare_model
+        with self.watch.measure("optimize"):
+            found = optimize(
+                self.learned,
+                self.held_out,
+                bundle / MODEL_NAME,
+                spec,
+                benchmark=self.recipe.benchmark,
+                metric=self.recipe.metric,
+                log=self._trial_log(),
+            )
+            compressed = found.compressed
+            made = (
+                _Made(optimize=found.report)
+                if compressed is None
+                else _Made(compressed.basis, compressed.evaluated(), optimize=found.report)
+            )
+        return replace(self, held_out=found.reporting)._report(bundle, heading, made)
+
+    def _trial_log(self) -> Path | None:
+        """Where trials of this model are kept between runs; None without a cache."""
+        if self.settings.cache is None:
+            return None
+        log = self.settings.cache.log(content_key("trials", self.learned.original.digest))
+        if log.exists() and not is_trial_log(log):
+            logger.warning("the log of trials %s is damaged and is begun anew", log)
+            log.unlink()
+        return log
+
+    def _report(self, bundle: Path, heading: Heading, made: _Made) -> RunReport:
+        candidate, plan = bundle / MODEL_NAME, made.plan
         recovery = self.recover(candidate)
         gates, timed = self.recipe.gates, self.recipe.benchmark
         validation = self.validate(
@@ -248,7 +303,8 @@ class ModelExperiment:
             seed=self.recipe.seed,
             export=self.exported.report,
             calibration=calibration.origin if calibration else None,
-            search=search,
+            search=made.search,
+            optimize=made.optimize,
             plan=plan,
             recovery=recovery,
             size=size,
@@ -265,20 +321,24 @@ class ModelExperiment:
                 {**(validation.unmeasured if validation else {}), **unmeasured},
             ),
             timings_s=self.watch.timings_s,
-            notes=self._notes(plan),
+            notes=self._notes(made),
         )
-        with self.watch.measure("spectra"):
-            spectra = spectra_of(compressed.basis, plan, self.settings.progress)
+        spectra: list[SiteSpectrum] = []
+        if plan is not None and made.basis is not None:
+            with self.watch.measure("spectra"):
+                spectra = spectra_of(made.basis, plan, self.settings.progress)
+            (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")
         write_report(report, bundle, spectra, pictures=why_no_pictures() is None)
-        (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")
         copy_assets(self.exported.assets, bundle, self.exported.asset_root)
         return report
 
-    def _notes(self, plan: CompressionPlan) -> Sequence[str]:
+    def _notes(self, made: _Made) -> Sequence[str]:
         calibration = self.learned.calibration
         learned = calibration.notes if calibration else ()
+        chosen = made.plan.notes if made.plan else ()
+        searched = made.optimize.notes if made.optimize else ()
         pictures = filter(None, [why_no_pictures()])
-        return (*self.exported.notes, *learned, *plan.notes, *pictures)
+        return (*self.exported.notes, *learned, *searched, *chosen, *pictures)
 
 
 def prepare_model(
@@ -330,10 +390,9 @@ def prepare_model(
 
 def requested(request: CompressionSpec, metric: MetricSpec | None) -> CompressionSpec:
     """The request with the objective of the task's metric, unless it names one itself."""
-    pooled = isinstance(metric, EmbeddingMetric) and metric.pooling == "mean"
-    if request.objective is not None or not pooled:
+    if request.objective is not None or objective_of(metric) == "positions":
         return request
-    return request.model_copy(update={"objective": "pooled"})
+    return request.model_copy(update={"objective": objective_of(metric)})
 
 
 def _check_consistent(recipe: Recipe) -> None:
@@ -347,6 +406,8 @@ def _check_consistent(recipe: Recipe) -> None:
         raise RequestError(f"{refusal}a metric needs data to be measured on: add validation")
     if recipe.max_drop is not None and recipe.validation is None:
         raise RequestError(f"{refusal}max_drop needs data to measure the drop on: add validation")
+    if recipe.compression.optimize is not None:
+        _check_optimize(recipe, refusal)
     if recipe.recovery is None:
         return
     if not (recipe.calibration or recipe.recovery.data):
@@ -357,6 +418,20 @@ def _check_consistent(recipe: Recipe) -> None:
         raise RequestError(
             f"{refusal}recovery trains float32 factors, and the store "
             f"{recipe.compression.store} rounds them: drop one"
+        )
+
+
+def _check_optimize(recipe: Recipe, refusal: str) -> None:
+    if recipe.max_drop is not None:
+        raise RequestError(f"{refusal}max_drop is one of optimize: write it there")
+    if recipe.calibration is None or recipe.validation is None:
+        raise RequestError(
+            f"{refusal}optimize chooses by data: add calibration, and validation to measure on"
+        )
+    if recipe.recovery is not None:
+        raise RequestError(
+            f"{refusal}recovery trains what a budget leaves, and optimize takes what is best "
+            "without training: give params instead, or drop recovery"
         )
 
 

@@ -25,6 +25,9 @@ from compress_onnx.pipeline.report.markdown import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MARK = "compress-onnx"
+"""In every picture, as the name of what drew it."""
+
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -40,6 +43,7 @@ _STYLE: dict[Any, Any] = {  # the stubs want literal keys
     "text.parse_math": False,  # site names are no formulas
 }
 _LONGEST_TITLE = 34
+_HEAD_BYTES = 2000
 
 
 def why_no_pictures() -> str | None:
@@ -81,15 +85,25 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write ``figure`` as PNG.
+    """Write ``figure``, as the ending of ``path`` says: ``.png`` or ``.svg``.
 
     Raises:
         OutputError: ``path`` cannot be written.
     """
     with atomic_file(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # it draws a box instead
-        figure.savefig(temporary)
+        mark = "Software" if path.suffix == ".png" else "Creator"
+        figure.savefig(temporary, metadata={mark: MARK})
     return path
+
+
+def is_picture_of_ours(path: Path) -> bool:
+    """Whether ``path`` is a picture that :func:`save_figure` wrote."""
+    try:
+        with path.open("rb") as file:
+            return MARK.encode() in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
 
 
 def layer_colours(last: int) -> NDArray[np.float64]:

@@ -48,7 +48,7 @@ def render_summary(report: RunReport | TranslationReport, pictures: Sequence[str
         pictures: paths of pictures to show, relative to where the summary will be.
     """
     if isinstance(report, RunReport):
-        file, plans = "run.md.jinja", {"model": report.plan}
+        file, plans = "run.md.jinja", {"model": report.plan} if report.plan else {}
     else:
         file, plans = "translation.md.jinja", {"encoder": report.encoder, "decoder": report.decoder}
     return template(file).render(report=report, plans=plans, pictures=pictures)

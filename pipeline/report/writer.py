@@ -20,6 +20,7 @@ from compress_onnx.pipeline.compress.spectra import SiteSpectrum
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.report.markdown import render_summary
 from compress_onnx.pipeline.report.pictures import draw_pictures
+from compress_onnx.pipeline.report.trials import PARETO_NAME, pareto_json
 from compress_onnx.pipeline.results import Result, RunReport, TranslationReport
 
 REPORT_NAME = "report.json"
@@ -35,7 +36,7 @@ def write_report(
 ) -> None:
     """Write ``report.json``, ``summary.md`` and ``pictures/*.png`` into ``folder``.
 
-    A translation's report has no pictures.
+    A translation's report has no pictures; that of a run that optimized has ``pareto.json`` too.
 
     Args:
         report: the run.
@@ -53,6 +54,8 @@ def write_report(
         draw_pictures(report, spectra, folder) if pictures and isinstance(report, RunReport) else []
     )
     names = [picture.relative_to(folder).as_posix() for picture in drawn]
+    if isinstance(report, RunReport) and report.optimize is not None:
+        write_text(folder / PARETO_NAME, pareto_json(report.optimize))
     write_text(folder / REPORT_NAME, report_json(report))
     write_text(folder / SUMMARY_NAME, render_summary(report, names))
 

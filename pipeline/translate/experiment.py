@@ -400,6 +400,8 @@ def _require_translation(recipe: Recipe) -> TranslationMetric:
     for name in ("recovery", "max_drop", "mask"):
         if getattr(recipe, name) is not None:
             raise RequestError(f"{refusal}{name} does not apply to translation: drop it")
+    if recipe.compression.optimize is not None:
+        raise RequestError(f"{refusal}optimize does not apply to translation: drop it")
     if recipe.benchmark is not None:
         given = sorted(recipe.benchmark.model_fields_set - _TIMED_SETTINGS)
         if given or recipe.benchmark.provider == "cuda":

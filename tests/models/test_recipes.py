@@ -1,4 +1,4 @@
-"""The two recipes of the repository, run as a user runs them: what the README claims must hold."""
+"""The main recipes of the repository, run as a user runs them: what the README claims must hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 MODELS = Path(__file__).parents[2] / "models"
 # One worker exports and calibrates a model for all of its tests.
 MINILM = pytest.mark.xdist_group("minilm")
-RECIPES = [pytest.param("minilm", marks=MINILM), "digits-vit"]
+RECIPES = [pytest.param("minilm-lowrank", marks=MINILM), "digits-vit"]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_calibration_and_validation_share_nothing(experiment):
 
 @MINILM
 def test_minilm_methods_rank_as_published(prepared, tmp_path):
-    experiment = prepared("minilm")
+    experiment = prepared("minilm-lowrank")
     cosine = {}
     for method in ("svd", "svdlora", "asvd-diagonal", "asvd"):
         request = CompressionSpec(method=MethodSpec(name=method), params=0.5)
@@ -101,7 +101,10 @@ def test_minilm_methods_rank_as_published(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("name", "orm_class", "output"),
     [
-        pytest.param("minilm", "ORTModelForFeatureExtraction", "last_hidden_state", marks=MINILM),
+        *(
+            pytest.param(name, "ORTModelForFeatureExtraction", "last_hidden_state", marks=MINILM)
+            for name in ("minilm", "minilm-lowrank")
+        ),
         ("digits-vit", "ORTModelForImageClassification", "logits"),
     ],
 )
@@ -119,7 +122,7 @@ def test_the_bundle_passes_its_gates_and_loads_with_optimum(
     assert recipe.gates
     verify_manifest(tmp_path / name)
     model = getattr(optimum.onnxruntime, orm_class).from_pretrained(tmp_path / name)
-    if name == "minilm":
+    if name.startswith("minilm"):
         from transformers import AutoTokenizer
 
         tokens = AutoTokenizer.from_pretrained(tmp_path / name)(["Hello."], return_tensors="pt")

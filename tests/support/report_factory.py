@@ -13,14 +13,17 @@ from compress_onnx.graph_passes.planning.plan import (
 from compress_onnx.pipeline.report import SiteSpectrum
 from compress_onnx.pipeline.results import (
     Benchmark,
+    Drop,
     Environment,
     ExportParity,
     ExportReport,
     GateResult,
     LatencyStats,
+    OptimizeReport,
     OutputComparison,
     RunReport,
     SizeReport,
+    Trial,
     ValidationReport,
 )
 
@@ -179,6 +182,41 @@ def make_report(**changes):
         "notes": ("inputs without a mask: none",),
     }
     return RunReport(**values | changes)
+
+
+def make_trial(name="neurons, integers, 50.0%", drop=0.015, **changes):
+    values = {
+        "name": name,
+        "family": name.rpartition(", ")[0] or None,
+        "drop": Drop(quantity="1 - cosine", value=drop),
+        "within": drop <= 0.02,
+        "size_bytes": 55_000_000,
+    }
+    return Trial(**values | changes)
+
+
+def make_optimize(**changes):
+    timed = {"speedup_low": 1.9, "speedup_high": 2.9, "batch_invariance": 1.0}
+    trials = (
+        make_trial("original", 0.0, rival=True, speedup=1.0, on_front=True, **timed),
+        make_trial("dynamic int8", 0.006, rival=True, speedup=2.1, **timed),
+        make_trial("4-bit weights", 0.4, rival=True, speedup=0.9),
+        make_trial(speedup=2.8, on_front=True, **timed),
+        make_trial("neurons and low rank, 50.0%", 0.1, family="neurons and low rank"),
+        Trial(name="broken | one", problem="ONNX Runtime *refuses* it"),
+    )
+    values = {
+        "max_drop": 0.02,
+        "objective": "latency",
+        "provider": "cpu",
+        "inputs": "input_ids 1x128, attention_mask 1x128",
+        "trials": trials,
+        "winner": trials[3].name,
+        "verdict": "neurons, integers, 50.0% is 1.33 times as fast as dynamic int8",
+        "chosen_on": "256 samples of sentences, the half that chose",
+        "reported_on": "256 samples of sentences, the half that chose nothing",
+    }
+    return OptimizeReport(**values | changes)
 
 
 def make_spectra(plan=None, seed=0):

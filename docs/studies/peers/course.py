@@ -51,7 +51,7 @@ class Course:
     limit: int | None = None
 
 
-MINILM = Course(MODELS / "minilm.yaml", (0.7, 0.5, 0.33), (0.5,), steps=40, probes=32)
+MINILM = Course(MODELS / "minilm-lowrank.yaml", (0.7, 0.5, 0.33), (0.5,), steps=40, probes=32)
 # At 70 % and 50 % the digits have nothing left to recover.
 DIGITS = Course(
     MODELS / "digits-vit.yaml", (0.7, 0.5, 0.33, 0.19), (0.33, 0.19), steps=200, probes=256

@@ -101,7 +101,7 @@ class Laboratory:
     @cached_property
     def base(self) -> CompressionSpec:
         """What the recipe says about sites, ranks and objective; the method is the contestant's."""
-        return requested(self.experiment.recipe.compression, self.experiment.recipe.metric)
+        return requested(self.experiment.recipe.compression.plain, self.experiment.recipe.metric)
 
     @property
     def objective(self) -> Objective:

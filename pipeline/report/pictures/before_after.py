@@ -41,8 +41,9 @@ def _pairs(report: RunReport) -> Iterator[_Pair]:
     yield _Pair("File size", size.reference_bytes, size.candidate_bytes, formats.size)
     before, after = size.reference_parameters, size.candidate_parameters
     yield _Pair("Parameters", before, after, formats.short_count)
-    before, after = plan.parameters_before, plan.parameters_after
-    yield _Pair("Selected linear\nparameters", before, after, formats.short_count)
+    if plan is not None:
+        before, after = plan.parameters_before, plan.parameters_after
+        yield _Pair("Selected linear\nparameters", before, after, formats.short_count)
     for benchmark in report.benchmarks:
         yield _Pair(
             f"Latency p50\n({benchmark.name})",

@@ -12,14 +12,15 @@ from cli_runner import Cli, error_line
 from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import ModelFileError, RequestError
+from compress_onnx.pipeline.compress import choice
 from compress_onnx.pipeline.compress import optimize as module
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import learn
-from compress_onnx.pipeline.compress.optimize import OptimizeSpec, optimize
+from compress_onnx.pipeline.compress.optimize import optimize
 from compress_onnx.pipeline.compress.rivals import RIVALS
 from compress_onnx.pipeline.files import model_file
 from compress_onnx.pipeline.files.model_file import data_files, load_model, model_size
-from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec
 from compress_onnx.pipeline.runtime.session import open_session, run
 
 FEATURES, HIDDEN, OUTPUTS = 32, 128, 32
@@ -47,8 +48,9 @@ def held_out():
 
 
 def call(learned, held_out, tmp_path, log=None, **spec):
-    wanted = OptimizeSpec(benchmark=QUICK, **({"max_drop": 0.05} | spec))
-    return optimize(learned, held_out, tmp_path / "best.onnx", wanted, log=log)
+    wanted = OptimizeSpec(**({"max_drop": 0.05} | spec))
+    output = tmp_path / "best.onnx"
+    return optimize(learned, held_out, output, wanted, benchmark=QUICK, log=log).report
 
 
 def test_the_smallest_within_the_drop_wins(learned, held_out, tmp_path):
@@ -93,7 +95,7 @@ def test_the_best_file_computes_what_was_reported(learned, held_out, tmp_path):
 
 
 def test_a_rival_wins_where_ours_is_not_worth_it(learned, held_out, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LEAST_GAIN", 1e9)
+    monkeypatch.setattr(choice, "LEAST_GAIN", 1e9)
     report = call(learned, held_out, tmp_path, objective="size")
     winner = next(trial for trial in report.trials if trial.name == report.winner)
     assert winner.rival
@@ -116,16 +118,18 @@ def test_a_second_call_measures_nothing_again(learned, held_out, tmp_path, monke
     log = tmp_path / "trials.jsonl"
     first = call(learned, held_out, tmp_path, log, objective="size")
     measured = []
-    measure = module._Search._measure
+    measure = module._Search._measured
     monkeypatch.setattr(
         module._Search,
-        "_measure",
-        lambda self, name, **k: measured.append(name) or measure(self, name, **k),
+        "_measured",
+        lambda self, trial: measured.append(trial.name) or measure(self, trial),
     )
     again = call(learned, held_out, tmp_path, log, objective="size")
     assert measured == []
     assert again.winner == first.winner
     assert [t.drop for t in again.trials] == [t.drop for t in first.trials]
+    timed = [{t.name for t in report.trials if t.speedup} for report in (first, again)]
+    assert timed[0] == timed[1]
     # Other data has other trials.
     call(learned, samples(FEATURES, 40, seed=8), tmp_path, log, objective="size")
     assert measured
@@ -140,7 +144,7 @@ def test_what_is_no_log_is_refused(learned, held_out, tmp_path):
 
 
 def test_without_time_nothing_is_tried(learned, held_out, tmp_path):
-    report = call(learned, held_out, tmp_path, time_s=0.0)
+    report = call(learned, held_out, tmp_path, time=1e-9)
     assert report.winner == "original"
     assert any("the time was up" in note for note in report.notes)
 
@@ -220,6 +224,24 @@ class TestCommand:
         open_session(best)
         cli(*given, "--report", report, "--log", log)
 
+    @pytest.mark.parametrize("ending", ["png", "svg"])
+    def test_it_draws_and_writes_the_front_and_may_do_so_again(
+        self, cli, model, data, tmp_path, ending
+    ):
+        pareto, picture = tmp_path / "pareto.json", tmp_path / f"front.{ending}"
+        options = ["--time", "1s", "--iterations", "5", "--no-cache", "-o", tmp_path / "best.onnx"]
+        given = ["optimize", model, "-c", data, *options, "--pareto", pareto, "--picture", picture]
+        cli(*given)
+        first = picture.read_bytes()
+        assert first.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
+        points = {point["name"]: point for point in json.loads(pareto.read_text())["points"]}
+        assert points["original"]["from"] == "rival"
+        assert points["original"]["speedup"] == 1
+        cli(*given)
+        picture.write_bytes(b"a photograph")
+        assert "was not written by compress-onnx" in error_line(cli(*given, code=2))
+        assert picture.read_bytes() == b"a photograph"
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -227,6 +249,7 @@ class TestCommand:
             (["-c", "DATA", "--time", "soon"], "is no duration"),
             (["-c", "DATA", "--log", "DATA"], "data.npz"),
             (["-c", "DATA", "-o", "MODEL"], "model.onnx"),
+            (["-c", "DATA", "--picture", "front.bmp"], "a picture is a .png or .svg file"),
         ],
     )
     def test_what_cannot_be_is_one_line(self, cli, model, data, options, message):

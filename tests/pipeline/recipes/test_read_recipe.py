@@ -65,6 +65,19 @@ def test_it_survives_a_round_trip(tmp_path):
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
+def test_a_recipe_may_leave_the_form_to_optimize(tmp_path):
+    settings = "{max_drop: 0.02, objective: size, time: 4min, integers: false}"
+    text = f"name: x\nsource: {{model: m}}\ncompression: {{optimize: {settings}}}\n"
+    recipe = read(tmp_path, text)
+    optimize = recipe.compression.optimize
+    assert (optimize.max_drop, optimize.time, optimize.integers) == (0.02, 240, False)
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert (
+        recipe.compression.plain
+        == Recipe.model_validate({"name": "x", "source": {"model": "m"}}).compression.plain
+    )
+
+
 def test_little_is_required(tmp_path):
     recipe = read(tmp_path, "name: x\nsource: {model: m.onnx}\n")
     assert recipe.compression.share == 0.5
@@ -81,6 +94,12 @@ def test_little_is_required(tmp_path):
         ("params: 0.5", "params: 0.5\n  rank: 8", "compression: .*exclude each other"),
         ("params: 0.5", "params: 1.5", "compression: .*between 0 and 1"),
         ("params: 0.5", "params: 0.5\n  flops: 0.5", "compression: .*params and flops exclude"),
+        (
+            "params: 0.5",
+            "optimize: {max_drop: 0.1}",
+            "compression: .*optimize chooses the form itself: drop method, rank_multiple, select",
+        ),
+        ("params: 0.5", "optimize: {max_loss: 1}", "compression.optimize.max_loss: unknown key"),
         ("params: 0.5", "latency: fast", "compression.latency"),
         ("group: attention", "group: heads", "compression.select.group"),
         ("max: 0.01", "max: 0.01, min: 0", "gates.0: .*exactly one of min and max"),

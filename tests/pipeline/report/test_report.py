@@ -10,11 +10,13 @@ from matplotlib import image
 from report_factory import (
     make_benchmark,
     make_gate,
+    make_optimize,
     make_output,
     make_plan,
     make_report,
     make_site,
     make_spectra,
+    make_trial,
 )
 
 from compress_onnx.graph_passes.errors import OutputError, RequestError
@@ -28,8 +30,11 @@ from compress_onnx.pipeline.report import (
     render_summary,
     write_report,
 )
+from compress_onnx.pipeline.report.drawing import is_picture_of_ours
 from compress_onnx.pipeline.report.markdown import escape, name, printable
+from compress_onnx.pipeline.report.pictures import draw_front
 from compress_onnx.pipeline.report.sweep import asked
+from compress_onnx.pipeline.report.trials import pareto_json
 from compress_onnx.pipeline.report.writer import report_json
 from compress_onnx.pipeline.results import ValidationReport
 from compress_onnx.pipeline.runtime.environment import environment
@@ -472,3 +477,46 @@ def test_missing_packages_are_left_out(monkeypatch):
         "compress_onnx.pipeline.runtime.environment.PACKAGES", ("numpy", "not-a-package")
     )
     assert list(environment().packages) == ["numpy"]
+
+
+# What optimize found
+
+
+def test_candidates_and_the_verdict_are_in_the_summary(tmp_path):
+    report = make_report(optimize=make_optimize(), plan=None)
+    write_report(report, tmp_path)
+    assert read_report(tmp_path) == report
+    summary = (tmp_path / "summary.md").read_text()
+    assert "neurons, integers, 50.0% is 1.33 times as fast as dynamic int8." in summary
+    rows = cells(summary, "Candidate", "drop")
+    assert [row[0] for row in rows][:2] == ["original", "dynamic int8"]
+    taken = next(row for row in rows if row[0].endswith("(taken)"))
+    assert taken[1] == "0.01500"
+    assert taken[5].startswith("2.80×")
+    assert taken[7] == "yes"
+    assert rows[-1][0] == "broken | one: ONNX Runtime *refuses* it"
+    assert "reported on 256 samples of sentences, the half that chose nothing" in summary
+    assert "## Sites" not in summary
+
+
+def test_the_front_is_drawn_with_every_rival(tmp_path):
+    report = make_report(optimize=make_optimize())
+    drawn = draw_pictures(report, [], tmp_path)
+    assert [picture.name for picture in drawn] == ["before-and-after.png", "front.png"]
+    draw_front(report.optimize, tmp_path / "front.svg")
+    texts = (tmp_path / "front.svg").read_text()
+    for trial in report.optimize.trials:
+        named = trial.rival or trial.name == report.optimize.winner
+        assert (trial.name in texts) == named, trial.name
+    assert is_picture_of_ours(tmp_path / "front.svg")
+
+
+@pytest.mark.parametrize("drop", [0.0, math.nan, math.inf])
+def test_the_front_stands_odd_figures(tmp_path, drop):
+    odd = make_optimize(
+        max_drop=0.0, trials=(make_trial("$x_1$ <b>", drop, rival=True, speedup=1.0),)
+    )
+    draw_front(odd, tmp_path / "front.png")
+    assert image.imread(tmp_path / "front.png").size
+    points = json.loads(pareto_json(odd))["points"]
+    assert points[0]["drop"] == {0.0: 0.0, math.inf: "Infinity"}.get(drop, "NaN")

@@ -1,0 +1,139 @@
+"""What wins among trials with made-up times, what is on the front, and what is said about it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compress_onnx.pipeline.compress.choice import Race, with_front
+from compress_onnx.pipeline.recipe import OptimizeSpec
+from compress_onnx.pipeline.results import Drop, Trial
+
+ROUNDS = 60
+
+
+def trial(name, drop=0.0, size=100, *, rival=False, family=None, speedup=None):
+    return Trial(
+        name=name,
+        rival=rival,
+        family=None if rival else family or "neurons",
+        drop=Drop(quantity="d", value=drop),
+        within=drop <= 0.01,
+        size_bytes=size,
+        speedup=speedup,
+    )
+
+
+def race(*entrants, noise=0.0, objective="latency"):
+    """A race of ``(trial, milliseconds)``; noise is of each round by itself."""
+    rng = np.random.default_rng(3)
+    trials = [trial("original", rival=True), *(entrant for entrant, _ in entrants)]
+    ms = np.array([10.0, *(time for _, time in entrants)])
+    times = 1e6 * ms * np.exp(noise * rng.standard_normal((ROUNDS, len(ms))))
+    speeds = np.median(times[:, :1], axis=0) / np.median(times, axis=0)
+    timed = [t.model_copy(update={"speedup": s}) for t, s in zip(trials, speeds, strict=True)]
+    return Race(timed, times, OptimizeSpec(objective=objective))
+
+
+RIVAL = trial("dynamic int8", 0.005, rival=True)
+OURS = trial("half", 0.009)
+
+
+def test_what_is_surely_faster_wins():
+    choice = race((RIVAL, 5.0), (OURS, 4.0), noise=0.05).choose()
+    assert (choice.fallback.name, choice.winner.name) == ("dynamic int8", "half")
+    assert choice.gain.value == pytest.approx(1.25, rel=0.05)
+    assert 1 < choice.gain.low < choice.gain.value
+    assert choice.verdict(choice.winner, "x 1x8").startswith("half is 1.2")
+
+
+def test_two_in_a_hundred_are_not_enough():
+    choice = race((RIVAL, 5.0), (OURS, 4.95)).choose()
+    assert choice.gain.low > 1
+    assert choice.winner.name == "dynamic int8"
+    assert "less than 1.02 is not worth it" in choice.verdict(choice.winner, "x 1x8")
+
+
+def test_what_may_be_slower_does_not_win():
+    choice = race((RIVAL, 5.0), (OURS, 4.7), noise=0.5).choose()
+    assert choice.gain.value > 1.02
+    assert choice.gain.low < 1
+    assert choice.winner.name == "dynamic int8"
+    assert "not sure: the interval begins at 0." in choice.verdict(choice.winner, "x 1x8")
+
+
+def test_drift_that_hits_both_alike_leaves_the_winner_sure():
+    entered = race((RIVAL, 5.0), (OURS, 4.7))
+    drift = np.exp(np.random.default_rng(0).standard_normal((ROUNDS, 1)) / 50)
+    choice = Race(entered.trials, entered.times * drift, entered.spec).choose()
+    assert choice.winner.name == "half"
+
+
+def test_what_loses_too_much_does_not_run_for_the_win():
+    choice = race((RIVAL, 5.0), (trial("quarter", 0.2), 2.0)).choose()
+    assert choice.best is None
+    assert choice.winner.name == "dynamic int8"
+    assert choice.verdict(choice.winner, "").startswith("nothing of ours stays within 0.01")
+
+
+def test_what_was_not_tried_is_not_said_to_lose_too_much():
+    choice = race((RIVAL, 5.0)).choose()
+    assert choice.verdict(choice.winner, "") == (
+        "nothing of ours was tried before the time was up: dynamic int8 it is"
+    )
+
+
+def test_the_smallest_needs_no_interval():
+    small = trial("half", 0.009, size=50)
+    choice = race((RIVAL, 1.0), (small, 99.0), noise=0.5, objective="size").choose()
+    assert choice.winner.name == "half"
+    assert "2.00 times as small as" in choice.verdict(choice.winner, "")
+
+
+LOW = trial("neurons and low rank, 75.0%", 0.009, family="neurons and low rank")
+
+
+def test_low_rank_that_was_not_worth_it_is_told_with_its_figure():
+    choice = race((RIVAL, 9.0), (OURS, 5.0), (LOW, 8.0)).choose()
+    assert choice.verdict(choice.winner, "x").endswith(
+        "low rank was not worth it: the best within the drop is 1.25 times as fast as the "
+        "original, half 2.00"
+    )
+
+
+def test_low_rank_that_won_is_not_called_useless():
+    choice = race((RIVAL, 9.0), (OURS, 5.0), (LOW, 4.0)).choose()
+    assert choice.winner.name == LOW.name
+    assert "not worth it" not in choice.verdict(choice.winner, "x")
+
+
+def test_low_rank_that_always_loses_too_much_is_told():
+    beyond = trial("x", 0.3, family="neurons and low rank")
+    choice = race((RIVAL, 9.0), (OURS, 5.0)).choose()
+    told = choice.verdict(choice.winner, "x", [beyond])
+    assert told.endswith("low rank was not worth it: nothing of it stays within the drop")
+
+
+def test_low_rank_that_was_not_tried_is_not_spoken_of():
+    choice = race((RIVAL, 9.0), (OURS, 5.0)).choose()
+    assert "low rank" not in choice.verdict(choice.winner, "x")
+
+
+def test_the_front_is_what_none_beats():
+    trials = [
+        trial("original", 0.0, rival=True, speedup=1.0),
+        trial("slower", 0.001, speedup=0.9),
+        trial("good", 0.005, speedup=2.0),
+        trial("as good", 0.005, speedup=2.0),
+        trial("worse", 0.006, speedup=2.0),
+        trial("fast", 0.05, speedup=3.0),
+        trial("not timed", 0.0),
+    ]
+    marked = with_front(trials, OptimizeSpec())
+    assert [t.name for t in marked if t.on_front] == ["original", "good", "as good", "fast"]
+
+
+def test_the_front_of_sizes_needs_no_times():
+    trials = [trial("a", 0.0, 100), trial("b", 0.1, 50), trial("c", 0.2, 60)]
+    marked = with_front(trials, OptimizeSpec(objective="size"))
+    assert [t.name for t in marked if t.on_front] == ["a", "b"]
