@@ -31,13 +31,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compress_onnx.graph_passes.arrays import Array
-from compress_onnx.graph_passes.rewriting.half_rules import (
-    AS_IT_IS,
-    LARGEST,
-    filling,
-    float_reasons,
-    plain_constant,
-)
+from compress_onnx.graph_passes.rewriting.bound_masks import filling, plain_constant
+from compress_onnx.graph_passes.rewriting.half_rules import AS_IT_IS, LARGEST, float_reasons
 from compress_onnx.graph_passes.rewriting.initializers import register
 from compress_onnx.graph_passes.rewriting.schemas import Signature, value_types
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
@@ -67,7 +62,8 @@ class HalfPass(ir.passes.InPlacePass):
         types = value_types(model)
         reasons = float_reasons(model, types, self.floats)
         _Halver(model, types, reasons).halve()
-        self.floats = {node.name or "": reason for node, reason in reasons.items()}
+        nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+        self.floats = {node.name or "": reasons[node] for node in nodes if node in reasons}
         return ir.passes.PassResult(model, modified=True)
 
 

@@ -5,7 +5,7 @@ A float16 has 11 bits of precision, nothing beyond 65,504, and few bits below 6.
 1. What has no float16: by ONNX's declaration of the operator, or because nobody knows its types.
 2. ``If``, ``Loop`` and ``Scan`` hand over values in the type that they have; the nodes inside are
    treated like all others. Quantization keeps its scales.
-3. Sums and exponentials that grow without bound (:data:`GROWING`).
+3. Sums and exponentials that grow without bound.
 4. A norm written out in operators, from the difference to the mean to the division by the root:
    squares leave the range of float16 on both sides.
 5. Positions, sizes and buckets: what is computed from integers and constants alone on its way to a
@@ -14,22 +14,25 @@ A float16 has 11 bits of precision, nothing beyond 65,504, and few bits below 6.
    (an epsilon).
 7. What only moves or compares values that are float32 on all sides: no Cast pairs that cancel out.
 
-Numbers that stand for infinity, such as −3.4e38 in a mask, are no reason: :class:`BoundMasksPass`
-brings them into the range first.
+Numbers that stand for infinity, such as −3.4e38 in a mask, are no reason where
+:mod:`graph_passes.rewriting.bound_masks` brings them into the range first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from compress_onnx.graph_passes.arrays import Array
-from compress_onnx.graph_passes.rewriting.initializers import register
+from compress_onnx.graph_passes.rewriting.bound_masks import (
+    MOVING,
+    filling,
+    plain_constant,
+    plain_floats,
+)
 from compress_onnx.graph_passes.rewriting.schemas import Signature
-from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
 from compress_onnx.graph_passes.sites.weights import STANDARD_DOMAINS, read
 
 LARGEST = 65504.0
@@ -37,12 +40,6 @@ LARGEST = 65504.0
 
 SMALLEST_NORMAL = 2.0**-14
 """Below it a float16 has fewer bits, down to none at 2⁻²⁴."""
-
-INFINITE = 1e8
-"""A number beyond it in a mask stands for infinity."""
-
-BOUND = 8192.0
-"""What it becomes: e⁻⁸¹⁹² is 0 too, and seven masks may add up."""
 
 NO_HALF = "ONNX has no float16 of it"
 UNKNOWN = "nobody knows its types"
@@ -53,18 +50,12 @@ NORM = "a norm written out: squares outgrow float16"
 EXACT = "positions and sizes are exact in float32 only"
 BETWEEN = "it stands between float32 values"
 
-GROWING = frozenset({"CumSum", "Exp", "Log", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd"})
-QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-MOVING = frozenset(
-    {
-        *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split"),
-        *("Squeeze", "Tile", "Transpose", "Unsqueeze"),
-    }
-)
+_GROWING = ("CumSum", "Exp", "Log", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd")
+_QUANTIZING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_BY_OPERATOR = {**dict.fromkeys(_GROWING, GROWS), **dict.fromkeys(_QUANTIZING, QUANTIZED)}
 AS_IT_IS = frozenset({"Cast", "Shape", "Size"})
 """Operators that read float32 and float16 alike."""
 
-_MASKING = MOVING | {"Add", "Mul", "Sub", "Where", "Trilu", "Cast"}
 _INTEGERS = frozenset(
     {
         *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
@@ -79,56 +70,6 @@ _SUMS = frozenset({"ReduceMean", "ReduceSum"})
 _SUMS_OF_SQUARES = frozenset({"ReduceL2", "ReduceSumSquare"})
 
 Types = Mapping[ir.Value, ir.DataType]
-
-
-class BoundMasksPass(ir.passes.InPlacePass):
-    """Bring constants that stand for infinity into the range of float16, in float32 still.
-
-    Where a constant holds a finite number beyond :data:`INFINITE`, and everything that reads it
-    adds, multiplies, selects or moves, that number becomes :data:`BOUND` of its sign. All constants
-    become initializers on the way.
-    """
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Needs value names that are unique in the model."""
-        lifted = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
-        modified = lifted(model).modified
-        names = UniqueNames(value_names(model), separator="_")
-        for graph in model.graphs():
-            for value in list(graph.initializers.values()):
-                if (array := plain_floats(value)) is None or not _stands_for_infinity(array):
-                    continue
-                if all(node.op_type in _MASKING for node, _ in value.uses()):
-                    bounded = ir.tensor(_bounded(array), name=names(f"{value.name}.bounded"))
-                    value.replace_all_uses_with(register(graph, bounded))
-                    modified = True
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):
-            fill = filling(node)
-            if fill is not None and _stands_for_infinity(fill):
-                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_bounded(fill)))
-                modified = True
-        return ir.passes.PassResult(model, modified)
-
-
-def plain_floats(value: ir.Value) -> Array | None:
-    """The numbers of a float32 initializer that nobody can override or fetch."""
-    tensor = value.const_value
-    if tensor is None or tensor.dtype != ir.DataType.FLOAT or not value.is_initializer():
-        return None
-    if value.is_graph_input() or value.is_graph_output():
-        return None
-    return read(tensor)
-
-
-def filling(node: ir.Node) -> Array | None:
-    """The float32 number that a ConstantOfShape fills with."""
-    if node.op_type != "ConstantOfShape" or node.domain not in STANDARD_DOMAINS:
-        return None
-    attribute = node.attributes.get("value")
-    if attribute is None:
-        return np.zeros(1, np.float32)
-    tensor = attribute.as_tensor()
-    return read(tensor) if tensor.dtype == ir.DataType.FLOAT else None
 
 
 def unfit(array: Array) -> str | None:
@@ -199,30 +140,24 @@ class _Rules:
         present = [v for v in (*node.inputs, *node.outputs) if v is not None and v.name]
         if not signature.known or any(value not in self._types for value in present):
             return UNKNOWN
-        if node.op_type in QUANTIZING:
-            return QUANTIZED
-        if node.op_type in GROWING:
-            return GROWS
         if node.op_type in AS_IT_IS:
             return None
+        return _BY_OPERATOR.get(node.op_type) or self._unfit_operand(node, signature)
+
+    def _unfit_operand(self, node: ir.Node, signature: Signature) -> str | None:
+        fill = filling(node)
+        reason = None if fill is None else unfit(fill)
         for index, value in enumerate(node.inputs):
             variable = signature.operand(index)
-            if not self._is_float(value) or variable == "tensor(float)":
+            if value is None or not self._is_float(value) or variable == "tensor(float)":
                 continue
             if "tensor(float16)" not in signature.allowed(variable):
                 return NO_HALF
-        return next(filter(None, self._unfit_constants(node, signature)), None)
-
-    def _unfit_constants(self, node: ir.Node, signature: Signature) -> Iterator[str | None]:
-        if (fill := filling(node)) is not None:
-            yield unfit(fill)
-        for index, value in enumerate(node.inputs):
-            if value is None or signature.operand(index) == "tensor(float)":
-                continue
             if value not in self._constants:
                 array = plain_floats(value)
                 self._constants[value] = None if array is None else unfit(array)
-            yield self._constants[value]
+            reason = reason or self._constants[value]
+        return reason
 
     def _norm(self, node: ir.Node) -> set[ir.Node]:
         """The norm that a sum of squares is part of (rule 4)."""
@@ -337,12 +272,6 @@ class _Rules:
         return maker is None or maker in self.reasons or maker in candidates
 
 
-def plain_constant(value: ir.Value) -> bool:
-    """Whether ``value`` is an initializer that nobody can override or fetch."""
-    overridable = value.is_graph_input() or value.is_graph_output()
-    return value.is_initializer() and value.const_value is not None and not overridable
-
-
 def _is_layer(node: ir.Node) -> bool:
     """Whether a node multiplies by weights; an outer product of positions does not."""
     if node.op_type == "MatMul":
@@ -356,12 +285,3 @@ def _sums(value: ir.Value | None, axis: int) -> bool:
         return False
     shape = value.const_value.shape.numpy()
     return len(shape) > 1 and shape[axis] > 1
-
-
-def _stands_for_infinity(array: Array) -> bool:
-    return bool(np.any(np.isfinite(array) & (np.abs(array) >= INFINITE)))
-
-
-def _bounded(array: Array) -> Array:
-    beyond = np.isfinite(array) & (np.abs(array) >= INFINITE)
-    return np.where(beyond, np.sign(array) * np.float32(BOUND), array).astype(np.float32)

@@ -2,8 +2,8 @@
 
 ONNX declares an operator with type variables: a Conv is ``T × T × T → T``, a LayerNormalization
 returns its mean in another type than ``T``, a Resize takes its scales in float32 whatever ``T`` is.
-Operators that ONNX Runtime adds have no declaration here; those of :data:`FUSED` are float in, float
-out.
+Operators that ONNX Runtime adds have no declaration here; all floats of those in :data:`FUSED` are
+of one type.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _derived(
             return inner.dtype if isinstance(inner.type, ir.TensorType) else None
     variable = signature.result(index)
     for position, operand in enumerate(node.inputs):
-        if operand in types and signature.operand(position) == variable:
+        if operand is not None and operand in types and signature.operand(position) == variable:
             return types[operand]
     choices = signature.allowed(variable)
     return _SCALAR_TYPES.get(choices[0]) if len(choices) == 1 else None

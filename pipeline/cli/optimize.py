@@ -22,6 +22,7 @@ from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.duration import parse_duration
 from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
+from compress_onnx.pipeline.runtime.session import require_provider
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,10 @@ def optimize(
 ) -> None:
     """Find the fastest (or smallest) form of MODEL within a drop, and write it.
 
-    Tried are fewer neurons in feed-forward networks, low-rank factors beside them, and integers,
-    each as small as the drop allows. Beside them stand ONNX Runtime's own tools: dynamic int8, and
-    weights of 8 and 4 bits. What is written is the best of all; ours only where it is at least 1.02
-    times as good as what there is without it.
+    Tried are fewer neurons in feed-forward networks, low-rank factors beside them, and integers
+    (on CUDA half floats), each as small as the drop allows. Beside them stand ONNX Runtime's own
+    tools: dynamic int8, weights of 8 and 4 bits, on CUDA half floats. What is written is the best
+    of all; ours only where it is at least 1.02 times as good as what there is without it.
 
     `compress-onnx optimize model.onnx -c data.npz --max-drop 0.01 -o small.onnx`
 
@@ -113,6 +114,7 @@ def optimize(
     `--outputs pooled`, else the relative L2 of the worst output. Half of the held-out samples
     choose, the other half report.
     """
+    require_provider(timing.provider)
     if data.calibration is None:
         raise RequestError("optimize chooses by data: give --calibration data.npz")
     try:

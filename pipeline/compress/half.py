@@ -2,14 +2,14 @@
 
 model (+ samples -> magnitudes) -> float16
 
-Where a node stays, and why, is known before any data (:mod:`graph_passes.rewriting.half_rules`):
-operators without a float16, norms written out, exact positions. ONNX Runtime keeps a list of further
-operators in float32 for lack of good kernels; it is taken over. With samples the model also runs
-once, in float32, and whatever makes or reads a value that float16 could not hold stays too. Values
-inside an If, Loop or Scan are not looked at.
+Most of what stays is known before any data (:mod:`graph_passes.rewriting.half_rules`): operators
+without a float16, norms written out, exact positions. ONNX Runtime has a list of further operators
+that its own converter keeps in float32; it is taken over. With samples the model also runs once, in
+float32, and whatever makes or reads a value that float16 could not hold stays too. Values inside an
+If, Loop or Scan are not looked at.
 
-Numbers in a mask that stand for infinity are bounded first, so that the magnitudes are those of the
-model that float16 has to hold.
+Masks are bounded first (:mod:`graph_passes.rewriting.bound_masks`), so that the magnitudes are
+those of the model that float16 has to hold.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
+from compress_onnx.graph_passes.rewriting.bound_masks import BoundMasksPass
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.half import HalfPass
-from compress_onnx.graph_passes.rewriting.half_rules import BoundMasksPass, unfit_magnitude
+from compress_onnx.graph_passes.rewriting.half_rules import unfit_magnitude
 from compress_onnx.pipeline.evidence.magnitudes import magnitudes
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original

@@ -4,7 +4,8 @@ A candidate is a structure and a way to hold numbers:
 
 ======================  ============================================================================
 structure               all of the weights; networks with fewer neurons; these and low-rank factors
-numbers                 floats; integers with static scales; for size, 8- or 4-bit weights
+numbers                 floats; integers with static scales; for size, 8- or 4-bit weights; on CUDA,
+                        which has no fast product of integers, half floats instead of integers
 ======================  ============================================================================
 
 Of each family (a structure and numbers) the smallest share within the drop is found by bisection,
@@ -20,6 +21,7 @@ Rules:
 2. What chooses never reports.
 3. Trials are logged, by all that decides their outcome: a second call measures none again.
 4. No trial starts after the time is up; what was found until then counts.
+5. Accuracy, batch invariance and time are those of the provider that the model is for.
 """
 
 from __future__ import annotations
@@ -46,9 +48,10 @@ from compress_onnx.graph_passes.factorization.rounding import LIMIT
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
+from compress_onnx.pipeline.compress.half import half_model
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import Learned
-from compress_onnx.pipeline.compress.rivals import RIVALS, weight_only
+from compress_onnx.pipeline.compress.rivals import rivals, weight_only
 from compress_onnx.pipeline.compress.search import drop_of, halves
 from compress_onnx.pipeline.compress.trial_log import TrialLog
 from compress_onnx.pipeline.files.cache import content_key
@@ -66,10 +69,10 @@ from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec
 from compress_onnx.pipeline.results import Drop, OptimizeReport, Trial
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec
+from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, require_provider
 
 Objective = Literal["latency", "size"]
-Numbers = Literal["floats", "integers", "8-bit weights", "4-bit weights"]
+Numbers = Literal["floats", "half floats", "integers", "8-bit weights", "4-bit weights"]
 
 LEAST_GAIN = 1.02
 """How many times as good as the best rival ours has to be."""
@@ -103,6 +106,11 @@ class OptimizeSpec:
     time_s: float = 900.0
 
 
+def provider_of(spec: OptimizeSpec) -> Provider:
+    """Where the model is to run; the CPU unless another one is named."""
+    return "cuda" if spec.benchmark.provider == "cuda" else "cpu"
+
+
 @dataclass(frozen=True)
 class _Family:
     """A structure and numbers; ``build`` writes the model of a share, 1 for all of the weights."""
@@ -132,12 +140,14 @@ def optimize(
 
     Raises:
         RequestError: nothing was learned from samples, or the log is not one.
+        ProviderError: the provider does not work here.
         DataError: there are too few samples to cut them in halves, or they do not fit.
         OutputError: ``output`` cannot be written.
     """
     if learned.samples is None:
         raise RequestError("optimize needs calibration data: forms are chosen by it")
     spec = spec or OptimizeSpec()
+    require_provider(provider_of(spec))
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
         return _Search(learned, held_out, spec, metric=metric, log=log, folder=Path(folder)).run(
             output
@@ -168,7 +178,7 @@ class _Search:
 
     def run(self, output: Path) -> OptimizeReport:
         """Try, choose, write, report."""
-        for name, write in RIVALS.items():
+        for name, write in rivals(self._session.provider).items():
             self._try(name, partial(write, self._learned.original.path), rival=True)
         self._unfused = self._gains_by_unfusing()
         if self._unfused:
@@ -203,7 +213,10 @@ class _Search:
 
     def _families(self) -> Iterator[_Family]:
         """In the order in which they are worth the time."""
-        if self._spec.integers:
+        if self._session.provider == "cuda":
+            yield _Family("neurons, half floats", self._builder("neurons", "half floats"))
+            yield _Family("neurons and low rank, half floats", self._builder("both", "half floats"))
+        elif self._spec.integers:
             yield _Family("neurons, integers", self._builder("neurons", "integers"))
         yield _Family("neurons", self._builder("neurons", "floats"))
         yield _Family("neurons and low rank", self._builder("both", "floats"))
@@ -223,6 +236,9 @@ class _Search:
                 if not rounded.integers:
                     raise NothingToCompressError("no layer can multiply integers")
                 self._save(rounded.model, output)
+            elif numbers == "half floats":
+                settings = self._learned.settings
+                self._save(half_model(model, self._learned.samples, settings).model, output)
             else:
                 self._save(model, output)
             if numbers in {"8-bit weights", "4-bit weights"}:
@@ -324,7 +340,7 @@ class _Search:
             model,
             samples,
             metric=self._metric,
-            spec=settings.session,
+            spec=self._accuracy_session,
             batch_size=settings.batch_size,
         )
         return drop_of(report)
@@ -369,7 +385,7 @@ class _Search:
     def _invariance(self, path: Path) -> float | None:
         """The batch invariance of a model; None where it cannot be measured, which a note says."""
         try:
-            return batch_invariance(path, self._choosing, self._learned.settings.session)
+            return batch_invariance(path, self._choosing, self._accuracy_session)
         except DataError as error:
             if str(error) not in self._notes:
                 self._notes.append(str(error))
@@ -386,9 +402,12 @@ class _Search:
 
     @property
     def _session(self) -> SessionSpec:
-        benchmark = self._spec.benchmark
-        provider = "cuda" if benchmark.provider == "cuda" else "cpu"
-        return SessionSpec(provider=provider, threads=benchmark.threads)
+        return SessionSpec(provider=provider_of(self._spec), threads=self._spec.benchmark.threads)
+
+    @property
+    def _accuracy_session(self) -> SessionSpec:
+        provider = provider_of(self._spec)
+        return self._learned.settings.session.model_copy(update={"provider": provider})
 
     @property
     def _feeds(self) -> dict[str, Array]:
@@ -451,7 +470,7 @@ class _Search:
         return content_key(
             _FORMAT,
             self._learned.original.digest,
-            f"{settings.batch_size} {settings.seed} {self._spec.limit}",
+            f"{settings.batch_size} {settings.seed} {self._spec.limit} {self._session.provider}",
             f"{self._learned.samples.mask_name} {self._choosing.mask_name}",
             "" if self._metric is None else self._metric.model_dump_json(),
             self._learned.samples.inputs,
