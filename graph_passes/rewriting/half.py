@@ -109,7 +109,7 @@ class _Halver:
             self._restore_outputs(graph)
         for node in nodes:
             if node.op_type == "Cast":
-                _drop_if_idle(node)
+                self._drop_if_idle(node)
 
     def _turns(self, node: ir.Node, index: int) -> bool:
         """Whether an output of a float16 node becomes float16."""
@@ -185,12 +185,13 @@ class _Halver:
                 value.name, outside.name = self._names(f"{name}.inner"), name
                 graph.outputs[index] = outside
 
-
-def _drop_if_idle(cast: ir.Node) -> None:
-    """Rule 5."""
-    source, output = cast.inputs[0], cast.outputs[0]
-    if source is None or source.dtype != output.dtype or output.is_graph_output():
-        return
-    assert cast.graph is not None
-    output.replace_all_uses_with(source)
-    cast.graph.remove(cast, safe=True)
+    def _drop_if_idle(self, cast: ir.Node) -> None:
+        """Rule 5."""
+        source, output = cast.inputs[0], cast.outputs[0]
+        if source is None or output.is_graph_output():
+            return
+        kind = _HALF if source in self._halves else self._types.get(source)
+        if kind == cast.attributes["to"].as_int():
+            assert cast.graph is not None
+            output.replace_all_uses_with(source)
+            cast.graph.remove(cast, safe=True)
