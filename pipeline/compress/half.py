@@ -8,13 +8,17 @@ that its own converter keeps in float32; it is taken over. With samples the mode
 float32, and whatever makes or reads a value that float16 could not hold stays too. Values inside an
 If, Loop or Scan are not looked at.
 
+A residual sum and the norm behind it are one kernel on CUDA, which adds squares up in float16 even
+where one of each adds them up in float32. Where they would leave its range, the two stay apart
+(:mod:`graph_passes.rewriting.unfused_norms`).
+
 Masks are bounded first (:mod:`graph_passes.rewriting.bound_masks`), so that the magnitudes are
 those of the model that float16 has to hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -24,6 +28,7 @@ from compress_onnx.graph_passes.rewriting.bound_masks import BoundMasksPass
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.half import HalfPass
 from compress_onnx.graph_passes.rewriting.half_rules import unfit_magnitude
+from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.evidence.magnitudes import magnitudes
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
@@ -78,13 +83,14 @@ def half_model(
     if samples is not None:
         largest = magnitudes(rewritten, original.data_folder, samples, settings or RunSettings())
         floats |= dict(_beyond(rewritten, largest))
+        UnfuseNormsPass(_with_unfit_squares(rewritten, largest))(rewritten)
     halving = HalfPass(floats)
     halving(rewritten)
     CleanupPass()(rewritten)
     return HalfModel(rewritten, dict(halving.floats), original)
 
 
-def _beyond(model: ir.Model, largest: dict[str, float]) -> Iterator[tuple[str, str]]:
+def _beyond(model: ir.Model, largest: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """The nodes that make or read what float16 cannot hold."""
     for node in model.graph:
         for value in node.outputs:
@@ -92,3 +98,13 @@ def _beyond(model: ir.Model, largest: dict[str, float]) -> Iterator[tuple[str, s
             if reason is not None:
                 yield node.name or "", reason
                 yield from ((reader.name or "", reason) for reader, _ in value.uses())
+
+
+def _with_unfit_squares(model: ir.Model, largest: Mapping[str, float]) -> set[str]:
+    """The nodes that make a value whose squares float16 cannot hold."""
+    return {
+        node.name or ""
+        for node in model.graph
+        for value in node.outputs
+        if unfit_magnitude(largest.get(value.name or "", 0.0) ** 2, "", ROOM) is not None
+    }

@@ -149,21 +149,38 @@ def test_what_onnx_runtime_keeps_in_float32_stays():
     assert half_model(before).floats == {"Max_b": KERNEL}
 
 
+NORM = """g (float[N,T,8] x) => (float[N,T,8] y) {
+    h = MatMul(x, w) r = Add(h, x) m = ReduceMean<axes=[-1]>(r) c = Sub(r, m)
+    s = Pow(c, two) v = ReduceMean<axes=[-1]>(s) e = Add(v, epsilon) q = Sqrt(e)
+    d = Div(c, q) t = Mul(d, gamma) n = Add(t, beta) y = MatMul(n, w) }"""
+NORM_CONSTANTS = {"two": np.array(2, np.float32), "epsilon": np.array(1e-5, np.float32)}
+
+
+def executed(proto, tmp_path):
+    open_session(proto.SerializeToString(), optimized_path=tmp_path / "optimized.onnx")
+    return Counter(operators(onnx.load(tmp_path / "optimized.onnx")))
+
+
 def test_norms_are_still_fused(tmp_path):
     """The Casts around a norm in float32 are among what ONNX Runtime looks for."""
-    before = model(
-        """g (float[B,T,8] x) => (float[B,T,8] y) {
-            h = MatMul(x, w) r = Add(h, x) m = ReduceMean<axes=[-1]>(r) c = Sub(r, m)
-            s = Pow(c, two) v = ReduceMean<axes=[-1]>(s) e = Add(v, epsilon) q = Sqrt(e)
-            d = Div(c, q) t = Mul(d, gamma) n = Add(t, beta) y = MatMul(n, w) }""",
-        weights(w=(8, 8), gamma=(8,), beta=(8,))
-        | {"two": np.array(2, np.float32), "epsilon": np.array(1e-5, np.float32)},
-    )
-    half = proto_of(half_model(before).model)
-    open_session(half.SerializeToString(), optimized_path=tmp_path / "optimized.onnx")
-    found = Counter(operators(onnx.load(tmp_path / "optimized.onnx")))
+    before = model(NORM, weights(w=(8, 8), gamma=(8,), beta=(8,)) | NORM_CONSTANTS)
+    found = executed(proto_of(half_model(before, samples(8, 20)).model), tmp_path)
     assert found["SkipLayerNormalization"] == 1
     assert not found["ReduceMean"]
+
+
+@pytest.mark.parametrize("scale", [100, 5e-4])
+def test_sums_whose_squares_do_not_fit_are_not_fused_with_their_norm(scale, tmp_path):
+    before = model(NORM, weights(w=(8, 8), gamma=(8,), beta=(8,)) | NORM_CONSTANTS)
+    data = Samples({"x": scale * samples(8, 20).inputs["x"]})
+    half = proto_of(half_model(before, data).model)
+    assert "Sum" in operators(half)
+    found = executed(half, tmp_path)
+    assert found["LayerNormalization"] == 1
+    assert not found["SkipLayerNormalization"]
+    feeds = dict(data.inputs)
+    right, ours = (ReferenceEvaluator(p).run(None, feeds)[0] for p in (before, half))
+    assert np.abs(ours - right).max() < TOLERANCE * np.abs(right).max()
 
 
 def test_the_model_handed_in_stays_as_it_is():
