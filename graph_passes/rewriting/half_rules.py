@@ -5,7 +5,7 @@ A float16 has 11 bits of precision, nothing beyond 65,504, and few bits below 6.
 1. What has no float16: by ONNX's declaration of the operator, or because nobody knows its types.
 2. ``If``, ``Loop`` and ``Scan`` hand over values in the type that they have; the nodes inside are
    treated like all others. Quantization keeps its scales.
-3. Sums and exponentials that grow without bound.
+3. Sums and exponentials, which grow without bound, and recurrences, which add roundings up.
 4. A norm written out in operators, from the difference to the mean to the division by the root:
    squares leave the range of float16 on both sides.
 5. Positions, sizes and buckets: what is computed from integers and constants alone on its way to a
@@ -46,13 +46,18 @@ UNKNOWN = "nobody knows its types"
 NESTED = "what goes into and out of a nested graph keeps its type"
 QUANTIZED = "quantization keeps its scales"
 GROWS = "sums and exponentials outgrow float16"
+RECURS = "a recurrence rounds at every step"
 NORM = "a norm written out: squares outgrow float16"
 EXACT = "positions and sizes are exact in float32 only"
 BETWEEN = "it stands between float32 values"
 
 _GROWING = ("CumSum", "Exp", "Log", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd")
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-_BY_OPERATOR = {**dict.fromkeys(_GROWING, GROWS), **dict.fromkeys(_QUANTIZING, QUANTIZED)}
+_BY_OPERATOR = {
+    **dict.fromkeys(_GROWING, GROWS),
+    **dict.fromkeys(_QUANTIZING, QUANTIZED),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), RECURS),
+}
 AS_IT_IS = frozenset({"Cast", "Shape", "Size"})
 """Operators that read float32 and float16 alike."""
 

@@ -206,6 +206,17 @@ def test_a_weight_of_both_kinds_of_nodes_is_there_twice() -> None:
     np.testing.assert_array_equal(q, ReferenceEvaluator(before).run(["q"], feeds)[0])
 
 
+def test_recurrences_stay() -> None:
+    before = model(
+        "g (float[T,B,8] x) => (float[T,1,B,4] y) "
+        "{ a = Relu(x) y = LSTM<hidden_size = 4>(a, w, r, b, , start, start) }",
+        weights(w=(1, 16, 8), r=(1, 16, 4), b=(1, 32), start=(1, 2, 4)),
+    )
+    after, floats = halved(before)
+    assert floats == {"LSTM_y": rules.RECURS}
+    assert parity(before, after, weights(3, x=(5, 2, 8))) < 8 * PRECISION
+
+
 def test_nested_graphs_hand_over_floats() -> None:
     before = model(
         """g (float[N,8] x, bool flag) => (float[N,8] y) {
