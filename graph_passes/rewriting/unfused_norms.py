@@ -36,13 +36,16 @@ class UnfuseNormsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Changes nothing in a model without such sums."""
         found = [
-            node
-            for node in ir.traversal.RecursiveGraphIterator(model.graph)
-            if _is_residual(node) and (self._names is None or node.name in self._names)
+            node for node in residual_sums(model) if self._names is None or node.name in self._names
         ]
         for node in found:
             node.op_type = "Sum"
         return ir.passes.PassResult(model, modified=bool(found))
+
+
+def residual_sums(model: ir.Model) -> list[ir.Node]:
+    """The sums that a norm stands behind, in nested graphs too."""
+    return [n for n in ir.traversal.RecursiveGraphIterator(model.graph) if _is_residual(n)]
 
 
 def _is_residual(node: ir.Node) -> bool:

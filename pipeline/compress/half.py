@@ -31,7 +31,7 @@ from compress_onnx.graph_passes.rewriting.bound_masks import BoundMasksPass
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.half import HalfPass
 from compress_onnx.graph_passes.rewriting.half_rules import unfit_magnitude
-from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
+from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass, residual_sums
 from compress_onnx.pipeline.evidence.magnitudes import magnitudes
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
@@ -84,9 +84,11 @@ def half_model(
         if node.op_type in DEFAULT_OP_BLOCK_LIST
     }
     if samples is not None:
-        largest = magnitudes(rewritten, original.data_folder, samples, settings or RunSettings())
-        floats |= dict(_beyond(rewritten, largest))
-        UnfuseNormsPass(_with_unfit_squares(rewritten, largest))(rewritten)
+        sums = {node.outputs[0].name or "": node.name or "" for node in residual_sums(rewritten)}
+        settings = settings or RunSettings()
+        found = magnitudes(rewritten, original.data_folder, samples, settings, sums)
+        floats |= dict(_beyond(rewritten, found.largest))
+        UnfuseNormsPass({sums[n] for n, s in found.mean_squares.items() if _unfit(s)})(rewritten)
     halving = HalfPass(floats)
     halving(rewritten)
     CleanupPass()(rewritten)
@@ -103,11 +105,5 @@ def _beyond(model: ir.Model, largest: Mapping[str, float]) -> Iterator[tuple[str
                 yield from ((reader.name or "", reason) for reader, _ in value.uses())
 
 
-def _with_unfit_squares(model: ir.Model, largest: Mapping[str, float]) -> set[str]:
-    """The nodes that make a value whose squares float16 cannot hold."""
-    return {
-        node.name or ""
-        for node in model.graph
-        for value in node.outputs
-        if unfit_magnitude(largest.get(value.name or "", 0.0) ** 2, "", ROOM) is not None
-    }
+def _unfit(mean_square: float) -> bool:
+    return unfit_magnitude(mean_square, "", ROOM) is not None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.rewriting.schemas import value_types
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
@@ -19,22 +22,39 @@ from compress_onnx.pipeline.runtime.session import open_session, run
 SAMPLES = 128
 """How many samples are looked at, spread over all there are."""
 
-_PREFIX = "magnitude of "
+_LARGEST, _SQUARES, _STEP = "largest of", "squares of", "step of measuring"
+_AXES_AS_INPUT = 18
+"""The opset from which ReduceMean reads its axes."""
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """Over all samples, padding included; nothing about values inside nested graphs.
+
+    Attributes:
+        largest: the largest finite magnitude of each float32 value, by name.
+        mean_squares: the largest mean square of a row, of the values that were asked for.
+    """
+
+    largest: Mapping[str, float]
+    mean_squares: Mapping[str, float]
 
 
 def magnitudes(
-    model: ir.Model, data_folder: Path, samples: Samples, settings: RunSettings
-) -> dict[str, float]:
-    """The largest finite magnitude of each float32 value of the main graph, padding included.
+    model: ir.Model,
+    data_folder: Path,
+    samples: Samples,
+    settings: RunSettings,
+    rows: Collection[str] = (),
+) -> Magnitudes:
+    """How large the values of the main graph become.
 
     Args:
         model: the graph; never changed.
         data_folder: where its external data lies.
         samples: the data.
         settings: how it is run.
-
-    Returns:
-        By name; nothing about values inside nested graphs.
+        rows: names of values whose rows, along the last axis, have their squares measured too.
 
     Raises:
         DataError: the samples do not fit the model.
@@ -46,7 +66,12 @@ def magnitudes(
         if kind == ir.DataType.FLOAT and value.name
         if (maker := value.producer()) is not None and maker.graph is model.graph
     ]
-    session = open_session(_measuring(model, names), settings.session, data_folder=data_folder)
+    measuring = _Measuring(model)
+    for name in names:
+        measuring.reduce(name, f"{_LARGEST} {name}")
+        if name in rows:
+            measuring.reduce(measuring.mean_square(name), f"{_SQUARES} {name}")
+    session = open_session(measuring.model(), settings.session, data_folder=data_folder)
     few = samples.select(np.linspace(0, len(samples) - 1, min(SAMPLES, len(samples))).astype(int))
     check_samples(session, few)
     found: dict[str, float] = {}
@@ -57,38 +82,57 @@ def magnitudes(
                 found[name] = max(found.get(name, 0.0), float(value))
             done += len(batch.index)
             update(done)
-    return {name.removeprefix(_PREFIX): value for name, value in found.items()}
-
-
-def _measuring(model: ir.Model, names: list[str]) -> bytes:
-    """The serialized model with the magnitudes as its outputs, by name."""
-    proto = ir.to_proto(model)
-    graph = proto.graph
-    del graph.output[:]
-    constants: Mapping[str, np.ndarray] = {
-        "infinity": np.array(np.inf, np.float32),
-        "nothing": np.zeros(1, np.float32),
-        "flat": np.array([-1]),
-    }
-    graph.initializer.extend(
-        onnx.numpy_helper.from_array(array, f"constant {_PREFIX}{name}")
-        for name, array in constants.items()
+    largest, mean_squares = (
+        {n.removeprefix(f"{what} "): v for n, v in found.items() if n.startswith(f"{what} ")}
+        for what in (_LARGEST, _SQUARES)
     )
-    infinity, nothing, flat = (f"constant {_PREFIX}{name}" for name in constants)
-    for name in names:
-        size, finite, known, row, filled = (f"{_PREFIX}{step} {name}" for step in range(5))
-        graph.node.extend(
-            [
-                onnx.helper.make_node("Abs", [name], [size]),
-                onnx.helper.make_node("Less", [size, infinity], [finite]),
-                onnx.helper.make_node("Where", [finite, size, nothing], [known]),
-                onnx.helper.make_node("Reshape", [known, flat], [row]),
-                # A value may be empty, of which there is no largest.
-                onnx.helper.make_node("Concat", [row, nothing], [filled], axis=0),
-                onnx.helper.make_node("ReduceMax", [filled], [_PREFIX + name], keepdims=0),
-            ]
-        )
-        graph.output.append(
-            onnx.helper.make_tensor_value_info(_PREFIX + name, onnx.TensorProto.FLOAT, [])
-        )
-    return serialized(proto, instead=OUTSIDE)
+    return Magnitudes(largest, mean_squares)
+
+
+class _Measuring:
+    """The model with reductions of its values for outputs."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._proto = ir.to_proto(model)
+        self._opset = model.opset_imports.get("", 1)
+        self._steps = count()
+        del self._proto.graph.output[:]
+        self._infinity = self._constant(np.array(np.inf, np.float32))
+        self._nothing = self._constant(np.zeros(1, np.float32))
+        self._minus_one = self._constant(np.array([-1]))
+
+    def model(self) -> bytes:
+        """The serialized model."""
+        return serialized(self._proto, instead=OUTSIDE)
+
+    def reduce(self, name: str, output: str) -> None:
+        """The largest finite magnitude of ``name``; 0 where it is empty."""
+        size = self._node("Abs", name)
+        finite = self._node("Less", size, self._infinity)
+        known = self._node("Where", finite, size, self._nothing)
+        row = self._node("Reshape", known, self._minus_one)
+        filled = self._node("Concat", row, self._nothing, axis=0)
+        self._node("ReduceMax", filled, output=output, keepdims=0)
+        kind = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [])
+        self._proto.graph.output.append(kind)
+
+    def mean_square(self, name: str) -> str:
+        """The mean square of each row."""
+        square = self._node("Mul", name, name)
+        if self._opset < _AXES_AS_INPUT:
+            return self._node("ReduceMean", square, axes=[-1])
+        return self._node("ReduceMean", square, self._minus_one)
+
+    def _node(
+        self, op_type: str, *inputs: str, output: str = "", **attributes: int | list[int]
+    ) -> str:
+        output = output or f"{_STEP} {next(self._steps)}"
+        node = onnx.helper.make_node(op_type, inputs, [output])
+        node.attribute.extend(onnx.helper.make_attribute(n, v) for n, v in attributes.items())
+        self._proto.graph.node.append(node)
+        return output
+
+    def _constant(self, array: Array) -> str:
+        name = f"{_STEP} {next(self._steps)}"
+        self._proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return name

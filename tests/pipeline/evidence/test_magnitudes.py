@@ -17,10 +17,10 @@ from compress_onnx.pipeline.runtime.samples import Samples
 X = np.random.default_rng(0).standard_normal((7, 8)).astype(np.float32)
 
 
-def found(text, arrays=None, x=X, batch_size=3):
+def found(text, arrays=None, x=X):
     work = canonical(model(text, arrays or {}))
-    settings = RunSettings(batch_size=batch_size)
-    return work, magnitudes(work, Path(), Samples({"x": x}), settings)
+    settings = RunSettings(batch_size=3)
+    return work, magnitudes(work, Path(), Samples({"x": x}), settings).largest
 
 
 def test_they_are_the_largest_over_all_batches():
@@ -32,6 +32,16 @@ def test_they_are_the_largest_over_all_batches():
         "a": pytest.approx(np.abs(a).max(), rel=1e-5),
         "y": pytest.approx(np.abs(y).max(), rel=1e-5),
     }
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_mean_squares_are_those_of_the_largest_row(opset):
+    work = canonical(model("g (float[N,8] x) => (float[N,8] y) { y = Neg(x) }", {}, opset))
+    settings = RunSettings(batch_size=3)
+    measured = magnitudes(work, Path(), Samples({"x": X}), settings, ["y"])
+    largest = (X.astype(np.float64) ** 2).mean(axis=-1).max()
+    assert measured.mean_squares == {"y": pytest.approx(largest, rel=1e-5)}
+    assert measured.largest == {"y": pytest.approx(np.abs(X).max())}
 
 
 def test_infinite_values_and_integers_do_not_count():
