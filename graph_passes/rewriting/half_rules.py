@@ -61,6 +61,7 @@ _BY_OPERATOR = {
 AS_IT_IS = frozenset({"Cast", "Shape", "Size"})
 """Operators that read float32 and float16 alike."""
 
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 _INTEGERS = frozenset(
     {
         *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
@@ -260,12 +261,17 @@ class _Rules:
         found: set[ir.Node] = set()
         for node in reversed(self._nodes):
             readers = {reader for output in node.outputs for reader, _ in output.uses()}
-            kept = found | self.reasons.keys()
             if node in candidates and all(
-                reader in kept or reader.op_type in AS_IT_IS for reader in readers
+                reader in found or reader in self.reasons or self._takes_both(reader)
+                for reader in readers
             ):
                 found.add(node)
         return found
+
+    def _takes_both(self, node: ir.Node) -> bool:
+        """Whether a reader takes float32 as well as float16, and makes no float of it."""
+        makes_floats = any(self._types.get(v) in _FLOATS for v in node.outputs)
+        return node.op_type in AS_IT_IS and not makes_floats
 
     def _is_neutral(self, node: ir.Node) -> bool:
         if any(map(self._is_float, node.outputs)):

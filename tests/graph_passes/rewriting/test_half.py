@@ -277,6 +277,18 @@ def test_no_two_casts_cancel_out() -> None:
     assert error(before, after, weights(3, x=(5, 8))) < 32 * PRECISION
 
 
+def test_a_table_is_halved_in_front_of_a_cast_to_what_it_is() -> None:
+    """Some exporters cast what they look up to the type that it has."""
+    before = model(
+        """g (int64[N] ids) => (float[N,8] y) {
+            e = Gather(table, ids) c = Cast<to = 1>(e) y = MatMul(c, w) }""",
+        weights(table=(9, 8), w=(8, 8)),
+    )
+    after, floats = halved(before)
+    assert not floats
+    assert operators(after) == ["Gather", "MatMul", "Cast"]
+
+
 def test_inputs_that_integers_become_are_cast_to_float16() -> None:
     before = model(
         "g (int64[N,8] x) => (float[N,8] y) { f = Cast<to = 1>(x) y = MatMul(f, w) }",
