@@ -38,8 +38,9 @@ pytestmark = [
 ON_CUDA = SessionSpec(provider="cuda")
 PRECISION = 2.0**-11
 TOLERANCE = 16 * PRECISION
-CANCELLING = {"several-outputs"}
-"""A mean of numbers that cancel out: they are rounded at their size, not at that of the mean."""
+LOOSE = {"several-outputs", "quantized-between"}
+"""A mean of numbers that cancel out, which are rounded at their size; and integers between floats,
+which a rounding may move by one."""
 
 SMALL = cuda.Shape(layers=2, width=64, neurons=256, heads=4, vocabulary=100, positions=64)
 
@@ -80,7 +81,7 @@ def test_graphs_of_other_exporters(name):
     data = STRANGERS[name].samples()
     feeds = dict(data.inputs)
     found = difference(on_cpu(before, feeds), on_cuda(halved(before, data), feeds))
-    assert found < (4 if name in CANCELLING else 1) * TOLERANCE
+    assert found < (4 if name in LOOSE else 1) * TOLERANCE
 
 
 def test_an_encoder_is_near_what_it_was(encoder, sentences, tmp_path):
