@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -237,7 +237,7 @@ class _Search:
                     raise NothingToCompressError("no layer can multiply integers")
                 self._save(rounded.model, output)
             elif numbers == "half floats":
-                settings = self._learned.settings
+                settings = replace(self._learned.settings, session=self._accuracy_session)
                 self._save(half_model(model, self._learned.samples, settings).model, output)
             else:
                 self._save(model, output)

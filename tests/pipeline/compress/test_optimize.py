@@ -206,7 +206,8 @@ def search_on_cuda(learned, held_out, tmp_path):
     return module._Search(learned, held_out, ON_CUDA, metric=None, log=None, folder=tmp_path)
 
 
-def test_on_cuda_half_floats_stand_in_for_integers(learned, held_out, tmp_path, model):
+def test_on_cuda_half_floats_stand_in_for_integers(learned, held_out, tmp_path, model, monkeypatch):
+    monkeypatch.setattr(module._Search, "_accuracy_session", learned.settings.session)
     search = search_on_cuda(learned, held_out, tmp_path)
     families = {family.name: family for family in search._families()}
     assert list(families)[:2] == ["neurons, half floats", "neurons and low rank, half floats"]
