@@ -26,6 +26,7 @@ from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
 from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.optimize import optimize as optimize_learned
+from compress_onnx.pipeline.compress.optimize import provider_of
 from compress_onnx.pipeline.compress.outcome import measure_outcome
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
@@ -59,7 +60,7 @@ from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.progress import Calls
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import Provider
+from compress_onnx.pipeline.runtime.session import Provider, require_provider
 
 
 def learn(
@@ -155,6 +156,7 @@ def optimize(
         wanted = OptimizeSpec.model_validate(spec)
     except ValidationError as error:
         raise RequestError(first_problem(error)) from error
+    require_provider(provider_of(how or BenchmarkSpec()))
     original = open_original(model)
     samples, held_out = hold_out(_samples(original.path, data, mask))
     return optimize_learned(

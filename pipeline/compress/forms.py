@@ -2,7 +2,8 @@
 
 ======================  ============================================================================
 structure               all of the weights; networks with fewer neurons; these and low-rank factors
-numbers                 floats; integers with static scales; for size, 8- or 4-bit weights
+numbers                 floats; integers with static scales; for size, 8- or 4-bit weights; on CUDA,
+                        which has no fast product of integers, half floats instead of integers
 share                   of the parameters of the linear layers; 1 keeps all of the weights
 ======================  ============================================================================
 
@@ -27,15 +28,17 @@ from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Objective
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.half import half_model
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import weight_only
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.recipe import OptimizeSpec
 from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
+from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
 
 Structure = Literal["neurons", "both"]
-Numbers = Literal["floats", "integers", "8-bit weights", "4-bit weights"]
+Numbers = Literal["floats", "half floats", "integers", "8-bit weights", "4-bit weights"]
 LOW_RANK = "low rank"
 """In the name of every family that has factors."""
 
@@ -68,17 +71,22 @@ class Forms:
         learned: the model, from calibration data.
         spec: which forms may be taken.
         objective: what about the outputs matters.
+        provider: where the model is to run.
         unfused: whether sums and norms are kept apart.
     """
 
     learned: Learned
     spec: OptimizeSpec
     objective: Objective = "positions"
+    provider: Provider = "cpu"
     unfused: bool = False
 
     def families(self) -> Iterator[Family]:
         """In the order in which they are worth the time."""
-        if self.spec.integers:
+        if self.provider == "cuda":
+            yield self._family("neurons", "half floats")
+            yield self._family("both", "half floats")
+        elif self.spec.integers:
             yield self._family("neurons", "integers")
         yield self._family("neurons", "floats")
         yield self._family("both", "floats")
@@ -91,6 +99,11 @@ class Forms:
         if self.unfused:
             UnfuseNormsPass()(model)
         save_model(model, output)
+
+    @property
+    def session(self) -> SessionSpec:
+        """How accuracy is measured: as learned, where the model is to run."""
+        return self.learned.settings.session.model_copy(update={"provider": self.provider})
 
     @property
     def limit(self) -> int:
@@ -118,6 +131,9 @@ class Forms:
                 if not rounded.integers:
                     raise NothingToCompressError("no layer can multiply integers")
                 self.save(rounded.model, output)
+            elif numbers == "half floats":
+                settings = replace(self.learned.settings, session=self.session)
+                self.save(half_model(model, self.learned.samples, settings).model, output)
             else:
                 self.save(model, output)
             if numbers in {"8-bit weights", "4-bit weights"}:

@@ -14,6 +14,7 @@ Rules:
 3. Trials are logged, by all that decides their outcome: a second call measures none again, but for
    the speed of the rivals and of the best of each family.
 4. No trial starts after the time is up; what was found until then counts.
+5. Accuracy, batch invariance and time are those of the provider that the model is for.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.forms import Family, Forms
 from compress_onnx.pipeline.compress.holdout import objective_of
 from compress_onnx.pipeline.compress.learn import Learned
-from compress_onnx.pipeline.compress.rivals import RIVALS
+from compress_onnx.pipeline.compress.rivals import rivals
 from compress_onnx.pipeline.compress.search import drop_of, halves
 from compress_onnx.pipeline.compress.trial_log import TrialLog
 from compress_onnx.pipeline.files.cache import content_key
@@ -56,7 +57,7 @@ from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, OptimizeSpe
 from compress_onnx.pipeline.results import Drop, OptimizeReport, Trial
 from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec
+from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, require_provider
 
 STEPS = 4
 """Bisections of a share."""
@@ -93,6 +94,11 @@ class Optimum:
     reporting: Samples
 
 
+def provider_of(benchmark: BenchmarkSpec) -> Provider:
+    """Where the model is to run; the CPU unless another one is named."""
+    return "cpu" if benchmark.provider == "auto" else benchmark.provider
+
+
 def optimize(
     learned: Learned,
     held_out: Samples,
@@ -116,12 +122,14 @@ def optimize(
 
     Raises:
         RequestError: nothing was learned from samples, or the log is not one.
+        ProviderError: the provider does not work here.
         DataError: there are too few samples to cut them in halves, or they do not fit.
         OutputError: ``output`` cannot be written.
     """
     if learned.samples is None:
         raise RequestError("optimize needs calibration data: forms are chosen by it")
     spec, benchmark = spec or OptimizeSpec(), benchmark or BenchmarkSpec()
+    require_provider(provider_of(benchmark))
     with (
         TemporaryDirectory(prefix="compress-onnx-") as folder,
         learned.settings.progress.step("optimize"),
@@ -145,7 +153,7 @@ class _Search:
     ) -> None:
         self._learned, self._spec, self._benchmark = learned, spec, benchmark
         self._metric, self._folder = metric, folder
-        self._forms = Forms(learned, spec, objective_of(metric))
+        self._forms = Forms(learned, spec, objective_of(metric), provider_of(benchmark))
         self._reporting, self._choosing = halves(held_out)
         self._log = TrialLog(None, "")
         self._deadline = time.monotonic() + spec.time
@@ -159,7 +167,7 @@ class _Search:
         """Try, choose, write, report."""
         self._log = TrialLog(log, self._key_of_all())
         original = self._learned.original
-        for name, write in RIVALS.items():
+        for name, write in rivals(self._session.provider).items():
             self._try(Trial(name=name, rival=True), partial(_written, write, original.path))
         if self._gains_by_unfusing():
             self._forms = replace(self._forms, unfused=True)
@@ -278,7 +286,7 @@ class _Search:
                 model,
                 samples,
                 metric=self._metric,
-                spec=settings.session,
+                spec=self._forms.session,
                 batch_size=settings.batch_size,
                 progress=update,
             )
@@ -345,7 +353,7 @@ class _Search:
     def _invariance(self, path: Path) -> float | None:
         """The batch invariance of a model; None where it cannot be measured, which a note says."""
         try:
-            return batch_invariance(path, self._choosing, self._learned.settings.session)
+            return batch_invariance(path, self._choosing, self._forms.session)
         except DataError as error:
             if str(error) not in self._unmeasured:
                 self._unmeasured.append(str(error))
@@ -362,9 +370,7 @@ class _Search:
 
     @property
     def _session(self) -> SessionSpec:
-        benchmark = self._benchmark
-        provider = "cuda" if benchmark.provider == "cuda" else "cpu"
-        return SessionSpec(provider=provider, threads=benchmark.threads)
+        return SessionSpec(provider=self._forms.provider, threads=self._benchmark.threads)
 
     @cached_property
     def _feeds(self) -> dict[str, Array]:
@@ -407,7 +413,7 @@ class _Search:
         return content_key(
             f"{_FORMAT} {version('compress-onnx')}",
             self._learned.original.digest,
-            f"{settings.batch_size} {settings.seed} {self._forms.limit}",
+            f"{settings.batch_size} {settings.seed} {self._forms.limit} {self._forms.provider}",
             f"{self._learned.samples.mask_name} {self._choosing.mask_name}",
             "" if self._metric is None else self._metric.model_dump_json(),
             self._learned.samples.inputs,

@@ -5,6 +5,7 @@
 ``dynamic int8``       ``quantize_dynamic(per_channel=True)`` for MatMul and Gemm
 ``8-bit weights``      ``MatMulNBitsQuantizer(bits=8)``: integers in the file, floats in the product
 ``4-bit weights``      the same with 4 bits
+``half floats``        ``convert_float_to_float16(keep_io_types=True)``, on CUDA
 =====================  ===========================================================================
 
 ``quantize_dynamic`` without a list of operators writes an Attention node of opset 23 that ONNX
@@ -23,10 +24,11 @@ import onnx
 import onnx_ir as ir
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from compress_onnx.graph_passes.errors import ModelFileError
 from compress_onnx.pipeline.files.model_file import save_model
-from compress_onnx.pipeline.runtime.session import one_line
+from compress_onnx.pipeline.runtime.session import Provider, one_line
 
 _BLOCK = 32
 _INT8_PRODUCTS = 4
@@ -60,11 +62,25 @@ def weight_only(model: Path, output: Path, bits: Literal[4, 8]) -> None:
         save_model(ir.from_proto(quantizer.model.model), output)
 
 
+def half_floats(model: Path, output: Path) -> None:
+    """Write ``model`` with weights and products of float16."""
+    with _quiet(f"onnxruntime.transformers.float16 cannot read {model}"):
+        converted = convert_float_to_float16(onnx.load(model), keep_io_types=True)
+        halves = ir.from_proto(converted)
+        halves.graph.sort()  # the tool appends its Casts
+        save_model(halves, output)
+
+
 RIVALS: Mapping[str, Callable[[Path, Path], None]] = {
     "dynamic int8": dynamic_int8,
     "8-bit weights": lambda model, output: weight_only(model, output, 8),
     "4-bit weights": lambda model, output: weight_only(model, output, 4),
 }
+
+
+def rivals(provider: Provider) -> Mapping[str, Callable[[Path, Path], None]]:
+    """What is tried on ``provider``."""
+    return {"half floats": half_floats, **RIVALS} if provider == "cuda" else RIVALS
 
 
 @contextlib.contextmanager

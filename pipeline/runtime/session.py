@@ -200,12 +200,21 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def require_provider(provider: Provider) -> None:
+    """Make sure that ``provider`` works here, before anything else takes time.
+
+    Raises:
+        ProviderError: it does not.
+    """
+    open_session(trivial_model(), SessionSpec(provider=provider))
+
+
 def provider_problems() -> dict[Provider, str | None]:
     """For each known provider ``None`` where it really works here, else the reason."""
     problems: dict[Provider, str | None] = {}
     for provider in EXECUTION_PROVIDERS:
         try:
-            open_session(trivial_model(), SessionSpec(provider=provider))
+            require_provider(provider)
             problems[provider] = None
         except ProviderError as error:
             problems[provider] = str(error)

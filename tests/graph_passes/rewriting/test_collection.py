@@ -5,6 +5,7 @@ One test an architecture, so that a failure says which; every graph of the colle
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass
 from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, shared_inputs
 from compress_onnx.graph_passes.sites.ffn import find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
+from compress_onnx.pipeline.compress.half import half_model
 from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.data.feeds import as_samples
 from compress_onnx.pipeline.files.model_file import data_files, load_model
 from compress_onnx.pipeline.runtime.session import open_session, run
 
@@ -118,6 +121,27 @@ def test_divided_inputs_are_what_they_were(architecture: str) -> None:
         assert interface(before) == interface(after), graph
         for feeds in graph.feeds(2, 8):
             assert parity(before, after, feeds) <= tolerance(graph), graph
+
+
+def float_bytes(proto: onnx.ModelProto) -> int:
+    """What the floats of the main graph's weights take."""
+    kinds = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
+    return sum(kinds.get(t.data_type, 0) * math.prod(t.dims) for t in proto.graph.initializer)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_half_floats_are_near_and_half_as_large(architecture: str) -> None:
+    if architecture == "lstm":
+        pytest.skip("ONNX Runtime crashes on the CPU, see pipeline/compress/half.py")
+    for graph in graphs_of(architecture):
+        before = load(graph)
+        feeds = graph.feeds()
+        half = half_model(before, as_samples(feeds[-1], graph.inputs()))
+        after = ir.to_proto(half.model)
+        assert interface(before) == interface(after), graph
+        assert max(parity(before, after, each) for each in feeds) <= 1e-2, graph
+        if graph.part not in {"fp16", "bf16", "int8"}:
+            assert float_bytes(after) < 0.6 * float_bytes(before), graph
 
 
 def test_external_data_goes_through_files(tmp_path: Path) -> None:

@@ -11,17 +11,18 @@ import pytest
 from cli_runner import Cli, error_line
 from tiny_models import samples, saved, two_layers
 
-from compress_onnx.graph_passes.errors import ModelFileError, RequestError
+from compress_onnx.graph_passes.errors import ModelFileError, ProviderError, RequestError
 from compress_onnx.pipeline.compress import choice
 from compress_onnx.pipeline.compress import optimize as module
+from compress_onnx.pipeline.compress.forms import Forms
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.optimize import optimize
-from compress_onnx.pipeline.compress.rivals import RIVALS
+from compress_onnx.pipeline.compress.rivals import RIVALS, half_floats, rivals
 from compress_onnx.pipeline.files import model_file
 from compress_onnx.pipeline.files.model_file import data_files, load_model, model_size
 from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec
-from compress_onnx.pipeline.runtime.session import open_session, run
+from compress_onnx.pipeline.runtime.session import open_session, provider_problems, run
 
 FEATURES, HIDDEN, OUTPUTS = 32, 128, 32
 QUICK = BenchmarkSpec(warmup=1, iterations=5, batch=2, length=3)
@@ -202,6 +203,75 @@ def test_networks_in_a_row_are_rounded_with_outliers_in_each(tmp_path):
     assert np.linalg.norm(ours - right) < 0.2 * np.linalg.norm(right)
 
 
+ON_CUDA = QUICK.model_copy(update={"provider": "cuda"})
+
+
+def search_on_cuda(learned, held_out, tmp_path):
+    """As far as it goes without a GPU: nothing is run there yet."""
+    return module._Search(learned, held_out, OptimizeSpec(), ON_CUDA, metric=None, folder=tmp_path)
+
+
+def test_on_cuda_half_floats_stand_in_for_integers(learned, held_out, tmp_path, model, monkeypatch):
+    monkeypatch.setattr(Forms, "session", learned.settings.session)
+    search = search_on_cuda(learned, held_out, tmp_path)
+    families = {family.name: family for family in search._forms.families()}
+    assert list(families)[:2] == ["neurons, half floats", "neurons and low rank, half floats"]
+    assert not any("integers" in name for name in families)
+    x = held_out.inputs
+    right = run(open_session(model), x)["y"]
+    for share, family in zip((1.0, 0.6), list(families.values())[:2], strict=True):
+        family.build(share, tmp_path / "half.onnx")
+        ours = run(open_session(tmp_path / "half.onnx"), x)["y"]
+        assert np.linalg.norm(ours - right) < 0.05 * np.linalg.norm(right)
+        kinds = {t.data_type for t in onnx.load(tmp_path / "half.onnx").graph.initializer}
+        assert kinds == {onnx.TensorProto.FLOAT16}
+
+
+def test_half_floats_are_a_rival_on_cuda(model, tmp_path, held_out):
+    assert set(rivals("cuda")) == {"half floats", *RIVALS}
+    assert set(rivals("cpu")) == set(RIVALS)
+    half_floats(model, tmp_path / "rival.onnx")
+    onnx.checker.check_model(tmp_path / "rival.onnx", full_check=True)
+    paths = model, tmp_path / "rival.onnx"
+    right, theirs = (run(open_session(path), held_out.inputs)["y"] for path in paths)
+    assert np.linalg.norm(theirs - right) < 0.01 * np.linalg.norm(right)
+
+
+def test_accuracy_is_that_of_the_provider(learned, held_out, tmp_path, monkeypatch):
+    specs = []
+
+    class Asked(Exception):  # noqa: N818
+        pass
+
+    def asked(*_, spec=None, **__):
+        specs.append(spec.provider)
+        raise Asked
+
+    search = search_on_cuda(learned, held_out, tmp_path)
+    monkeypatch.setattr(module, "validate", asked)
+    with pytest.raises(Asked):
+        search._drop(learned.original.path, held_out)
+    monkeypatch.setattr(
+        module, "batch_invariance", lambda model, samples, spec: asked(model, samples, spec=spec)
+    )
+    with pytest.raises(Asked):
+        search._invariance(learned.original.path)
+    assert specs == ["cuda", "cuda"]
+    assert learned.settings.session.provider == "cpu"
+
+
+def test_trials_of_another_provider_do_not_count(learned, held_out, tmp_path):
+    on_cpu = module._Search(learned, held_out, OptimizeSpec(), QUICK, metric=None, folder=tmp_path)
+    assert on_cpu._key_of_all() != search_on_cuda(learned, held_out, tmp_path)._key_of_all()
+
+
+@pytest.mark.skipif(provider_problems()["cuda"] is None, reason="CUDA works on this machine")
+def test_without_cuda_nothing_is_tried(learned, held_out, tmp_path):
+    with pytest.raises(ProviderError, match="--provider cpu"):
+        optimize(learned, held_out, tmp_path / "best.onnx", benchmark=ON_CUDA)
+    assert not (tmp_path / "best.onnx").exists()
+
+
 class TestCommand:
     @pytest.fixture
     def cli(self, capsys, monkeypatch):
@@ -250,6 +320,13 @@ class TestCommand:
             (["-c", "DATA", "--log", "DATA"], "data.npz"),
             (["-c", "DATA", "-o", "MODEL"], "model.onnx"),
             (["-c", "DATA", "--picture", "front.bmp"], "a picture is a .png or .svg file"),
+            pytest.param(
+                ["-c", "DATA", "--provider", "cuda"],
+                "CUDAExecutionProvider",
+                marks=pytest.mark.skipif(
+                    provider_problems()["cuda"] is None, reason="CUDA works on this machine"
+                ),
+            ),
         ],
     )
     def test_what_cannot_be_is_one_line(self, cli, model, data, options, message):
