@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compress_onnx.pipeline.api import benchmark as benchmark
     from compress_onnx.pipeline.api import compress as compress
     from compress_onnx.pipeline.api import export as export
+    from compress_onnx.pipeline.api import judge as judge
     from compress_onnx.pipeline.api import learn as learn
     from compress_onnx.pipeline.api import optimize as optimize
     from compress_onnx.pipeline.api import request_of as request_of
@@ -36,7 +37,7 @@ _ORIGINS = {
     "CompressOnnxError": "compress_onnx.graph_passes.errors",
     **dict.fromkeys(("Calls", "Compressed", "Learned", "RunSettings", "Samples"), _API),
     **dict.fromkeys(("analyze", "benchmark", "compress", "export", "learn", "optimize"), _API),
-    **dict.fromkeys(("request_of", "run", "validate"), _API),
+    **dict.fromkeys(("judge", "request_of", "run", "validate"), _API),
 }
 __all__ = sorted(_ORIGINS)  # noqa: PLE0605
 

@@ -9,6 +9,7 @@
     ├── OutputError            the result cannot be written
     ├── MissingDependencyError an optional package is not installed
     └── NothingToCompressError no weight can be factored with a gain    exit code 3
+        └── NoShareWithinError no share stays within a drop (pipeline.compress.search)
 
 A message is one line: what is wrong, then what to do about it. The command line prints it
 without a traceback; anything that is *not* a ``CompressOnnxError`` is a bug and keeps its

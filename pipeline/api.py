@@ -8,6 +8,7 @@ steps. Errors are subclasses of :class:`~graph_passes.errors.CompressOnnxError`,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.plan import CompressionPlan, parse_method
+from compress_onnx.graph_passes.planning.plan import parse_method
 from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.validation_text import first_problem
@@ -23,14 +24,19 @@ from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
+from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.optimize import optimize as optimize_learned
+from compress_onnx.pipeline.compress.outcome import measure_outcome
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import export as export_source
 from compress_onnx.pipeline.files.model_file import load_model, model_size, save_model
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
 from compress_onnx.pipeline.measure.latency import measure_latency
+from compress_onnx.pipeline.measure.loading import measure_loadings
+from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.measure.validate import validate as validate_files
+from compress_onnx.pipeline.measure.validate import validate_on
 from compress_onnx.pipeline.recipe import (
     BenchmarkSpec,
     MetricSpec,
@@ -41,15 +47,19 @@ from compress_onnx.pipeline.recipe import (
 )
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.results import (
+    Analysis,
     BenchmarkReport,
     ExportReport,
     OptimizeReport,
+    Outcome,
     Report,
     ValidationReport,
 )
+from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.progress import Calls
 from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.session import Provider
 
 
 def learn(
@@ -179,6 +189,8 @@ def validate(
     *,
     mask: str | None = None,
     metric: MetricSpec | None = None,
+    batch_invariance: bool = False,
+    providers: Sequence[Requested] | None = None,
     settings: RunSettings | None = None,
 ) -> ValidationReport:
     """Hold the outputs of ``candidate`` against those of ``reference``.
@@ -189,24 +201,33 @@ def validate(
         data: samples that calibration never saw.
         mask: as for :func:`learn`.
         metric: of the task; None compares raw outputs only.
+        batch_invariance: also run samples alone and in a batch, and compare the two.
+        providers: where to compare, or ``auto`` for wherever it works; the report of the first has
+            those of the others in ``elsewhere``. None takes that of ``settings``.
         settings: how both are run.
 
     Raises:
         DataError: the data does not fit the models.
         ModelFileError: a model cannot be loaded or run, or the two are not the same model.
+        ProviderError: a provider that was asked for by name is not available.
     """
     ours, theirs = open_original(reference), open_original(candidate)
-    samples, settings = _samples(ours.path, data, mask), settings or RunSettings()
-    with settings.progress.step("validate", len(samples)) as update:
-        return validate_files(
-            ours.path,
-            theirs.path,
-            samples,
-            metric=metric,
-            spec=settings.session,
-            batch_size=settings.batch_size,
-            progress=update,
-        )
+    samples, how = _samples(ours.path, data, mask), settings or RunSettings()
+
+    def measure(provider: Provider) -> ValidationReport:
+        with how.progress.step("validate", len(samples)) as update:
+            return validate_files(
+                ours.path,
+                theirs.path,
+                samples,
+                metric=metric,
+                spec=how.session.model_copy(update={"provider": provider}),
+                batch_size=how.batch_size,
+                batch_invariance=batch_invariance,
+                progress=update,
+            )
+
+    return validate_on(providers or [how.session.provider], measure)
 
 
 def benchmark(
@@ -216,6 +237,7 @@ def benchmark(
     *,
     mask: str | None = None,
     how: BenchmarkSpec | None = None,
+    loads: int = 0,
     settings: RunSettings | None = None,
 ) -> BenchmarkReport:
     """Time both models in turn, and compare their sizes.
@@ -226,6 +248,8 @@ def benchmark(
         data: rows to feed; made-up inputs without.
         mask: as for :func:`learn`.
         how: provider, sizes of the inputs, and repetitions.
+        loads: rounds that open both models in fresh processes, for the time that takes and the
+            memory; 0 leaves that out.
         settings: whose seed and progress count.
 
     Raises:
@@ -234,16 +258,74 @@ def benchmark(
     """
     ours, theirs = open_original(reference), open_original(candidate)
     settings = settings or RunSettings()
+    how = how or BenchmarkSpec()
+    samples = None if data is None else _samples(ours.path, data, mask)
     benchmarks, unmeasured = measure_latency(
         ours.path,
         theirs.path,
-        how or BenchmarkSpec(),
-        samples=None if data is None else _samples(ours.path, data, mask),
+        how,
+        samples=samples,
         seed=settings.seed,
         progress=settings.progress,
     )
-    size = model_size(ours.path, theirs.path)
-    return BenchmarkReport(benchmarks=benchmarks, unmeasured=unmeasured, size=size, gates=())
+    return BenchmarkReport(
+        benchmarks=benchmarks,
+        unmeasured=unmeasured,
+        size=model_size(ours.path, theirs.path),
+        loadings=measure_loadings(
+            ours.path,
+            theirs.path,
+            benchmarks,
+            how,
+            rounds=loads,
+            samples=samples,
+            seed=settings.seed,
+            progress=settings.progress,
+        ),
+        gates=(),
+        environment=environment(),
+    )
+
+
+def judge(
+    reference: ModelLike,
+    candidate: ModelLike,
+    data: DataLike | None = None,
+    *,
+    mask: str | None = None,
+    metric: MetricSpec | None = None,
+    max_drop: float | None = None,
+    timed: bool = True,
+    settings: RunSettings | None = None,
+) -> Outcome:
+    """Is ``candidate`` worth deploying in place of ``reference``? As ``compress`` ends.
+
+    Args:
+        reference: the original.
+        candidate: what was made of it.
+        data: samples that calibration never saw; without, nothing is known about the outputs.
+        mask: as for :func:`learn`.
+        metric: of the drop; None compares raw outputs.
+        max_drop: what may be lost; None where nobody said.
+        timed: whether to time both for some seconds.
+        settings: how both are run.
+
+    Raises:
+        CompressOnnxError: as for :func:`validate`.
+    """
+    ours, theirs = open_original(reference), open_original(candidate)
+    samples = None if data is None else _samples(ours.path, data, mask)
+    settings = settings or RunSettings()
+    meter = Meter(ours, samples=samples, settings=settings)
+    return measure_outcome(
+        ours.path,
+        theirs.path,
+        samples,
+        settings,
+        feeds=meter.feeds_at_several_sizes() if timed else None,
+        metric=metric,
+        max_drop=max_drop,
+    )
 
 
 def analyze(
@@ -253,8 +335,11 @@ def analyze(
     params: float = 0.5,
     mask: str | None = None,
     settings: RunSettings | None = None,
-) -> CompressionPlan:
+    timed: bool = True,
+) -> Analysis:
     """The linear layers of ``model``, with the least error that factors could have.
+
+    And is it worth it: ``potential`` says where bytes and time go, and the verdict.
 
     Args:
         model: never changed.
@@ -262,6 +347,7 @@ def analyze(
         params: the share of the parameters at which errors are given.
         mask: as for :func:`learn`.
         settings: likewise.
+        timed: whether to profile the model as well, for ``potential``.
 
     Returns:
         A plan by plain SVD: every site with its ``error.bound``, every product that is none with
@@ -273,7 +359,9 @@ def analyze(
     learned = learn(model, data, mask=mask, settings=settings)
     request = request_of(method="svd", params=params, rank_multiple=1)
     plan = make_plan(learned.original.table, request)
-    return Compressed(learned.basis(request), plan, progress=learned.settings.progress).evaluated()
+    basis, progress = learned.basis(request), learned.settings.progress
+    plan = Compressed(basis, plan, progress=progress).evaluated()
+    return Analysis(**dict(plan), potential=learned.potential(timed=timed))
 
 
 def export(source: str, output: Path | str, **options: Any) -> ExportReport:  # noqa: ANN401
@@ -339,6 +427,7 @@ __all__ = [
     "benchmark",
     "compress",
     "export",
+    "judge",
     "learn",
     "request_of",
     "run",

@@ -227,16 +227,26 @@ class Gate(RecipeModel):
         return self
 
 
+Sizes = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...],
+    BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,)),
+    Field(min_length=1),
+]
+"""One size, or a list of them."""
+
+
 class BenchmarkSpec(RecipeModel):
     """How latency is measured.
 
-    ``batch`` and ``length`` give the size of the inputs (``length`` for sequence axes).
+    ``batch`` and ``length`` give the size of the inputs (``length`` for sequence axes), each a
+    number or a list: of lists, every combination is measured. Where one inference stands for all,
+    as in a budget of latency, it is that of the first sizes.
     """
 
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
-    batch: int = Field(default=1, ge=1)
-    length: int = Field(default=128, ge=1)
+    batch: Sizes = (1,)
+    length: Sizes = (128,)
     warmup: int = Field(default=10, ge=0)
     iterations: int = Field(default=100, ge=5)
 

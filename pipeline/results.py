@@ -54,24 +54,43 @@ class OutputComparison(Result):
 
 
 class ValidationReport(Result):
-    """Reference against candidate on the same samples; ``sizes``: at which others both run."""
+    """Reference against candidate on the same samples, both on one provider.
+
+    Attributes:
+        sizes: at which other sizes both run.
+        batch_invariance: the least cosine between a sample's outputs alone and in a padded batch,
+            of the candidate; None where nobody asked, or with a reason in ``unmeasured``.
+        batch_invariance_reference: the same of the reference.
+        elsewhere: the same comparison on further providers.
+        unmeasured: for each quantity or provider that was asked for and not measured, the reason.
+    """
 
     samples: int
     origin: str
     outputs: tuple[OutputComparison, ...]
     metrics: dict[str, float] = Field(default_factory=dict)
     sizes: str | None = None
+    provider: str = "cpu"
+    batch_invariance: float | None = None
+    batch_invariance_reference: float | None = None
+    elsewhere: tuple[ValidationReport, ...] = ()
+    unmeasured: dict[str, str] = Field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line an output, one for the metrics."""
+        """One line an output, one for the metrics; the same for each further provider."""
         lines = [
             f"{row.output}: {row.problem or f'relative L2 {row.relative_l2:.4g}'}, "
             f"cosine {row.cosine:.6g}"
             for row in self.outputs
         ]
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        data = f"{self.samples} samples of {self.origin}"
-        return "\n".join(line for line in (*lines, metrics, data) if line)
+        alone = ""
+        if self.batch_invariance is not None:
+            alone = f"batch invariance {self.batch_invariance:.6g}"
+        data = f"{self.samples} samples of {self.origin}, on {self.provider}"
+        reasons = (f"{name}: not measured, {reason}" for name, reason in self.unmeasured.items())
+        further = map(str, self.elsewhere)
+        return "\n".join(filter(None, (*lines, metrics, alone, data, *reasons, *further)))
 
 
 class LatencyStats(Result):
@@ -87,13 +106,17 @@ class LatencyStats(Result):
 
 
 class Benchmark(Result):
-    """Reference against candidate, interleaved, on one provider.
+    """Reference against candidate, interleaved, on one provider and at one size.
 
     Attributes:
+        case: which of a grid this is: ``8x128`` of batch and length, ``8x128.t2`` with two threads
+            where several counts are measured; empty where there is no grid.
         providers: what the sessions really had, in order.
         input_shapes: the shape of each input that was fed.
         speedup: reference p50 over candidate p50.
         speedup_low, speedup_high: a 95 % bootstrap interval of ``speedup``.
+        reference_samples_per_s, candidate_samples_per_s: the samples of one run over its p50, so
+            that their ratio is ``speedup``.
         linear_share: the part of the reference's time that its factored sites take (profiled);
             None where the profile could not attribute it.
         ideal_speedup: what ``speedup`` would be if the sites' time scaled with their FLOPs.
@@ -101,6 +124,7 @@ class Benchmark(Result):
     """
 
     provider: str
+    case: str = ""
     providers: tuple[str, ...]
     threads: int
     optimization: str
@@ -110,9 +134,45 @@ class Benchmark(Result):
     speedup: float
     speedup_low: float
     speedup_high: float
+    reference_samples_per_s: float | None = None
+    candidate_samples_per_s: float | None = None
     linear_share: float | None = None
     ideal_speedup: float | None = None
     settings: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """``cpu``; of a grid ``cpu.8x128``."""
+        return f"{self.provider}.{self.case}" if self.case else self.provider
+
+
+class Loading(Result):
+    """What it takes until both models can answer, each in a fresh process, in turn.
+
+    Ratios are candidate over reference, of medians over ``rounds``, with 95 % bootstrap intervals.
+
+    Attributes:
+        reference_load_ms, candidate_load_ms: from the file to an open session.
+        reference_resident_bytes, candidate_resident_bytes: by how much the memory of the process
+            grew with the session and one run; None where that cannot be told, for
+            ``not_resident``.
+        not_resident: why.
+    """
+
+    provider: str
+    threads: int
+    rounds: int
+    reference_load_ms: float
+    candidate_load_ms: float
+    load_ratio: float
+    load_ratio_low: float
+    load_ratio_high: float
+    reference_resident_bytes: int | None = None
+    candidate_resident_bytes: int | None = None
+    resident_ratio: float | None = None
+    resident_ratio_low: float | None = None
+    resident_ratio_high: float | None = None
+    not_resident: str | None = None
 
 
 class SizeReport(Result):
@@ -125,13 +185,41 @@ class SizeReport(Result):
 
 
 class GateResult(Result):
-    """One limit and whether it held; ``value`` is None where the quantity was not measured."""
+    """One limit and whether it held.
+
+    ``value`` is None where the quantity was not measured; ``reason`` says why, where it is known.
+    """
 
     quantity: str
     limit: Literal["min", "max"]
     threshold: float
     value: float | None
     passed: bool
+    reason: str | None = None
+
+
+class Environment(Result):
+    """What the figures were measured with.
+
+    ``instruction_sets`` are those of the CPU that speed up products; empty where nobody says.
+    """
+
+    python: str
+    platform: str
+    processor: str
+    cores: int
+    instruction_sets: tuple[str, ...] = ()
+    packages: dict[str, str]
+
+
+class ComparisonReport(Result):
+    """What ``validate --json`` writes."""
+
+    schema_version: Literal[1] = REPORT_SCHEMA_VERSION
+    validation: ValidationReport
+    size: SizeReport
+    gates: tuple[GateResult, ...]
+    environment: Environment
 
 
 class BenchmarkReport(Result):
@@ -142,13 +230,19 @@ class BenchmarkReport(Result):
     unmeasured: dict[str, str]
     size: SizeReport
     gates: tuple[GateResult, ...]
+    loadings: tuple[Loading, ...] = ()
+    environment: Environment | None = None
 
     def __str__(self) -> str:
-        """One line a provider, one for the sizes."""
+        """One line a provider and size, one for the files."""
         lines = [
-            f"{row.provider}: p50 {row.reference.p50_ms:.3f} -> {row.candidate.p50_ms:.3f} ms, "
+            f"{row.name}: p50 {row.reference.p50_ms:.3f} -> {row.candidate.p50_ms:.3f} ms, "
             f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
             for row in self.benchmarks
+        ]
+        lines += [
+            f"{row.provider}: session {row.reference_load_ms:.1f} -> {row.candidate_load_ms:.1f} ms"
+            for row in self.loadings
         ]
         lines += [f"{name}: not measured, {reason}" for name, reason in self.unmeasured.items()]
         size = self.size
@@ -257,6 +351,69 @@ class OptimizeReport(Result):
     notes: tuple[str, ...] = ()
 
 
+class KindShare(Result):
+    """What operators of one kind take of a model: bytes of weights, and time.
+
+    ``kind`` is one of :data:`pipeline.measure.operator_kinds.KINDS`; ``share_of_time`` is None
+    where time was not measured.
+    """
+
+    kind: str
+    weight_bytes: int
+    share_of_bytes: float
+    share_of_time: float | None = None
+
+
+class Potential(Result):
+    """What compressing the linear layers of a model can gain at most, and whether it is worth it.
+
+    Attributes:
+        kinds: by share of the time, or of the bytes where time is not known.
+        inputs: the shapes that time was measured at; empty where it was not.
+        speedup_bound: if the linear layers took no time at all (Amdahl).
+        speedup_at_half: if they took half of their time.
+        worth: the verdict in one word.
+        verdict: the same in words, with the reason.
+        notes: what a reader must know, such as why time was not measured.
+    """
+
+    kinds: tuple[KindShare, ...]
+    inputs: str = ""
+    speedup_bound: float | None = None
+    speedup_at_half: float | None = None
+    worth: Literal["yes", "hardly", "no"]
+    verdict: str
+    notes: tuple[str, ...] = ()
+
+
+class Analysis(CompressionPlan):
+    """The linear layers of a model, the least error that factors can have, and its potential."""
+
+    potential: Potential
+
+
+class Outcome(Result):
+    """A candidate against its original: size, speed, what it loses, and whether to deploy it.
+
+    Attributes:
+        benchmark: None where speed was not measured.
+        drop: None where the outputs were not compared; ``drop_on`` says on which samples.
+        advice: the verdict in a word or two.
+        verdict: the same in words, with the reasons.
+        warnings: where the candidate is worse than its original.
+        notes: why something that was asked for was not measured.
+    """
+
+    size: SizeReport
+    benchmark: Benchmark | None = None
+    drop: Drop | None = None
+    drop_on: str = ""
+    advice: Literal["deploy", "validate first", "not worth it"]
+    verdict: str
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class ExportParity(Result):
     """The exported graph against the PyTorch module, at one input size."""
 
@@ -322,16 +479,6 @@ class SweepRow(Result):
     metrics: dict[str, float] = Field(default_factory=dict)
     outputs: tuple[OutputComparison, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
-
-
-class Environment(Result):
-    """What the figures were measured with."""
-
-    python: str
-    platform: str
-    processor: str
-    cores: int
-    packages: dict[str, str]
 
 
 class SweepReport(Result):

@@ -38,11 +38,29 @@ class Reader:
 
     Attributes:
         weight: ``[K, N]`` W.
-        moment: ``[N, N]`` G; None weighs all outputs alike.
+        by_input: ``[K]`` the diagonal of W G Wᵀ.
+        by_output: ``[N]`` that of G.
     """
 
-    weight: Array
-    moment: Float64 | None = None
+    weight: Float64
+    by_input: Float64
+    by_output: Float64
+
+    @classmethod
+    def of(cls, weight: Array, moment: Float64 | None = None) -> Reader:
+        """With G = ``moment`` [N, N]; None weighs all outputs alike."""
+        exact = weight.astype(np.float64)
+        if moment is None:
+            return cls(exact, np.einsum("kn,kn->k", exact, exact), np.ones(exact.shape[1]))
+        return cls(exact, np.einsum("kn,kn->k", exact @ moment, exact), moment.diagonal())
+
+    @classmethod
+    def relative(cls, weight: Array, inputs: InputRange) -> Reader:
+        """What is lost is then relative to the layer's own output."""
+        plain = cls.of(weight)
+        signal = float(inputs.power @ plain.by_input)
+        unit = 1 / signal if signal > 0 else 1.0
+        return cls(plain.weight, unit * plain.by_input, unit * plain.by_output)
 
 
 @dataclass(frozen=True)
@@ -77,19 +95,22 @@ def smooth(inputs: InputRange, readers: Sequence[Reader], limit: int = LIMIT) ->
 
 
 def rounding_damage(
-    inputs: InputRange, readers: Sequence[Reader], divisor: Float64, limit: int = LIMIT
+    inputs: InputRange,
+    readers: Sequence[Reader],
+    divisor: Float64 | None = None,
+    limit: int = LIMIT,
 ) -> float:
-    """The module's formulas, for inputs divided by ``divisor`` [K]."""
+    """The module's formulas, for inputs divided by ``divisor`` [K]; None leaves them."""
+    if divisor is None:
+        divisor = np.ones(len(inputs.power))
     step = float(inputs.divided(divisor).scale().scale)
+    small = float(np.sum(inputs.power / divisor**2))
     damage = 0.0
     for reader in readers:
-        weight = divisor[:, None] * reader.weight.astype(np.float64)  # [K, N]
-        outputs = np.eye(weight.shape[1]) if reader.moment is None else reader.moment
-        by_input = np.einsum("kn,kn->", weight @ outputs, weight)
-        steps = np.abs(weight).max(axis=0) / limit  # [N]
-        by_weight = float(steps**2 @ outputs.diagonal()) * float(np.sum(inputs.power / divisor**2))
-        damage += (step**2 * float(by_input) + by_weight) / 12
-    return damage
+        steps = np.abs(divisor[:, None] * reader.weight).max(axis=0) / limit  # [N]
+        damage += step**2 * float(divisor**2 @ reader.by_input)
+        damage += float(steps**2 @ reader.by_output) * small
+    return damage / 12
 
 
 def _unit(divisor: Float64) -> Float64:

@@ -1,4 +1,4 @@
-"""``compress-onnx analyze``: what could be compressed, and what it would cost at least."""
+"""``compress-onnx analyze``: what could be compressed, what it would cost, and is it worth it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.planner import make_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.cli import options, outputs
-from compress_onnx.pipeline.cli.console import ProgressBars, errors, out, print_plan_error, table
+from compress_onnx.pipeline.cli.console import (
+    ProgressBars,
+    errors,
+    out,
+    print_plan_error,
+    print_potential,
+    print_skipped,
+    table,
+)
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out
 from compress_onnx.pipeline.compress.learn import Learned, learn
@@ -67,12 +75,25 @@ def analyze(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the whole spectra here.")
     ] = None,
+    potential_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--potential", help="Also write where bytes and time go, with the verdict, here (JSON)."
+        ),
+    ] = None,
+    no_benchmark: Annotated[
+        bool, typer.Option("--no-benchmark", help="Leave the time out: the bytes alone decide.")
+    ] = False,
     batch_size: options.BatchSize = 32,
     allow_code: options.AllowCode = False,
     force: options.Force = False,
     no_cache: options.NoCache = False,
 ) -> None:
     """List the linear sites of MODEL with the least error that any factorization could have.
+
+    Then tell whether it is worth it: which share of the weights' bytes and of the measured time is
+    in linear layers, the only ones that are changed, which is elsewhere, and the speed-up that is
+    possible at most. Without `--calibration` the time is that on made-up inputs.
 
     Errors are relative (0 exact, 1 all lost); with `--calibration` they are those of the sites'
     outputs on that data, else those of the weights. Changes nothing. With `-o`, also pictures of
@@ -91,7 +112,11 @@ def analyze(
         batch_size=batch_size, cache=cache, progress=progress, allow_code=allow_code
     )
     files = _Files(calibration, held_out, mask)
-    written = (outputs.spectra_file(json_path), outputs.analysis_folder(output))
+    written = (
+        outputs.spectra_file(json_path),
+        outputs.potential_file(potential_path),
+        outputs.analysis_folder(output),
+    )
     outputs.check_outputs(written, (*_read(model), calibration, held_out), force=force)
     with _opened(model, files, output is not None, settings) as (name, learned, unseen):
         basis = learned.basis(request)
@@ -99,18 +124,23 @@ def analyze(
         spectra = spectra_of(basis, plan, progress)
         plan = Compressed(basis, plan, progress=progress).evaluated()
         _print_sites(plan, spectra, params)
+        potential = learned.potential(timed=not no_benchmark)
         for note in learned.calibration.notes if learned.calibration else ():
             errors.print(f"note: {note}", markup=False, highlight=False)
         if json_path is not None:
             with atomic_file(json_path) as temporary:
                 temporary.write_text(json.dumps([_plain(s) for s in spectra], indent=1), "utf-8")
+        if potential_path is not None:
+            with atomic_file(potential_path) as temporary:
+                temporary.write_text(potential.model_dump_json(indent=1), "utf-8")
         if output is not None:
             assert unseen is not None  # see _opened
-            analysis = analyze_model(learned, name, plan, spectra, unseen)
+            analysis = analyze_model(learned, name, plan, spectra, unseen, potential=potential)
             write_analysis(analysis, output)
             for sentence in analysis.report.test.verdict:
                 out.print(sentence, markup=False, highlight=False)
             out.print(f"written: {output}", markup=False, highlight=False)
+        print_potential(potential)
 
 
 @dataclass(frozen=True)
@@ -193,9 +223,9 @@ def _print_sites(plan: CompressionPlan, spectra: Sequence[SiteSpectrum], params:
         energies = map(str, ranks_for(tail_of(spectrum)))
         shape = f"{site.in_features}x{site.out_features}"
         shown.add_row(escape(site.site), site.group, shape, *energies, least)
-    out.print(shown)
-    for node in plan.skipped:
-        out.print(f"skipped {node.op_type} {node.node}: {node.reason}", style="dim", markup=False)
+    if plan.sites:
+        out.print(shown)
+    print_skipped(plan.skipped)
     out.print(
         f"{len(plan.sites)} linear sites with {plan.parameters_before:,} parameters, "
         f"{len(plan.skipped)} other matrix products",

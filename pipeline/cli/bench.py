@@ -1,4 +1,4 @@
-"""``compress-onnx bench``: latency of two models, interleaved."""
+"""``compress-onnx bench``: latency, throughput, start-up and memory of two models, interleaved."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import typer
 
 from compress_onnx.graph_passes.planning.plan import read_plan
 from compress_onnx.pipeline.cli import options, outputs
-from compress_onnx.pipeline.cli.console import ProgressBars, print_benchmarks, print_gates
-from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.cli.console import (
+    ProgressBars,
+    print_benchmarks,
+    print_gates,
+    print_loadings,
+)
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.gates import (
     check_gates,
@@ -19,9 +23,14 @@ from compress_onnx.pipeline.measure.gates import (
     parse_gate,
 )
 from compress_onnx.pipeline.measure.latency import measure_latency
+from compress_onnx.pipeline.measure.loading import measure_loadings
 from compress_onnx.pipeline.measure.quantities import bench_quantities
 from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.report.writer import report_json, write_text
 from compress_onnx.pipeline.results import BenchmarkReport
+from compress_onnx.pipeline.runtime.environment import environment
+
+_SEVERAL = "N[,N…]"
 
 
 def register(app: typer.Typer) -> None:
@@ -35,15 +44,34 @@ def bench(
     provider: Annotated[
         options.Provider, typer.Option(help="cpu, cuda, or auto: measure what is there.")
     ] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
-    length: Annotated[int, typer.Option(min=1, help="Sequence length.")] = 128,
+    batch: Annotated[
+        options.Numbers | None,
+        typer.Option(parser=options.numbers, metavar=_SEVERAL, help="Batch sizes [default: 1]."),
+    ] = None,
+    length: Annotated[
+        options.Numbers | None,
+        typer.Option(
+            parser=options.numbers, metavar=_SEVERAL, help="Sequence lengths [default: 128]."
+        ),
+    ] = None,
     inputs: Annotated[
         Path | None, typer.Option("--inputs", help=".npz to take rows from [default: made up].")
     ] = None,
     mask: options.Mask = None,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed rounds.")] = 10,
     iterations: Annotated[int, typer.Option(min=5, help="Timed rounds.")] = 100,
-    threads: options.Threads = None,
+    threads: Annotated[
+        options.Numbers | None,
+        typer.Option(
+            parser=options.numbers, metavar=_SEVERAL, help="Threads [default: all cores]."
+        ),
+    ] = None,
+    loads: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Rounds that open both models in fresh processes; 0 leaves that out."
+        ),
+    ] = 5,
     plan: Annotated[
         Path | None, typer.Option(help="The plan of CANDIDATE: adds the ideal speed-up.")
     ] = None,
@@ -60,39 +88,61 @@ def bench(
 ) -> None:
     """Time REFERENCE against CANDIDATE, one run each a round, in random order.
 
+    Of several sizes, as in `--batch 1,8 --length 16,128`, every combination is measured, also with
+    each of several numbers of threads. Beside latency: samples a second, the time to open a
+    session, and the memory that a fresh process takes to open a model and run it.
+
     Gates can name `speedup.cpu`, `speedup_low.cpu` (the lower end of its 95 % interval),
-    `p50_ms.cpu`, `p99_ms.cpu`, `latency_ratio.cuda`, `size_ratio` and the like:
+    `p50_ms.cpu`, `p99_ms.cpu`, `latency_ratio.cuda`, `samples_per_s.cpu`, `load_ratio.cpu`,
+    `resident_ratio.cpu`, `size_ratio` and the like:
 
     `compress-onnx bench model.onnx small.onnx --gate 'size_ratio<=0.9'`
+
+    Of several sizes, `speedup.cpu` is the worst, and that of one is speedup.cpu.8x128.
     """
     gates = [parse_gate(text) for text in gate or ()]
-    check_quantities(gates, bench_quantities(provider))
-    read = (reference, candidate, inputs, plan)
-    outputs.check_outputs([outputs.benchmark_file(json_path)], read, force=force)
+    counts = threads or options.Numbers()
     settings = BenchmarkSpec(
         provider=provider,
-        threads=threads,
-        batch=batch,
-        length=length,
+        batch=batch or (1,),
+        length=length or (128,),
         warmup=warmup,
         iterations=iterations,
     )
+    check_quantities(gates, bench_quantities(settings, counts, loading=loads > 0))
+    read = (reference, candidate, inputs, plan)
+    outputs.check_outputs([outputs.benchmark_file(json_path)], read, force=force)
+    samples = options.samples_for(reference, inputs, mask) if inputs else None
     benchmarks, unmeasured = measure_latency(
         reference,
         candidate,
         settings,
-        samples=options.samples_for(reference, inputs, mask) if inputs else None,
+        threads=counts,
+        samples=samples,
         plan=read_plan(plan) if plan else None,
         progress=ProgressBars(),
     )
     print_benchmarks(benchmarks, unmeasured)
+    loadings = measure_loadings(
+        reference,
+        candidate,
+        benchmarks,
+        settings,
+        rounds=loads,
+        samples=samples,
+        progress=ProgressBars(),
+    )
+    print_loadings(loadings)
     size = model_size(reference, candidate)
-    results = check_gates(gates, measured_quantities(None, benchmarks, size))
+    report = BenchmarkReport(
+        benchmarks=benchmarks,
+        unmeasured=unmeasured,
+        size=size,
+        loadings=loadings,
+        gates=check_gates(gates, measured_quantities(None, benchmarks, size, loadings), unmeasured),
+        environment=environment(),
+    )
     if json_path is not None:
-        report = BenchmarkReport(
-            benchmarks=benchmarks, unmeasured=unmeasured, size=size, gates=results
-        )
-        with atomic_file(json_path) as temporary:
-            temporary.write_text(report.model_dump_json(indent=2), encoding="utf-8")
-    if not print_gates(results):
+        write_text(json_path, report_json(report))
+    if not print_gates(report.gates):
         raise typer.Exit(1)

@@ -16,22 +16,22 @@ from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
     errors,
     out,
+    print_outcome,
     print_plan,
     print_recovery,
     print_search,
-    print_size,
 )
 from compress_onnx.pipeline.cli.grouped import grouped
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough, metric_for
 from compress_onnx.pipeline.compress.learn import Learned, learn
-from compress_onnx.pipeline.compress.search import smallest_within
+from compress_onnx.pipeline.compress.outcome import measure_outcome
+from compress_onnx.pipeline.compress.search import Found, smallest_within
 from compress_onnx.pipeline.files.atomic import atomic_file
-from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
 from compress_onnx.pipeline.report.formats import significant
-from compress_onnx.pipeline.results import RecoveryReport, SearchReport
+from compress_onnx.pipeline.results import Outcome, RecoveryReport
 from compress_onnx.pipeline.runtime.samples import Samples
 
 _NO_DATA = (
@@ -138,6 +138,9 @@ class Output:
             "--external-data/--inline", help="Weights in a file of their own [default: by size]."
         ),
     ] = None
+    no_benchmark: Annotated[
+        bool, typer.Option("--no-benchmark", help="Leave out the seconds that tell its speed.")
+    ] = False
     force: options.Force = False
 
 
@@ -173,6 +176,9 @@ def compress(
     share, the other half tells what it costs. The drop is one of accuracy where that data has
     `labels`, one of cosine with `--objective pooled`, else the relative L2 of the outputs.
 
+    After writing, both models run on the samples that were held out, and then in turn for some
+    seconds: size, speed, what the outputs lose, and a verdict, whether to deploy the result or not.
+
     With `--recover 10min` the factors are then trained to reproduce the outputs of MODEL on the
     calibration data; a run that is killed goes on where it was when it is repeated.
     """
@@ -202,21 +208,22 @@ def compress(
         priced_on=samples or held_out,
         held_out=held_out if samples else None,
     )
-    compressed, search = _compressed(learned, request, budget.max_drop, held_out, plan)
+    compressed, found = _compressed(learned, request, budget.max_drop, held_out, plan)
     done = _carried_out(compressed, output, plan)
     if recovery is not None:
         assert output.output is not None  # see _check_recovery
         print_recovery(_recovered(output.output, learned, recovery))
-    _print_outcome(done, learned)
-    if search is not None:
-        print_search(search)
-        done = done.model_copy(update={"notes": (*done.notes, search.answer)})
+    _print_planned(done, learned)
+    if found is not None:
+        print_search(found.report)
+        done = done.model_copy(update={"notes": (*done.notes, found.report.answer)})
     if plan.save_plan is not None:
         with atomic_file(plan.save_plan) as temporary:
             temporary.write_text(done.model_dump_json(indent=2), encoding="utf-8")
     if not plan.dry_run:
         assert output.output is not None  # see _check_output
-        print_size(model_size(model, output.output))
+        unseen = held_out if found is None else found.reporting
+        print_outcome(_outcome(learned, unseen, request, output, budget.max_drop))
         out.print(f"written: {output.output}", markup=False, highlight=False)
 
 
@@ -226,7 +233,7 @@ def _compressed(
     max_drop: float | None,
     held_out: Samples | None,
     plan: Plan,
-) -> tuple[Compressed, SearchReport | None]:
+) -> tuple[Compressed, Found | None]:
     """What comes of the plan, of the search, or of the request."""
     if plan.plan is not None:
         return learned.apply(read_plan(plan.plan)), None
@@ -235,7 +242,7 @@ def _compressed(
     assert held_out is not None  # see compress
     metric = metric_for(learned.original.path, held_out, request.objective)
     found = smallest_within(learned, request, max_drop, held_out, metric)
-    return found.compressed, found.report
+    return found.compressed, found
 
 
 def _carried_out(compressed: Compressed, output: Output, plan: Plan) -> CompressionPlan:
@@ -248,14 +255,37 @@ def _carried_out(compressed: Compressed, output: Output, plan: Plan) -> Compress
     )
 
 
-def _print_outcome(plan: CompressionPlan, learned: Learned) -> None:
+def _outcome(
+    learned: Learned,
+    held_out: Samples | None,
+    request: CompressionSpec,
+    output: Output,
+    max_drop: float | None,
+) -> Outcome:
+    """What was written, measured against its original."""
+    assert output.output is not None  # see _check_output
+    reference, metric = learned.original.path, None
+    if held_out is not None:
+        metric = metric_for(reference, held_out, request.objective)
+    return measure_outcome(
+        reference,
+        output.output,
+        held_out,
+        learned.settings,
+        feeds=None if output.no_benchmark else learned.meter.feeds_at_several_sizes(),
+        metric=metric,
+        max_drop=max_drop,
+    )
+
+
+def _print_planned(plan: CompressionPlan, learned: Learned) -> None:
     print_plan(plan)
     calibration = learned.calibration
     if calibration is None:
         errors.print(_NO_DATA, markup=False, highlight=False)
     if (unseen := plan.held_out_error) is not None:
         out.print(
-            f"on samples held out of calibration: error {significant(unseen.reached)}",
+            f"the same on samples held out of calibration: error {significant(unseen.reached)}",
             highlight=False,
         )
     elif calibration is not None:

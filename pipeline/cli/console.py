@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -26,14 +26,20 @@ from rich.table import Table
 from rich.text import Text
 
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, PlanError, SitePlan
+from compress_onnx.graph_passes.sites.find import SkippedNode
+from compress_onnx.pipeline.measure.operator_kinds import LABELS
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
+    Loading,
     OptimizeReport,
+    Outcome,
+    Potential,
     RecoveryReport,
     SearchReport,
+    SearchStep,
     SizeReport,
     TranslationReport,
     Trial,
@@ -158,8 +164,7 @@ def print_plan(plan: CompressionPlan) -> None:
     for name, site in zip(names, plan.sites, strict=True):
         shown.add_row(name, *_plan_row(site))
     out.print(shown, crop=False)
-    for node in plan.skipped:
-        out.print(f"skipped {node.op_type} {node.node}: {node.reason}", style="dim", markup=False)
+    print_skipped(plan.skipped)
     for line in _plan_sums(plan):
         out.print(line, markup=False, highlight=False)
     if (cost := plan.cost) is not None:
@@ -170,6 +175,41 @@ def print_plan(plan: CompressionPlan) -> None:
         )
     if plan.error is not None:
         print_plan_error(plan.error)
+
+
+def print_skipped(skipped: Sequence[SkippedNode]) -> None:
+    """The products that are no sites, and why: one line for all that share operator and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for node in skipped:
+        groups.setdefault((node.op_type, node.reason), []).append(node.node)
+    for (op_type, reason), nodes in groups.items():
+        which = f"{op_type} {nodes[0]}"
+        if len(nodes) > 1:
+            which = f"{len(nodes)} {op_type}, first {nodes[0]}"
+        out.print(f"skipped {which}: {reason}", style="dim", markup=False)
+
+
+def print_potential(potential: Potential) -> None:
+    """Where bytes and time go, what could be gained at most, and the verdict."""
+    shown = table("where", "bytes of weights", "share", "share of the time")
+    for row in potential.kinds:
+        time = "" if row.share_of_time is None else f"{row.share_of_time:.1%}"
+        weight_bytes = formats.size(row.weight_bytes) if row.weight_bytes else ""
+        share = f"{row.share_of_bytes:.1%}" if row.weight_bytes else ""
+        shown.add_row(escape(LABELS[row.kind]), weight_bytes, share, time)
+    out.print(shown)
+    changeable = any(row.kind == "linear" for row in potential.kinds)
+    if changeable and potential.speedup_bound is not None:
+        out.print(
+            f"at most {formats.times(potential.speedup_bound)} as fast, if linear layers took no "
+            f"time; {formats.times(potential.speedup_at_half)} if they took half of it (kernels of "
+            f"ONNX Runtime on the CPU, inputs {potential.inputs})",
+            markup=False,
+            highlight=False,
+        )
+    for note in potential.notes:
+        errors.print(f"note: {note}", markup=False, highlight=False)
+    out.print(f"verdict: {potential.verdict}", style="bold", markup=False, highlight=False)
 
 
 def _plan_sums(plan: CompressionPlan) -> Iterator[str]:
@@ -199,6 +239,38 @@ def print_size(size: SizeReport) -> None:
         markup=False,
         highlight=False,
     )
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """What was written beside its original: size, speed, drop, and whether to deploy it."""
+    print_size(outcome.size)
+    if (timed := outcome.benchmark) is not None:
+        shapes = (
+            f"{name} {'x'.join(map(str, shape)) or 'scalar'}"
+            for name, shape in timed.input_shapes.items()
+        )
+        out.print(
+            f"latency p50 {formats.milliseconds(timed.reference.p50_ms)} -> "
+            f"{formats.milliseconds(timed.candidate.p50_ms)}: {timed.speedup:.2f}x "
+            f"[{timed.speedup_low:.2f}, {timed.speedup_high:.2f}] on {timed.provider} with "
+            f"{timed.threads} threads, inputs {', '.join(shapes)} (quickly: bench is surer)",
+            markup=False,
+            highlight=False,
+        )
+    if (drop := outcome.drop) is not None:
+        interval = ""
+        if drop.low is not None and drop.high is not None:
+            interval = f" [{significant(drop.low)}, {significant(drop.high)}]"
+        out.print(
+            f"outputs: {drop.quantity} {significant(drop.value)}{interval} on {outcome.drop_on}",
+            markup=False,
+            highlight=False,
+        )
+    for note in outcome.notes:
+        errors.print(f"note: {note}", markup=False, highlight=False)
+    for warning in outcome.warnings:
+        out.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+    out.print(f"verdict: {outcome.verdict}", style="bold", markup=False, highlight=False)
 
 
 def print_plan_error(error: PlanError) -> None:
@@ -243,15 +315,20 @@ def print_recovery(report: RecoveryReport) -> None:
 
 def print_search(search: SearchReport) -> None:
     """The shares that were tried, and how sure the answer is."""
+    print_steps(search.steps)
+    out.print(search.answer, markup=False, highlight=False)
+
+
+def print_steps(steps: Sequence[SearchStep]) -> None:
+    """The shares that were tried, with their drops."""
     shown = table("share", "drop", "95 % interval", "within")
-    for step in sorted(search.steps, key=lambda step: -step.share):
+    for step in sorted(steps, key=lambda step: -step.share):
         value, interval = step.problem or "", ""
         if step.drop is not None:
             value = significant(step.drop.value)
             interval = f"{significant(step.drop.low)} to {significant(step.drop.high)}"
         shown.add_row(f"{step.share:.1%}", value, interval, "yes" if step.within else "no")
     out.print(shown)
-    out.print(search.answer, markup=False, highlight=False)
 
 
 def print_optimized(report: OptimizeReport) -> None:
@@ -277,24 +354,38 @@ def print_optimized(report: OptimizeReport) -> None:
 
 
 def print_validation(report: ValidationReport) -> None:
-    """Outputs and metrics as tables."""
-    shown = table("output", "max abs", "relative L2", "cosine", "SNR [dB]")
-    for row in report.outputs:
-        snr = "equal" if row.snr_db is None else significant(row.snr_db)
-        numbers = (row.max_abs, row.relative_l2, row.cosine)
-        shown.add_row(escape(row.output), *(significant(number) for number in numbers), snr)
-    out.print(shown)
-    for row in report.outputs:
-        if row.problem is not None:
-            out.print(f"output {row.output}: {row.problem}", style="red", markup=False)
-    if report.metrics:
-        shown = table("metric", "value")
-        for name, value in report.metrics.items():
-            shown.add_row(escape(name), significant(value))
+    """Outputs, metrics and batch invariance as tables, for each provider."""
+    for place in (report, *report.elsewhere):
+        where = f" on {place.provider}" if report.elsewhere else ""
+        shown = table(f"output{where}", "max abs", "relative L2", "cosine", "SNR [dB]")
+        for row in place.outputs:
+            snr = "equal" if row.snr_db is None else significant(row.snr_db)
+            numbers = (row.max_abs, row.relative_l2, row.cosine)
+            shown.add_row(escape(row.output), *(significant(number) for number in numbers), snr)
         out.print(shown)
+        for row in place.outputs:
+            if row.problem is not None:
+                out.print(f"output {row.output}: {row.problem}", style="red", markup=False)
+        if place.metrics:
+            shown = table(f"metric{where}", "value")
+            for name, value in place.metrics.items():
+                shown.add_row(escape(name), significant(value))
+            out.print(shown)
+        if place.batch_invariance is not None or place.batch_invariance_reference is not None:
+            shown = table(f"alone and in a batch{where}", "reference", "candidate")
+            cosines = (place.batch_invariance_reference, place.batch_invariance)
+            shown.add_row("least cosine", *(significant(cosine, 6) for cosine in cosines))
+            out.print(shown)
     out.print(f"{report.samples} samples of {report.origin}", markup=False, highlight=False)
     if report.sizes is not None:
         out.print(report.sizes, markup=False, highlight=False)
+    print_unmeasured(report.unmeasured)
+
+
+def print_unmeasured(reasons: Mapping[str, str]) -> None:
+    """Quantities and providers that were asked for and not measured, each with the reason."""
+    for name, reason in reasons.items():
+        out.print(f"{name} not measured: {reason}", style="yellow", markup=False)
 
 
 def print_translations(report: TranslationReport) -> None:
@@ -319,31 +410,64 @@ def print_translations(report: TranslationReport) -> None:
 
 
 def print_benchmarks(benchmarks: Sequence[Benchmark], unmeasured: dict[str, str]) -> None:
-    """Latencies before and after, one row a provider."""
-    shown = table("provider", "threads", "reference p50", "candidate p50", "speed-up", "ideal")
+    """Latencies and throughput before and after, one row a provider and size."""
+    shown = table(
+        "provider",
+        "threads",
+        "reference p50",
+        "candidate p50",
+        "speed-up",
+        "ideal",
+        "reference [1/s]",
+        "candidate [1/s]",
+    )
     for row in benchmarks:
         ideal = "" if row.ideal_speedup is None else f"{row.ideal_speedup:.2f}x"
         shown.add_row(
-            row.provider,
+            row.name,
             str(row.threads),
             f"{row.reference.p50_ms:.3f} ms",
             f"{row.candidate.p50_ms:.3f} ms",
             f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
             ideal,
+            significant(row.reference_samples_per_s),
+            significant(row.candidate_samples_per_s),
         )
     out.print(shown)
     for row in benchmarks:
         if "doubts" in row.settings:
-            out.print(f"{row.provider}: {row.settings['doubts']}", style="yellow", markup=False)
-    for provider, reason in unmeasured.items():
-        out.print(f"{provider} not measured: {reason}", style="yellow", markup=False)
+            out.print(f"{row.name}: {row.settings['doubts']}", style="yellow", markup=False)
+    print_unmeasured(unmeasured)
+
+
+def print_loadings(loadings: Sequence[Loading]) -> None:
+    """Time to open a session, and memory, before and after, two rows a provider."""
+    if not loadings:
+        return
+    shown = table("provider", "fresh process", "reference", "candidate", "ratio")
+    for row in loadings:
+        opened = (f"{ms:.1f} ms" for ms in (row.reference_load_ms, row.candidate_load_ms))
+        interval = f"[{row.load_ratio_low:.2f}, {row.load_ratio_high:.2f}]"
+        shown.add_row(row.provider, "open session", *opened, f"{row.load_ratio:.2f} {interval}")
+        if row.resident_ratio is None:
+            continue
+        taken = (row.reference_resident_bytes or 0, row.candidate_resident_bytes or 0)
+        interval = f"[{row.resident_ratio_low:.2f}, {row.resident_ratio_high:.2f}]"
+        memory = f"{row.resident_ratio:.2f} {interval}"
+        shown.add_row(row.provider, "memory", *map(formats.size, taken), memory)
+    out.print(shown)
+    for row in loadings:
+        if row.not_resident is not None:
+            out.print(f"{row.provider}, memory not measured: {row.not_resident}", style="yellow")
 
 
 def print_gates(gates: Sequence[GateResult]) -> bool:
     """The verdict on each gate; True when all passed."""
     for gate in gates:
         sign = ">=" if gate.limit == "min" else "<="
-        value = "not measured" if gate.value is None else f"{gate.value:.6g}"
+        value = f"not measured{f' ({gate.reason})' if gate.reason else ''}"
+        if gate.value is not None:
+            value = f"{gate.value:.6g}"
         verdict = "passed" if gate.passed else "FAILED"
         out.print(
             f"gate {gate.quantity} {sign} {gate.threshold:g}: {value}: {verdict}",
@@ -359,6 +483,6 @@ def table(*headers: str) -> Table:
     empty = Table(box=None, header_style="bold", pad_edge=False)
     for header in headers:
         # Names and reasons wrap; numbers never do.
-        wraps = header in {"site", "reason", "output"}
+        wraps = header.partition(" ")[0] in {"site", "reason", "output"}
         empty.add_column(header, no_wrap=not wraps, overflow="fold")
     return empty

@@ -24,7 +24,8 @@ from compress_onnx.pipeline.cli import (
     validate,
 )
 from compress_onnx.pipeline.cli.app import app
-from compress_onnx.pipeline.cli.console import errors
+from compress_onnx.pipeline.cli.console import errors, print_steps
+from compress_onnx.pipeline.compress.search import NoShareWithinError
 from compress_onnx.pipeline.runtime.threads import limited
 
 for command in (run, export, analyze, compress, optimize, validate, bench, sweep, report, cache):
@@ -58,6 +59,8 @@ def dispatch(arguments: Sequence[str]) -> int:
     except typer.Abort as stop:  # what Typer makes of Ctrl-C in some versions
         raise KeyboardInterrupt from stop
     except CompressOnnxError as error:
+        if isinstance(error, NoShareWithinError):
+            print_steps(error.steps)
         return _failed(str(error), error.exit_code)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else app.info.name

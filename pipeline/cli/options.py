@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -34,8 +34,42 @@ METHOD_HELP = (
 )
 
 Provider = Literal["auto", "cpu", "cuda"]
-Device = Literal["cpu", "cuda"]
 
+
+def _provider(text: str) -> str:
+    if text not in _PROVIDERS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, _PROVIDERS))}.")
+    return text
+
+
+class Numbers(tuple[int, ...]):
+    """One number above zero, or several with commas between them."""
+
+    __slots__ = ()
+
+
+def numbers(text: str) -> Numbers:
+    """``8`` or ``1,8`` as numbers.
+
+    Raises:
+        typer.BadParameter: the text is something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no number above zero, nor several: 1,8")
+    return Numbers(dict.fromkeys(map(int, parts)))
+
+
+_PROVIDERS = get_args(Provider)
+Providers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider",
+        parser=_provider,
+        metavar=f"[{'|'.join(_PROVIDERS)}]",
+        help="Where both run; may be given several times [default: cpu].",
+    ),
+]
 Model = Annotated[Path, typer.Argument(help="An ONNX model; it is never changed.")]
 Method = Annotated[str, typer.Option("--method", "-m", help=METHOD_HELP)]
 Params = Annotated[

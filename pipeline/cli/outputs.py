@@ -25,11 +25,13 @@ __all__ = [
     "benchmark_file",
     "bundle_output",
     "check_outputs",
+    "comparison_file",
     "model_file",
     "optimize_report",
     "pareto_file",
     "picture_file",
     "plan_file",
+    "potential_file",
     "recipe_inputs",
     "spectra_file",
     "sweep_folder",
@@ -75,6 +77,11 @@ def trial_log(path: Path | None) -> Output | None:
     return None if path is None else Output(path, "file", is_trial_log)
 
 
+def comparison_file(path: Path | None) -> Output | None:
+    """What ``validate --json`` writes."""
+    return None if path is None else json_output(path, "validation", "gates")
+
+
 def benchmark_file(path: Path | None) -> Output | None:
     """What ``bench --json`` writes."""
     return None if path is None else json_output(path, "benchmarks", "unmeasured")
@@ -83,6 +90,11 @@ def benchmark_file(path: Path | None) -> Output | None:
 def spectra_file(path: Path | None) -> Output | None:
     """What ``analyze --json`` writes."""
     return None if path is None else json_output(path, "site", "weight_tail")
+
+
+def potential_file(path: Path | None) -> Output | None:
+    """What ``analyze --potential`` writes."""
+    return None if path is None else json_output(path, "kinds", "verdict")
 
 
 def analysis_folder(path: Path | None) -> Output | None:

@@ -107,7 +107,9 @@ def _print_report(report: Report) -> None:
         print_recovery(report.recovery)
     if report.validation is not None:
         print_validation(report.validation)
-    print_benchmarks(report.benchmarks, report.unmeasured)
+    told = report.validation.unmeasured if report.validation is not None else {}
+    untold = {name: why for name, why in report.unmeasured.items() if name not in told}
+    print_benchmarks(report.benchmarks, untold)
 
 
 def _overridden(

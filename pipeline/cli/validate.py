@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from compress_onnx.pipeline.cli import options
+from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, print_gates, print_validation
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.gates import (
+    asks_for,
     check_gates,
     check_quantities,
     measured_quantities,
     parse_gate,
 )
+from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.measure.quantities import validate_quantities
 from compress_onnx.pipeline.measure.validate import validate as validate_models
+from compress_onnx.pipeline.measure.validate import validate_on
+from compress_onnx.pipeline.report.writer import report_json, write_text
+from compress_onnx.pipeline.results import ComparisonReport, ValidationReport
+from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import (
     constants_among,
     load_structure,
@@ -25,7 +31,7 @@ from compress_onnx.pipeline.runtime.inputs import (
     synthetic_feeds,
 )
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec
+from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
 
 _MADE_UP_SAMPLES = 16
 
@@ -47,23 +53,38 @@ def validate(
         list[str] | None,
         typer.Option("--gate", metavar="LIMIT", help="Fail (exit 1) unless it holds: max_abs<=0.1"),
     ] = None,
-    provider: Annotated[options.Device, typer.Option(help="Where both run.")] = "cpu",
+    provider: options.Providers = None,
+    batch_invariance: Annotated[
+        bool,
+        typer.Option("--batch-invariance", help="Also run samples alone and in padded batches."),
+    ] = False,
     length: Annotated[int, typer.Option(min=1, help="Made-up inputs: sequence length.")] = 32,
     batch_size: options.BatchSize = 32,
     threads: options.Threads = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures here.")
+    ] = None,
+    force: options.Force = False,
 ) -> None:
     """Compare the outputs of CANDIDATE with those of REFERENCE, and hold gates against them.
 
     Gates can name `relative_l2`, `max_abs`, `min_output_cosine` (the worst of all outputs),
-    `output.NAME.cosine` and the like, `size_ratio` and `parameter_ratio`:
+    `output.NAME.cosine` and the like, `batch_invariance` (the least cosine between a sample's
+    outputs alone and in a padded batch), `size_ratio` and `parameter_ratio`:
 
     `compress-onnx validate model.onnx small.onnx --inputs data.npz --gate 'relative_l2<=0.1'`
+
+    With `--provider cpu --provider cuda`, `relative_l2.cuda` is that on one provider; a name
+    without a provider is that of the first.
 
     Real inputs matter: a model compressed for real data looks worse on made-up ones than it is.
     """
     gates = [parse_gate(text) for text in gate or ()]
-    outputs = [value.name for value in load_structure(reference).graph.output]
-    check_quantities(gates, validate_quantities(outputs))
+    requested = cast("list[Requested]", provider or ["cpu"])  # one of typer's choices
+    names = [value.name for value in load_structure(reference).graph.output]
+    check_quantities(gates, validate_quantities(names, providers=requested))
+    written = outputs.comparison_file(json_path)
+    outputs.check_outputs([written], (reference, candidate, inputs), force=force)
     if inputs is not None:
         samples = options.samples_for(reference, inputs, mask)
     else:
@@ -72,16 +93,27 @@ def validate(
         feeds = synthetic_feeds(declared, batch=_MADE_UP_SAMPLES, length=length, seed=0)
         constants = constants_among(feeds, declared)
         samples = Samples(feeds, origin="made-up inputs", constants=constants)
-    with ProgressBars().step("validate", len(samples)) as update:
-        report = validate_models(
-            reference,
-            candidate,
-            samples,
-            spec=SessionSpec(provider=provider, threads=threads),
-            batch_size=batch_size,
-            progress=update,
-        )
+
+    def measure(place: Provider) -> ValidationReport:
+        with ProgressBars().step(f"validate on {place}", len(samples)) as update:
+            return validate_models(
+                reference,
+                candidate,
+                samples,
+                spec=SessionSpec(provider=place, threads=threads),
+                batch_size=batch_size,
+                batch_invariance=batch_invariance or asks_for(gates, "batch_invariance"),
+                progress=update,
+            )
+
+    report = validate_on(requested, measure)
     print_validation(report)
-    quantities = measured_quantities(report, size=model_size(reference, candidate))
-    if not print_gates(check_gates(gates, quantities)):
+    size = model_size(reference, candidate)
+    results = check_gates(gates, measured_quantities(report, size=size), report.unmeasured)
+    if json_path is not None:
+        written_report = ComparisonReport(
+            validation=report, size=size, gates=results, environment=environment()
+        )
+        write_text(json_path, report_json(written_report))
+    if not print_gates(results):
         raise typer.Exit(1)

@@ -7,15 +7,17 @@ scale of a layer's inputs is dealt with by what makes them:
 
 1. Of a feed-forward network whose hidden value has a few neurons far beyond the others, these go
    into a branch in float (:mod:`graph_passes.rewriting.outliers`).
-2. Other inputs are divided by their reach where that at least halves what rounding costs the
-   outputs (:mod:`graph_passes.factorization.smoothing`).
+2. Other inputs are divided by their reach (:mod:`graph_passes.factorization.smoothing`) where that
+   at least halves what rounding costs their layers, and matters to the whole model.
 
-All layers that can take part then multiply integers.
+All layers that can take part then multiply integers. Where the gradients at the output of each
+are known, costs are in their unit: the squared change of the model's outputs. Else that of each
+layer is relative to its own output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,7 +26,11 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Float64, Indices
 from compress_onnx.graph_passes.factorization.rounding import LIMIT, InputRange
-from compress_onnx.graph_passes.factorization.smoothing import Reader, smooth
+from compress_onnx.graph_passes.factorization.smoothing import (
+    Reader,
+    rounding_damage,
+    smooth,
+)
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.integers import IntegerForm, IntegersPass, why_float
 from compress_onnx.graph_passes.rewriting.outliers import OutliersPass
@@ -39,6 +45,8 @@ from compress_onnx.pipeline.runtime.samples import Samples
 
 Value = TypeVar("Value")
 
+_NONE: Indices = np.empty(0, dtype=np.intp)
+
 OUTLIERS = 8
 """How many neurons of a network go aside where any do."""
 
@@ -46,7 +54,10 @@ OUTLIER_RATIO = 2.0
 """How much finer the scale of the others has to become by that."""
 
 SMOOTHING_GAIN = 2.0
-"""How much less has to be lost where inputs are divided: mostly that takes a Mul."""
+"""How many times less a division has to make what rounding costs its layers."""
+
+SMOOTHING_SHARE = 0.01
+"""What it has to save, of what rounding costs the whole model: mostly it takes a Mul."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +70,7 @@ class RoundedModel:
         floats: why others do not, by name.
         outliers: how many neurons each network has in a branch, by the name of its down layer.
         smoothed: the layers whose inputs are divided.
+        damage: what rounding costs, predicted: by the layer's name.
         source: what it was made of; weights that lie in its file are there as long as it is.
     """
 
@@ -67,6 +79,7 @@ class RoundedModel:
     floats: dict[str, str]
     outliers: dict[str, int]
     smoothed: tuple[str, ...]
+    damage: dict[str, float]
     source: Original
 
 
@@ -79,6 +92,8 @@ def round_model(
     limit: int = LIMIT,
     outliers: int = OUTLIERS,
     smoothing: bool = True,
+    moments: Mapping[str, Float64] | None = None,
+    only: Collection[str] | None = None,
 ) -> RoundedModel:
     """Round all layers of ``model`` that can be.
 
@@ -90,6 +105,8 @@ def round_model(
         limit: the largest integer of a weight.
         outliers: how many neurons of a network may go aside; 0 for none.
         smoothing: whether inputs may be divided.
+        moments: ``[N, N]`` of the gradients at the output of each layer, by the name of its node.
+        only: the layers that may take part; None for all.
 
     Raises:
         ModelFileError: the model cannot be read or run.
@@ -101,8 +118,14 @@ def round_model(
         site.name: "inside an If, Loop or Scan" if site.nested else why_float(site)
         for site in original.table.sites
     }
+    if only is not None:
+        floats = {
+            name: reason if name in only else reason or "left out"
+            for name, reason in floats.items()
+        }
     taking = [site for site in original.table.sites if floats[site.name] is None]
     ranges = input_ranges(original, taking, samples, settings)
+    taking = [site for site in taking if site.name in ranges]
     aside: dict[str, Indices] = {}
     hidden: set[ir.Value] = set()
     for ffn in find_ffns(original.table.sites).ffns:
@@ -111,22 +134,36 @@ def round_model(
         if len(found):
             aside[ffn.name] = np.asarray(found)
             ranges[ffn.name] = ranges[ffn.name].without(aside[ffn.name])
-    groups = shared_inputs([site for site in original.table.sites if site.input not in hidden])
+    readers = _readers(taking, ranges, aside, moments or {})
+    damage = {
+        site.name: rounding_damage(ranges[site.name], [readers(site)], limit=limit)
+        for site in taking
+    }
+    least = SMOOTHING_SHARE * sum(damage.values())
     divisors: dict[str, Float64] = {}
     smoothed: list[str] = []
-    for group, divisor in _divided(groups, ranges, limit) if smoothing else ():
-        divisors[str(group[0].node.name)] = divisor
-        for site in group:
-            smoothed.append(site.name)
-            if site.name in ranges:
-                ranges[site.name] = ranges[site.name].divided(divisor)
-    by_node = {str(site.node.name): ranges[site.name] for site in taking if site.name in ranges}
+    groups = shared_inputs([site for site in original.table.sites if site.input not in hidden])
+    for group in groups if smoothing else ():
+        rounded = [site for site in group if site.name in damage]
+        if sum(damage[site.name] for site in rounded) <= least:
+            continue
+        choice = smooth(ranges[rounded[0].name], [readers(site) for site in rounded], limit)
+        before = choice.damage_before
+        if SMOOTHING_GAIN * choice.damage <= before and before - choice.damage > least:
+            divisors[str(group[0].node.name)] = choice.divisor
+            smoothed += [site.name for site in group]
+            for site in rounded:
+                damage[site.name] = rounding_damage(
+                    ranges[site.name], [readers(site)], choice.divisor, limit
+                )
+                ranges[site.name] = ranges[site.name].divided(choice.divisor)
+    by_node = {str(site.node.name): ranges[site.name].scale() for site in taking}
     rewritten = original.copy()
     if aside:
         OutliersPass(aside)(rewritten)
     if divisors:
         SmoothingPass(_by_site(rewritten, divisors))(rewritten)
-    scales = _by_site(rewritten, {name: found.scale() for name, found in by_node.items()})
+    scales = _by_site(rewritten, by_node)
     IntegersPass(scales, form, limit)(rewritten)
     CleanupPass()(rewritten)
     return RoundedModel(
@@ -135,22 +172,35 @@ def round_model(
         {name: reason for name, reason in floats.items() if reason is not None},
         {name: len(neurons) for name, neurons in aside.items()},
         tuple(smoothed),
+        damage,
         original,
     )
 
 
-def _divided(
-    groups: Iterable[list[LinearSite]], ranges: Mapping[str, InputRange], limit: int
-) -> Iterator[tuple[list[LinearSite], Float64]]:
-    """The layers whose inputs are worth dividing, and by what."""
-    for group in groups:
-        rounded = [site for site in group if site.name in ranges]
-        if not rounded:
-            continue
-        readers = [Reader(site.weight.array()) for site in rounded]
-        smoothed = smooth(ranges[rounded[0].name], readers, limit)
-        if smoothed.damage * SMOOTHING_GAIN <= smoothed.damage_before:
-            yield group, smoothed.divisor
+def _readers(
+    sites: Sequence[LinearSite],
+    ranges: Mapping[str, InputRange],
+    aside: Mapping[str, Indices],
+    moments: Mapping[str, Float64],
+) -> Callable[[LinearSite], Reader]:
+    """Reads one weight at a time, without the neurons aside.
+
+    In the unit of ``moments`` where all layers have one, else relative to each layer's outputs.
+    """
+    known = {site.name: moments.get(str(site.node.name)) for site in sites}
+    in_unit = all(
+        moment is not None and len(moment) == site.out_features
+        for site, moment in zip(sites, known.values(), strict=True)
+    )
+
+    def reader(site: LinearSite) -> Reader:
+        weight = site.alpha * site.weight.array().astype(np.float64)
+        weight = np.delete(weight, aside.get(site.name, _NONE), axis=0)
+        if in_unit:
+            return Reader.of(weight, known[site.name])
+        return Reader.relative(weight, ranges[site.name])
+
+    return reader
 
 
 def _by_site(model: ir.Model, by_node: Mapping[str, Value]) -> dict[str, Value]:

@@ -43,7 +43,9 @@ from compress_onnx.pipeline.evidence.gradients import OutputGradients
 from compress_onnx.pipeline.evidence.objective import Objective
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
+from compress_onnx.pipeline.measure.potential import measure_potential
 from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.results import Potential
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.threads import limited
 
@@ -94,6 +96,16 @@ class Learned:
     def stats(self) -> Mapping[str, ActivationStats]:
         """Activation statistics by matrix name; none without samples."""
         return self.evidence.stats if self.evidence else {}
+
+    def potential(self, *, timed: bool = True) -> Potential:
+        """What compressing the linear layers can gain at most, and whether it is worth it.
+
+        Args:
+            timed: whether to profile the model; otherwise the bytes alone decide.
+        """
+        feeds = self.meter.feeds_at_several_sizes() if timed else None
+        with self.settings.progress.step("profile"):
+            return measure_potential(self.original, feeds, self.settings.session)
 
     def compress(self, request: CompressionSpec) -> Compressed:
         """Decide what every site becomes, and factor what has to be factored in sequence.

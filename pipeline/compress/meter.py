@@ -15,7 +15,7 @@ everywhere), for each product of another size once, and summed over the sites th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -40,6 +40,9 @@ from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+
+_OTHER_LENGTHS = (512, 64, 48, 32, 16)
+"""Of speech, text lines and images, where a model does not run at the usual one."""
 
 _NEURON_POINTS = 12
 """How many numbers of neurons are measured."""
@@ -86,7 +89,7 @@ class Meter:
         """
         if request.rank is not None or request.budget not in {"flops", "latency"}:
             return None
-        feeds = self._feeds()
+        feeds = self.feeds()
         if self._rows is None:
             self._rows = count_rows(self._original, feeds)
         shapes = (f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds.items())
@@ -109,9 +112,28 @@ class Meter:
         provider = "cuda" if self._benchmark.provider == "cuda" else "cpu"
         return SessionSpec(provider=provider, threads=self._benchmark.threads)
 
-    def _feeds(self) -> dict[str, Array]:
+    def feeds(self) -> dict[str, Array]:
+        """The inputs of one inference.
+
+        Raises:
+            DataError: no inputs can be made up for the model, or the samples do not fit it.
+        """
+        return self._feeds(self._benchmark)
+
+    def feeds_at_several_sizes(self) -> Iterator[dict[str, Array]]:
+        """:meth:`feeds`, then made-up inputs of other lengths, for models that take not any length.
+
+        Raises:
+            DataError: as for :meth:`feeds`.
+        """
+        yield self.feeds()
+        if self._samples is None:
+            for length in _OTHER_LENGTHS:
+                yield self._feeds(self._benchmark.model_copy(update={"length": length}))
+
+    def _feeds(self, benchmark: BenchmarkSpec) -> dict[str, Array]:
         return benchmark_feeds(
-            self._original.path, self._benchmark, samples=self._samples, seed=self._settings.seed
+            self._original.path, benchmark, samples=self._samples, seed=self._settings.seed
         )
 
     def _latency(
@@ -196,6 +218,6 @@ def _shape_name(value: str) -> str:
 
 def _median_length(samples: Samples | None) -> int:
     if samples is None or samples.mask_name is None:
-        return BenchmarkSpec().length
+        return BenchmarkSpec().length[0]
     lengths = samples.inputs[samples.mask_name].astype(bool).sum(axis=1)
     return max(1, int(np.median(lengths)))

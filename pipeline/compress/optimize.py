@@ -30,7 +30,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Array
-from compress_onnx.graph_passes.errors import CompressOnnxError, RequestError
+from compress_onnx.graph_passes.errors import CompressOnnxError, DataError, RequestError
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.compress.choice import LEAST_GAIN, Race, with_front
 from compress_onnx.pipeline.compress.compressed import Compressed
@@ -54,8 +54,9 @@ from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, OptimizeSpec
 from compress_onnx.pipeline.results import Drop, OptimizeReport, Trial
+from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec, processor_name
+from compress_onnx.pipeline.runtime.session import SessionSpec
 
 STEPS = 4
 """Bisections of a share."""
@@ -152,6 +153,7 @@ class _Search:
         self._plans: dict[str, Compressed | None] = {}
         self._trials: dict[str, Trial] = {}
         self._untried: list[str] = []
+        self._unmeasured: str | None = None
 
     def run(self, output: Path, log: Path | None) -> Optimum:
         """Try, choose, write, report."""
@@ -340,6 +342,14 @@ class _Search:
             found.append(trial.model_copy(update=measured))
         return Race(found, times, self._spec, seed)
 
+    def _invariance(self, path: Path) -> float | None:
+        """The batch invariance of a model; None where it cannot be measured, which a note says."""
+        try:
+            return batch_invariance(path, self._choosing, self._learned.settings.session)
+        except DataError as error:
+            self._unmeasured = str(error)
+            return None
+
     def _interleaved(self, paths: Sequence[Path]) -> Times:
         """Nanoseconds ``[rounds, models]``."""
         benchmark, settings = self._benchmark, self._learned.settings
@@ -376,16 +386,13 @@ class _Search:
 
     @property
     def _notes(self) -> tuple[str, ...]:
-        if not self._untried:
-            return ()
-        return (f"not tried, as the time was up: {'; '.join(self._untried)}",)
+        untried = f"not tried, as the time was up: {'; '.join(self._untried)}"
+        return tuple(filter(None, [untried if self._untried else None, self._unmeasured]))
 
     def _told(self, trial: Trial) -> Trial:
         """A finalist with its drop on the samples that report, and its batch invariance."""
-        path, session = self._path(trial.name), self._learned.settings.session
-        changes: dict[str, object] = {
-            "batch_invariance": batch_invariance(path, self._choosing, session)
-        }
+        path = self._path(trial.name)
+        changes: dict[str, object] = {"batch_invariance": self._invariance(path)}
         if trial.name != ORIGINAL:
             changes["reported"] = self._drop(path, self._reporting)
         return trial.model_copy(update=changes)

@@ -30,6 +30,27 @@ STEPS = 6
 """Bisections of (0, 1): the answer is within 1/64 of the smallest share."""
 
 
+class NoShareWithinError(NothingToCompressError):
+    """No share that was tried stays within the drop; ``steps`` are those that were."""
+
+    def __init__(self, max_drop: float, quantity: str, steps: tuple[SearchStep, ...]) -> None:
+        self.steps = steps
+        largest = max(step.share for step in steps)
+        super().__init__(
+            f"no share up to {largest:.0%} of {quantity} stays within a drop of "
+            f"{max_drop:g}{_nearest(steps)}: allow more, or use a stronger method"
+        )
+
+
+def _nearest(steps: tuple[SearchStep, ...]) -> str:
+    """The step with the least drop, in words; nothing where none was measured."""
+    measured_steps = [(step.drop, step.share) for step in steps if step.drop is not None]
+    if not measured_steps:
+        return ""
+    drop, share = min(measured_steps, key=lambda pair: pair[0].value)
+    return f" (the nearest, {share:.1%}, has {drop.value:.4g} of {drop.quantity})"
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
     """The smallest model that held, what was tried, and the samples that chose nothing."""
@@ -83,7 +104,7 @@ def smallest_within(
 
     Raises:
         DataError: there are too few samples to cut them in halves.
-        NothingToCompressError: no share that was tried stays within the drop.
+        NoShareWithinError: no share that was tried stays within the drop.
     """
     reporting, choosing = halves(held_out)
     low, high = 0.0, 1.0
@@ -112,11 +133,7 @@ def smallest_within(
         else:
             low = share
     if best is None:
-        largest = max(step.share for step in steps)
-        raise NothingToCompressError(
-            f"no share up to {largest:.0%} of {QUANTITIES[request.budget]} stays within a drop of "
-            f"{max_drop:g}: allow more, or use a stronger method"
-        )
+        raise NoShareWithinError(max_drop, QUANTITIES[request.budget], tuple(steps))
     step, compressed, validation = best
     report = SearchReport(
         max_drop=max_drop,

@@ -2,8 +2,10 @@
 
 Each sample is run alone, without padding, and in a padded batch with others; the cosine between the
 two answers is 1 for a model that minds its own business. One whose scales come from the batch at
-hand has less: who asks at the same time then changes the answer. A graph that fixes its batch
-cannot show it.
+hand has less: who asks at the same time then changes the answer.
+
+A graph that fixes its batch cannot show it, nor can a single sample, nor outputs of integers alone:
+that is an error, never a 1.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import numpy as np
 import onnxruntime as ort
 
 from compress_onnx.graph_passes.arrays import Array
-from compress_onnx.pipeline.runtime.batches import model_batches, outputs_by_position
-from compress_onnx.pipeline.runtime.padding import by_position
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.runtime.batches import fixed_batch, model_batches
+from compress_onnx.pipeline.runtime.padding import by_position, is_flattened
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -36,43 +39,79 @@ def batch_invariance(
         count: how many share the batch.
 
     Raises:
+        DataError: the model or the samples cannot show it.
         ModelFileError: the model cannot be run.
     """
-    session = open_session(model, spec)
+    return session_invariance(open_session(model, spec), samples, count)
+
+
+def session_invariance(
+    session: ort.InferenceSession, samples: Samples, count: int = SAMPLES
+) -> float:
+    """As :func:`batch_invariance`, of a model that is open.
+
+    Raises:
+        DataError: the model or the samples cannot show it.
+        ModelFileError: the model cannot be run.
+    """
     few = samples.select(np.arange(min(count, len(samples))))
-    together = list(_answers(session, few, len(few)))
-    alone = list(_answers(session, few, 1))
+    if (fixed := fixed_batch(session, few)) is not None:
+        raise _unshown(f"the graph fixes its batch at {fixed}, export it with a free one")
+    if len(few) < 2:
+        raise _unshown("one sample makes no batch, give more")
     cosines = [
         _cosine(ours, theirs)
-        for one, other in zip(together, alone, strict=True)
-        for ours, theirs in zip(one, other, strict=True)
+        for together, alone in zip(
+            _answers(session, few, len(few)), _answers(session, few, 1), strict=True
+        )
+        for ours, theirs in zip(together, alone, strict=True)
     ]
-    return min(cosines, default=1.0)
+    if not cosines:
+        raise _unshown("no output of the model holds floating-point numbers")
+    return min(cosines)
+
+
+def _unshown(why: str) -> DataError:
+    return DataError(f"batch invariance cannot be measured: {why}")
 
 
 def _answers(
     session: ort.InferenceSession, samples: Samples, batch_size: int
 ) -> Iterator[list[Array]]:
     """For each sample, its part of each float output, padding left out."""
-    positional = outputs_by_position(session, samples.mask_name)
+    shapes = {value.name: value.shape for value in session.get_outputs()}
     for batch in model_batches(session, samples, batch_size):
         outputs = run(session, batch.feeds)
         for row in range(len(batch.index)):
             yield [
-                _part(value, batch, row, positional=name in positional)
+                _part(value, batch, row, shapes[name])
                 for name, value in outputs.items()
                 if value.dtype.kind == "f" and value.ndim
             ]
 
 
-def _part(value: Array, batch: Batch, row: int, *, positional: bool) -> Array:
-    if batch.mask is not None and positional:
-        placed = by_position(value, batch.mask)
-        if placed is not None:
-            real: Array = placed[row][batch.mask[row]]
-            return real
-    own: Array = value[row] if len(value) == len(batch.index) else value
-    return own
+def _part(value: Array, batch: Batch, row: int, declared: list[int | str | None]) -> Array:
+    """What of ``value`` is about the sample ``row``; all of it where it has no axis of samples.
+
+    ``[B, ...]`` or, flattened in front of a product, ``[B·T, ...]``. Padding is left out along
+    each axis that is as long as the mask and not fixed in the graph (``[B, heads, T, T]``).
+    """
+    count, mask = len(batch.index), batch.mask
+    if mask is not None and is_flattened(value, mask):
+        placed = by_position(value, mask)
+        assert placed is not None
+        real: Array = placed[row][mask[row]]
+        return real
+    if len(value) % count:
+        return value
+    rows = len(value) // count
+    part: Array = value[row * rows : (row + 1) * rows]
+    if mask is not None:
+        for axis in range(1, part.ndim):
+            fixed = axis < len(declared) and isinstance(declared[axis], int)
+            if part.shape[axis] == mask.shape[1] and not fixed:
+                part = np.compress(mask[row], part, axis=axis)
+    return part
 
 
 def _cosine(one: Array, other: Array) -> float:
@@ -82,4 +121,4 @@ def _cosine(one: Array, other: Array) -> float:
         return 0.0
     a, b = a[finite], b[finite]
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms else float(np.array_equal(a, b))
+    return min(1.0, float(a @ b) / norms) if norms else float(np.array_equal(a, b))

@@ -11,26 +11,26 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from compress_onnx.graph_passes.errors import DataError, ProviderError
+from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.measure.kernel_times import LinearShares, ideal_speedup, linear_shares
 from compress_onnx.pipeline.results import Benchmark, LatencyStats
+from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.session import (
     EXECUTION_PROVIDERS,
-    Provider,
     SessionSpec,
     one_line,
     open_session,
-    processor_name,
 )
 
 Times = NDArray[np.float64]
@@ -39,6 +39,7 @@ Summary = Callable[..., Times]
 """What stands for many numbers along an ``axis``, such as ``np.median`` or ``np.sum``."""
 
 _RESAMPLES = 1000
+_LEAST_ROUNDS = 5
 _MAX_PROFILED_RUNS = 20
 # Of one core; below this the calling thread was kept waiting.
 _BUSY = 0.9
@@ -113,7 +114,10 @@ def benchmark(
     warmup: int,
     iterations: int,
     seed: int,
+    case: str = "",
+    samples: int | None = None,
     sites: Mapping[str, float] | None = None,
+    limit_s: float = math.inf,
     progress: Callable[[int], None] | None = None,
 ) -> Benchmark:
     """Time ``reference`` against ``candidate`` on one provider.
@@ -126,8 +130,11 @@ def benchmark(
         warmup: rounds before the timed ones.
         iterations: timed rounds.
         seed: of the order within the rounds and of the bootstrap.
+        case: which of a grid this is.
+        samples: how many are in ``feeds``, for samples a second; None leaves those out.
         sites: for each node of ``reference`` that got factored, its FLOPs after over before,
             r(K+N)/(K·N). Without it there is no ideal speed-up.
+        limit_s: about so many seconds: fewer rounds, but a few, where the warm-up took long.
         progress: called between rounds with the number of timed rounds so far.
 
     Raises:
@@ -137,7 +144,9 @@ def benchmark(
     """
     models = BoundModel(reference, feeds, spec), BoundModel(candidate, feeds, spec)
     rng = np.random.default_rng(seed)
-    interleave(models, warmup, rng)
+    warmup_s = interleave(models, warmup, rng).sum(axis=1) / 1e9
+    if warmup and math.isfinite(limit_s):
+        iterations = int(np.clip(limit_s / warmup_s.min(), _LEAST_ROUNDS, iterations))
     cpu_start, wall_start = time.process_time(), time.perf_counter()
     times_ms = interleave(models, iterations, rng, progress=progress) / 1e6
     cpu_per_wall = (time.process_time() - cpu_start) / (time.perf_counter() - wall_start)
@@ -150,17 +159,22 @@ def benchmark(
     settings = {**_settings(session, spec), **ideal.settings}
     if spec.provider == "cpu":
         settings |= _quality(cpu_per_wall, interval, ideal.speedup)
+    stats = [latency_stats(times) for times in times_ms.T]
+    per_s = [None if samples is None else 1000 * samples / found.p50_ms for found in stats]
     return Benchmark(
         provider=spec.provider,
+        case=case,
         providers=tuple(session.get_providers()),
         threads=spec.thread_count,
         optimization=spec.optimization,
         input_shapes={name: array.shape for name, array in feeds.items()},
-        reference=latency_stats(times_ms[:, 0]),
-        candidate=latency_stats(times_ms[:, 1]),
+        reference=stats[0],
+        candidate=stats[1],
         speedup=speedup(times_ms),
         speedup_low=interval.low,
         speedup_high=interval.high,
+        reference_samples_per_s=per_s[0],
+        candidate_samples_per_s=per_s[1],
         linear_share=ideal.linear_share,
         ideal_speedup=ideal.speedup,
         settings=settings,
@@ -188,34 +202,6 @@ def _quality(cpu_per_wall: float, interval: Interval, ideal: float | None) -> di
         quality["doubts"] = "; ".join(found)
         _log.warning("latency on cpu: %s", quality["doubts"])
     return quality
-
-
-def benchmark_providers(
-    requested: Literal["auto", "cpu", "cuda"],
-    measure: Callable[[Provider], Benchmark],
-) -> tuple[tuple[Benchmark, ...], dict[str, str]]:
-    """Measure on the provider that was asked for, or with ``auto`` on each that works.
-
-    Args:
-        requested: a provider, or ``auto``.
-        measure: runs :func:`benchmark` on one provider.
-
-    Returns:
-        The measurements, and for each provider that ``auto`` could not measure the reason.
-
-    Raises:
-        ProviderError: a provider that was asked for by name does not work here.
-    """
-    if requested != "auto":
-        return (measure(requested),), {}
-    measured: list[Benchmark] = []
-    unmeasured: dict[str, str] = {}
-    for provider in EXECUTION_PROVIDERS:
-        try:
-            measured.append(measure(provider))
-        except ProviderError as error:
-            unmeasured[provider] = str(error)
-    return tuple(measured), unmeasured
 
 
 def interleave(

@@ -2,7 +2,10 @@
 
 A gate on a quantity that is never going to be measured is refused before anything runs
 (:func:`check_quantities`, with the names in :mod:`pipeline.measure.quantities`). One on something
-that could have been measured and was not fails, and so does one on NaN.
+that could have been measured and was not fails with the reason, and so does one on NaN.
+
+``batch_invariance`` takes a run for each of 64 samples, so that a recipe measures it only where a
+gate names it, and ``validate`` only there or with ``--batch-invariance``.
 
 =============================================  ==================================================
 ``cosine``, ``accuracy_drop``, …               a metric, by its own name
@@ -10,10 +13,23 @@ that could have been measured and was not fails, and so does one on NaN.
 ``cosine``, ``snr_db``)
 ``max_abs``, ``relative_l2``,                  the worst over all outputs
 ``min_output_cosine``
+``batch_invariance``                           the least cosine between a sample's outputs alone
+                                               and in a padded batch, of the candidate; of the
+                                               reference ``batch_invariance_reference``
+all of these with a provider:                  measured on that provider; without one, on the
+``cosine.cuda``, ``relative_l2.cpu``           first, which in a recipe is the CPU
 ``speedup.cpu``, ``speedup_low.cpu``           reference p50 over candidate p50, and the lower end
                                                of its interval
 ``latency_ratio.cpu``                          candidate p50 over reference p50
 ``p50_ms.cpu`` (``p90_ms``, ``p99_ms``)        the candidate's latency
+``samples_per_s.cpu``                          the candidate's throughput at its p50
+any of these with a case of a grid:            at one batch and length, with one number of threads;
+``speedup.cpu.8x128``, ``….8x128.t2``          without a case, the worst over the grid
+``load_ms.cpu``, ``load_ratio.cpu``,           the candidate's time to open a session, and that
+``load_ratio_high.cpu``                        over the reference's, with the upper end of its
+                                               interval (``bench`` only)
+``resident_bytes.cpu``, ``resident_ratio.cpu`` the same of the memory that it takes
+``resident_ratio_high.cpu``
 ``size_ratio``, ``parameter_ratio``            candidate over reference
 ``candidate_bytes``, ``candidate_parameters``  the candidate's size
 ``bleu``, ``chrf``; ``bleu.de``                translations: the candidate's mean over languages;
@@ -27,7 +43,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from compress_onnx.graph_passes.errors import RequestError
@@ -36,12 +52,14 @@ from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
     GenerationTiming,
+    Loading,
     SizeReport,
     TranslationScore,
     TranslationScores,
     ValidationReport,
 )
 
+_MORE_IS_BETTER = {"speedup", "speedup_low", "samples_per_s"}
 _GATE_TEXT = re.compile(r"\s*(?P<quantity>[^<>=\s]+)\s*(?P<limit>>=|<=)\s*(?P<threshold>\S+)\s*")
 
 
@@ -104,12 +122,36 @@ def _is_one(quantity: str, name: str) -> bool:
     )
 
 
-def check_gates(gates: Sequence[Gate], quantities: Mapping[str, float]) -> tuple[GateResult, ...]:
-    """Hold each gate against the quantity that it names."""
-    return tuple(_check(gate, quantities.get(gate.quantity)) for gate in gates)
+def check_gates(
+    gates: Sequence[Gate],
+    quantities: Mapping[str, float],
+    unmeasured: Mapping[str, str] | None = None,
+) -> tuple[GateResult, ...]:
+    """Hold each gate against the quantity that it names.
+
+    Args:
+        gates: limits on quantities.
+        quantities: what was measured.
+        unmeasured: for quantities and providers, why they were not.
+    """
+    return tuple(
+        _check(gate, quantities.get(gate.quantity), _why_not(gate.quantity, unmeasured or {}))
+        for gate in gates
+    )
 
 
-def _check(gate: Gate, value: float | None) -> GateResult:
+def _why_not(quantity: str, unmeasured: Mapping[str, str]) -> str | None:
+    """The reason of the quantity ``NAME`` or ``NAME.PROVIDER``, or of the provider."""
+    parts = quantity.split(".")
+    return next((unmeasured[name] for name in (quantity, *parts) if name in unmeasured), None)
+
+
+def asks_for(gates: Iterable[Gate], quantity: str) -> bool:
+    """Whether a gate is about ``quantity``, on any provider."""
+    return any(gate.quantity.partition(".")[0] == quantity for gate in gates)
+
+
+def _check(gate: Gate, value: float | None, why_not: str | None) -> GateResult:
     low = -math.inf if gate.min is None else gate.min
     high = math.inf if gate.max is None else gate.max
     return GateResult(
@@ -118,6 +160,7 @@ def _check(gate: Gate, value: float | None) -> GateResult:
         threshold=high if gate.min is None else low,
         value=value,
         passed=value is not None and low <= value <= high,
+        reason=why_not if value is None else None,
     )
 
 
@@ -125,13 +168,20 @@ def measured_quantities(
     validation: ValidationReport | None,
     benchmarks: Sequence[Benchmark] = (),
     size: SizeReport | None = None,
+    loadings: Sequence[Loading] = (),
 ) -> dict[str, float]:
     """Everything that a gate can name, from what was measured."""
     quantities: dict[str, float] = {}
     if validation is not None:
-        quantities |= _output_quantities(validation) | validation.metrics
-    for benchmark in benchmarks:
-        quantities |= _latency_quantities(benchmark)
+        quantities |= _accuracy_quantities(validation)
+        for report in (validation, *validation.elsewhere):
+            named = _accuracy_quantities(report).items()
+            quantities |= {f"{name}.{report.provider}": value for name, value in named}
+    for provider in dict.fromkeys(benchmark.provider for benchmark in benchmarks):
+        rows = [benchmark for benchmark in benchmarks if benchmark.provider == provider]
+        quantities |= _grid_quantities(rows)
+    for loading in loadings:
+        quantities |= _loading_quantities(loading)
     if size is not None:
         quantities |= _size_quantities(size)
     return quantities
@@ -169,6 +219,15 @@ def _score_quantities(
     return quantities
 
 
+def _accuracy_quantities(validation: ValidationReport) -> dict[str, float]:
+    """What a comparison on one provider measured."""
+    quantities = _output_quantities(validation) | validation.metrics
+    for name in ("batch_invariance", "batch_invariance_reference"):
+        if (value := getattr(validation, name)) is not None:
+            quantities[name] = value
+    return quantities
+
+
 def _output_quantities(validation: ValidationReport) -> dict[str, float]:
     outputs = validation.outputs
     quantities = {
@@ -186,15 +245,49 @@ def _output_quantities(validation: ValidationReport) -> dict[str, float]:
     return quantities
 
 
+def _grid_quantities(rows: Sequence[Benchmark]) -> dict[str, float]:
+    """Of one provider: of each case by its name, and the worst of all."""
+    measured = [_latency_quantities(row) for row in rows]
+    quantities = {
+        f"{figure}.{row.name}": value
+        for row, figures in zip(rows, measured, strict=True)
+        for figure, value in figures.items()
+    }
+    for figure in dict.fromkeys(name for figures in measured for name in figures):
+        values = [figures[figure] for figures in measured if figure in figures]
+        worst = min(values) if figure in _MORE_IS_BETTER else max(values)
+        quantities[f"{figure}.{rows[0].provider}"] = worst
+    return quantities
+
+
 def _latency_quantities(benchmark: Benchmark) -> dict[str, float]:
-    candidate, provider = benchmark.candidate, benchmark.provider
+    candidate = benchmark.candidate
+    quantities = {
+        "speedup": benchmark.speedup,
+        "speedup_low": benchmark.speedup_low,
+        "latency_ratio": candidate.p50_ms / benchmark.reference.p50_ms,
+        "p50_ms": candidate.p50_ms,
+        "p90_ms": candidate.p90_ms,
+        "p99_ms": candidate.p99_ms,
+    }
+    if benchmark.candidate_samples_per_s is not None:
+        quantities["samples_per_s"] = benchmark.candidate_samples_per_s
+    return quantities
+
+
+def _loading_quantities(loading: Loading) -> dict[str, float]:
+    quantities = {
+        "load_ms": loading.candidate_load_ms,
+        "load_ratio": loading.load_ratio,
+        "load_ratio_high": loading.load_ratio_high,
+        "resident_bytes": loading.candidate_resident_bytes,
+        "resident_ratio": loading.resident_ratio,
+        "resident_ratio_high": loading.resident_ratio_high,
+    }
     return {
-        f"speedup.{provider}": benchmark.speedup,
-        f"speedup_low.{provider}": benchmark.speedup_low,
-        f"latency_ratio.{provider}": candidate.p50_ms / benchmark.reference.p50_ms,
-        f"p50_ms.{provider}": candidate.p50_ms,
-        f"p90_ms.{provider}": candidate.p90_ms,
-        f"p99_ms.{provider}": candidate.p99_ms,
+        f"{name}.{loading.provider}": value
+        for name, value in quantities.items()
+        if value is not None
     }
 
 

@@ -15,7 +15,9 @@ then unknown, and a note says why.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +72,7 @@ def linear_shares(
     if spec.provider != "cpu":
         return LinearShares(None, "ONNX Runtime's profiler times kernel launches, not the GPU")
     original = Counter(node.name for node in all_nodes(load_structure(model).graph))
-    return attribute(_profile(model, feeds, spec, runs), original, node_names)
+    return attribute(profile(model, feeds, spec, runs), original, node_names)
 
 
 def attribute(
@@ -153,13 +155,42 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(subgraph)
 
 
-def _profile(
-    model: Path, feeds: Mapping[str, np.ndarray], spec: SessionSpec, runs: int
+def profile(
+    model: Path | bytes,
+    feeds: Mapping[str, np.ndarray],
+    spec: SessionSpec,
+    runs: int,
+    *,
+    data_folder: Path | None = None,
+    limit_s: float = math.inf,
 ) -> list[KernelTime]:
+    """The kernels of ``runs`` runs, after one that is left out.
+
+    Args:
+        model: a path, or a serialized model.
+        feeds: one array for each input.
+        spec: how it is run.
+        runs: at most so many; at least one.
+        data_folder: where the external data of a serialized model lies.
+        limit_s: no further run starts after so many seconds of running.
+
+    Raises:
+        ProviderError, ModelFileError: the session cannot be opened or run.
+    """
     with tempfile.TemporaryDirectory(prefix="compress-onnx-") as folder:
-        session = open_session(model, spec, spinning=True, profile_prefix=Path(folder) / "profile")
+        session = open_session(
+            model,
+            spec,
+            data_folder=data_folder,
+            spinning=True,
+            profile_prefix=Path(folder) / "profile",
+        )
         try:
-            for _ in range(runs + 1):
+            run(session, feeds)
+            end = time.monotonic() + limit_s
+            for done in range(runs):
+                if done and time.monotonic() > end:
+                    break
                 run(session, feeds)
         finally:
             written = Path(session.end_profiling())

@@ -6,11 +6,14 @@ written with a star: ``output.*.cosine``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from compress_onnx.pipeline.measure.latency import cases_of
 from compress_onnx.pipeline.measure.metrics.embedding import FIGURES as EMBEDDING_FIGURES
+from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.recipe import (
     AccuracyMetric,
+    BenchmarkSpec,
     EmbeddingMetric,
     MaskFillingMetric,
     MetricSpec,
@@ -19,11 +22,23 @@ from compress_onnx.pipeline.recipe import (
     Recipe,
     TranslationMetric,
 )
+from compress_onnx.pipeline.runtime.session import EXECUTION_PROVIDERS
 
 SIZES = ("size_ratio", "parameter_ratio", "candidate_bytes", "candidate_parameters")
 _WORST_OUTPUT = ("max_abs", "relative_l2", "min_output_cosine")
+_IN_BATCHES = ("batch_invariance", "batch_invariance_reference")
 _OUTPUT = ("max_abs", "relative_l2", "cosine", "snr_db")
-_LATENCY = ("speedup", "speedup_low", "latency_ratio", "p50_ms", "p90_ms", "p99_ms")
+_LATENCY = (
+    "speedup",
+    "speedup_low",
+    "latency_ratio",
+    "p50_ms",
+    "p90_ms",
+    "p99_ms",
+    "samples_per_s",
+)
+_LOAD = ("load_ms", "load_ratio", "load_ratio_high")
+_RESIDENT = ("resident_bytes", "resident_ratio", "resident_ratio_high")
 _TRANSLATION_SPEED = ("speedup", "speedup_low")
 _SCORES = tuple(
     f"{score}{kind}" for score in ("bleu", "chrf") for kind in ("", "_reference", "_drop")
@@ -42,26 +57,46 @@ _METRICS: Mapping[type[MetricSpec], tuple[str, ...]] = {
     AccuracyMetric: _ACCURACIES,
     MaskFillingMetric: _ACCURACIES,
 }
-_PROVIDERS = {"auto": ("cpu", "cuda"), "cpu": ("cpu",), "cuda": ("cuda",)}
+_CPU: tuple[Requested, ...] = ("cpu",)
 _ANY_OUTPUT = ("*",)
 
 
 def validate_quantities(
-    outputs: Iterable[str] = _ANY_OUTPUT, metric: MetricSpec | None = None
+    outputs: Iterable[str] = _ANY_OUTPUT,
+    metric: MetricSpec | None = None,
+    providers: Sequence[Requested] = _CPU,
 ) -> tuple[str, ...]:
     """What ``validate`` measures.
 
     Args:
         outputs: names of the model's outputs.
         metric: what the outputs are held against besides each other.
+        providers: where.
     """
     names = [f"output.{output}.{figure}" for output in outputs for figure in _OUTPUT]
-    return (*metric_quantities(metric), *_WORST_OUTPUT, *names, *SIZES)
+    figures = (*metric_quantities(metric), *_WORST_OUTPUT, *_IN_BATCHES, *names)
+    return (*figures, *_on_providers(figures, providers), *SIZES)
 
 
-def bench_quantities(provider: str = "auto") -> tuple[str, ...]:
-    """What ``bench`` measures; ``auto`` is whatever there is of ``cpu`` and ``cuda``."""
-    return (*_on_providers(_LATENCY, provider), *SIZES)
+def bench_quantities(
+    settings: BenchmarkSpec | None = None, threads: Sequence[int] = (), *, loading: bool = True
+) -> tuple[str, ...]:
+    """What ``bench`` measures; the provider ``auto`` is whatever there is.
+
+    Args:
+        settings: provider and sizes.
+        threads: numbers of threads, where there are several.
+        loading: whether sessions and memory are measured.
+    """
+    settings = settings or BenchmarkSpec()
+    requested = [settings.provider]
+    cases = [case.name for case in cases_of(settings, threads) if case.name]
+    speeds = _on_providers(_LATENCY, requested)
+    loads = _on_providers(_LOAD, requested) if loading else ()
+    resident = _on_providers(_RESIDENT, requested) if loading else ()
+    resident = tuple(name for name in resident if not name.endswith(".cuda"))
+    in_cases = (f"{speed}.{case}" for case in cases for speed in speeds)
+    return (*speeds, *in_cases, *loads, *resident, *SIZES)
 
 
 def recipe_quantities(recipe: Recipe, outputs: Iterable[str] = _ANY_OUTPUT) -> tuple[str, ...]:
@@ -73,12 +108,14 @@ def recipe_quantities(recipe: Recipe, outputs: Iterable[str] = _ANY_OUTPUT) -> t
     """
     if isinstance(recipe.metric, TranslationMetric):
         return _translation_quantities(recipe)
+    providers = _CPU
     names: tuple[str, ...] = SIZES
     if recipe.benchmark is not None:
-        names = (*_on_providers(_LATENCY, recipe.benchmark.provider), *names)
+        names = bench_quantities(recipe.benchmark, loading=False)
+        providers = (*_CPU, recipe.benchmark.provider)
     if recipe.validation is None:
         return names
-    return tuple(dict.fromkeys((*validate_quantities(outputs, recipe.metric), *names)))
+    return tuple(dict.fromkeys((*validate_quantities(outputs, recipe.metric, providers), *names)))
 
 
 def metric_quantities(metric: MetricSpec | None) -> tuple[str, ...]:
@@ -96,9 +133,12 @@ def _translation_quantities(recipe: Recipe) -> tuple[str, ...]:
         named = data.arguments.get("languages")
         languages = tuple(map(str, named)) if isinstance(named, list) else ()
     scores = [f"{score}.{language}" for language in languages for score in _SCORES]
-    speeds = _on_providers(_TRANSLATION_SPEED, "cpu") if recipe.benchmark is not None else ()
+    speeds = _on_providers(_TRANSLATION_SPEED, _CPU) if recipe.benchmark is not None else ()
     return (*_SCORES, *scores, *speeds, *SIZES)
 
 
-def _on_providers(names: Iterable[str], provider: str) -> tuple[str, ...]:
-    return tuple(f"{name}.{place}" for place in _PROVIDERS[provider] for name in names)
+def _on_providers(names: Iterable[str], requested: Iterable[Requested]) -> tuple[str, ...]:
+    places = dict.fromkeys(
+        place for name in requested for place in (EXECUTION_PROVIDERS if name == "auto" else [name])
+    )
+    return tuple(f"{name}.{place}" for place in places for name in names)

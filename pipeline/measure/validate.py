@@ -6,8 +6,9 @@ the model, are refused. Infinities are results (logits of tokens that are ruled 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, ModelFileError
+from compress_onnx.pipeline.measure.batch_invariance import session_invariance
 from compress_onnx.pipeline.measure.compare import OutputComparator
 from compress_onnx.pipeline.measure.metrics import make_metric
+from compress_onnx.pipeline.measure.providers import Requested, measure_on
 from compress_onnx.pipeline.measure.sizes import compare_sizes
 from compress_onnx.pipeline.recipe import MetricSpec
 from compress_onnx.pipeline.results import ValidationReport
@@ -29,7 +32,7 @@ from compress_onnx.pipeline.runtime.batches import (
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.padding import by_position, is_flattened
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, open_session, run
 
 
 def validate(
@@ -40,6 +43,7 @@ def validate(
     metric: MetricSpec | None = None,
     spec: SessionSpec | None = None,
     batch_size: int = 32,
+    batch_invariance: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ValidationReport:
     """Compare ``candidate`` with ``reference`` on all ``samples``; padding is left out.
@@ -51,6 +55,8 @@ def validate(
         metric: the task's metric; None compares raw outputs only.
         spec: how both models are run.
         batch_size: at most so many samples at a time (a batch fixed in the graph goes first).
+        batch_invariance: also measure that of both models, which takes a run for each of 64
+            samples; where it cannot be measured, the report says why.
         progress: called after each batch with the number of samples done so far.
 
     Raises:
@@ -85,7 +91,44 @@ def validate(
         outputs=tuple(comparator.result(name) for name, comparator in comparators.items()),
         metrics=accumulator.result() if accumulator is not None else {},
         sizes=_compare_sizes(reference, reference_session, candidate_session),
+        provider=(spec or SessionSpec()).provider,
+        **(_invariances(reference_session, candidate_session, samples) if batch_invariance else {}),
     )
+
+
+def validate_on(
+    requested: Sequence[Requested], measure: Callable[[Provider], ValidationReport]
+) -> ValidationReport:
+    """Compare two models on each provider that was asked for.
+
+    Args:
+        requested: providers, or ``auto``.
+        measure: runs :func:`validate` on one provider.
+
+    Returns:
+        The report of the first provider, with those of the others in it.
+
+    Raises:
+        ProviderError: a provider that was asked for by name does not work here.
+    """
+    (first, *others), unmeasured = measure_on(requested, measure)
+    unmeasured = {**first.unmeasured, **unmeasured}
+    return first.model_copy(update={"elsewhere": tuple(others), "unmeasured": unmeasured})
+
+
+def _invariances(
+    reference: ort.InferenceSession, candidate: ort.InferenceSession, samples: Samples
+) -> dict[str, Any]:
+    """The fields of a report that say how much both models depend on the batch, or why not."""
+    found: dict[str, float] = {}
+    unmeasured: dict[str, str] = {}
+    names = {"batch_invariance": candidate, "batch_invariance_reference": reference}
+    for name, session in names.items():
+        try:
+            found[name] = session_invariance(session, samples)
+        except DataError as error:
+            unmeasured[name] = str(error)
+    return {**found, "unmeasured": unmeasured}
 
 
 def _mask_of(

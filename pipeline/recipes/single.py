@@ -32,12 +32,18 @@ from compress_onnx.pipeline.export import ExportedModel, export
 from compress_onnx.pipeline.files.bundle import copy_assets
 from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.measure.gates import check_gates, check_quantities, measured_quantities
+from compress_onnx.pipeline.measure.gates import (
+    asks_for,
+    check_gates,
+    check_quantities,
+    measured_quantities,
+)
 from compress_onnx.pipeline.measure.kernel_times import executed_op_counts
 from compress_onnx.pipeline.measure.latency import measure_latency
 from compress_onnx.pipeline.measure.metrics.check import check_metric
+from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.measure.quantities import recipe_quantities
-from compress_onnx.pipeline.measure.validate import validate
+from compress_onnx.pipeline.measure.validate import validate, validate_on
 from compress_onnx.pipeline.recipe import DataSpec, MetricSpec, OptimizeSpec, Recipe
 from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
 from compress_onnx.pipeline.report.drawing import why_no_pictures
@@ -54,6 +60,7 @@ from compress_onnx.pipeline.results import (
 )
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.session import Provider
 from compress_onnx.pipeline.runtime.stopwatch import Stopwatch
 
 MODEL_NAME = "model.onnx"
@@ -141,24 +148,35 @@ class ModelExperiment:
                 progress=update,
             )
 
-    def validate(self, candidate: Path) -> ValidationReport | None:
-        """Hold ``candidate`` against the reference; None without validation data."""
+    def validate(
+        self, candidate: Path, *elsewhere: Requested, batch_invariance: bool = False
+    ) -> ValidationReport | None:
+        """Hold ``candidate`` against the reference; None without validation data.
+
+        Args:
+            candidate: the compressed model.
+            elsewhere: providers to do the same on.
+            batch_invariance: whether to measure it.
+        """
         if self.held_out is None:
             return None
         samples, settings = self.held_out, self.settings
-        with (
-            self.watch.measure("validate"),
-            settings.progress.step("validate", len(samples)) as update,
-        ):
-            return validate(
-                self.reference,
-                candidate,
-                samples,
-                metric=self.recipe.metric,
-                spec=settings.session,
-                batch_size=settings.batch_size,
-                progress=update,
-            )
+
+        def measure(provider: Provider) -> ValidationReport:
+            with settings.progress.step(f"validate on {provider}", len(samples)) as update:
+                return validate(
+                    self.reference,
+                    candidate,
+                    samples,
+                    metric=self.recipe.metric,
+                    spec=settings.session.model_copy(update={"provider": provider}),
+                    batch_size=settings.batch_size,
+                    batch_invariance=batch_invariance,
+                    progress=update,
+                )
+
+        with self.watch.measure("validate"):
+            return validate_on([settings.session.provider, *elsewhere], measure)
 
     def benchmark(
         self, candidate: Path, plan: CompressionPlan | None
@@ -270,7 +288,12 @@ class ModelExperiment:
     def _report(self, bundle: Path, heading: Heading, made: _Made) -> RunReport:
         candidate, plan = bundle / MODEL_NAME, made.plan
         recovery = self.recover(candidate)
-        validation = self.validate(candidate)
+        gates, timed = self.recipe.gates, self.recipe.benchmark
+        validation = self.validate(
+            candidate,
+            *([timed.provider] if timed else []),
+            batch_invariance=asks_for(gates, "batch_invariance"),
+        )
         benchmarks, unmeasured = self.benchmark(candidate, plan)
         size = model_size(self.reference, candidate)
         calibration, session = self.learned.calibration, self.settings.session
@@ -292,7 +315,11 @@ class ModelExperiment:
             validation=validation,
             benchmarks=benchmarks,
             unmeasured=unmeasured,
-            gates=check_gates(self.recipe.gates, measured_quantities(validation, benchmarks, size)),
+            gates=check_gates(
+                gates,
+                measured_quantities(validation, benchmarks, size),
+                {**(validation.unmeasured if validation else {}), **unmeasured},
+            ),
             timings_s=self.watch.timings_s,
             notes=self._notes(made),
         )

@@ -16,7 +16,13 @@ import jinja2
 
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.pipeline.report import formats
-from compress_onnx.pipeline.results import GateResult, Report, RunReport, TranslationReport
+from compress_onnx.pipeline.results import (
+    GateResult,
+    Report,
+    RunReport,
+    TranslationReport,
+    ValidationReport,
+)
 
 _MARKUP = re.compile(
     r"[\\`*\[|~$]"  # markup wherever it stands
@@ -77,7 +83,8 @@ def _verdict(report: Report) -> Markdown:
 
 def _failure(gate: GateResult) -> str:
     if gate.value is None:
-        return f"{escape(gate.quantity)} was not measured"
+        reason = f" ({escape(gate.reason)})" if gate.reason else ""
+        return f"{escape(gate.quantity)} was not measured{reason}"
     bound = "at least" if gate.limit == "min" else "at most"
     value, threshold = formats.distinct(gate.value, gate.threshold)
     return f"{escape(gate.quantity)} is {value}, must be {bound} {threshold}"
@@ -95,8 +102,26 @@ def _plural(number: int, noun: str) -> str:
 
 
 def _metric_rows(report: RunReport) -> list[tuple[str, float | None, float]]:
-    """``(metric, before, after)``, where ``before`` is ``NAME_reference`` if that was measured."""
-    metrics = report.validation.metrics if report.validation is not None else {}
+    """``(metric, before, after)``, where ``before`` is ``NAME_reference`` if that was measured.
+
+    Those of further providers have their provider's name behind them.
+    """
+    if report.validation is None:
+        return []
+    rows = _rows_of(report.validation)
+    for other in report.validation.elsewhere:
+        rows += [
+            (f"{metric}.{other.provider}", before, after)
+            for metric, before, after in _rows_of(other)
+        ]
+    return rows
+
+
+def _rows_of(validation: ValidationReport) -> list[tuple[str, float | None, float]]:
+    metrics = dict(validation.metrics)
+    for figure in ("batch_invariance", "batch_invariance_reference"):
+        if (cosine := getattr(validation, figure)) is not None:
+            metrics[figure] = cosine
     before = {f"{metric}_reference" for metric in metrics} & metrics.keys()
     return [
         (metric, metrics.get(f"{metric}_reference"), value)

@@ -40,7 +40,8 @@ def markdown(report: SweepReport) -> str:
         f"# Sweep: {escape(report.name)}",
         "",
         f"{len(report.rows)} variants, compress-onnx {report.tool_version}, "
-        f"{escape(report.environment.processor)}, {report.environment.cores} cores.",
+        f"{escape(report.environment.processor)}, {report.environment.cores} cores, instruction "
+        f"sets {escape(', '.join(report.environment.instruction_sets) or 'not known')}.",
         "",
         _line(header),
         "|" + ":---|" * _TEXT_COLUMNS + "---:|" * numbers,
@@ -53,7 +54,7 @@ def markdown(report: SweepReport) -> str:
 def cells(report: SweepReport) -> list[list[str]]:
     """Header and rows as text; columns that no row has are left out."""
     metrics = metric_names(report)
-    providers = list(dict.fromkeys(b.provider for row in report.rows for b in row.benchmarks))
+    providers = list(dict.fromkeys(b.name for row in report.rows for b in row.benchmarks))
     header = ["method", "allocation", "asked", "parameters kept", "file", *metrics]
     header += [text for p in providers for text in (f"speed-up ({p})", f"ideal ({p})")]
     return [header, *(_row(row, metrics, providers) for row in report.rows)]
@@ -101,7 +102,7 @@ def _row(row: SweepRow, metrics: Sequence[str], providers: Sequence[str]) -> lis
     texts.append(f"{row.parameters_after / row.parameters_before:.1%}")
     texts.append(formats.size(row.size.candidate_bytes))
     texts += [formats.significant(metric(row, name)) for name in metrics]
-    measured = {benchmark.provider: benchmark for benchmark in row.benchmarks}
+    measured = {benchmark.name: benchmark for benchmark in row.benchmarks}
     for provider in providers:
         found = measured.get(provider)
         texts.append(formats.times(found.speedup if found else None))

@@ -67,8 +67,7 @@ def model_batches(
     """
     shapes = {value.name: value.shape for value in session.get_inputs() if value.shape}
     sampled = {name: shape for name, shape in shapes.items() if name not in samples.constants}
-    fixed = (shape[0] for shape in sampled.values() if isinstance(shape[0], int))
-    size = min(fixed, default=batch_size)
+    size = fixed_batch(session, samples) or batch_size
     mask_name = samples.mask_name
     if mask_name is None or not _can_trim(shapes, samples):
         for batch in replace(samples, mask_name=None).batches(size):
@@ -78,6 +77,12 @@ def model_batches(
     # Heads, say, that are as many as positions: an axis that the graph fixes is no length.
     untrimmed = [n for n, shape in sampled.items() if len(shape) > 2 and isinstance(shape[1], int)]
     yield from samples.batches(size, untrimmed)
+
+
+def fixed_batch(session: ort.InferenceSession, samples: Samples) -> int | None:
+    """How many samples the graph takes at a time; None where it takes any number."""
+    declared = (v.shape for v in session.get_inputs() if v.name not in samples.constants)
+    return min((s[0] for s in declared if s and isinstance(s[0], int)), default=None)
 
 
 def outputs_by_position(session: ort.InferenceSession, mask_name: str | None) -> set[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
-from pathlib import Path
 
 from compress_onnx.pipeline.results import Environment
+from compress_onnx.pipeline.runtime.processor import instruction_sets, processor_name
 from compress_onnx.pipeline.runtime.threads import available_cores
 
 PACKAGES = (
@@ -29,8 +29,9 @@ def environment() -> Environment:
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),
-        processor=_processor(),
+        processor=processor_name(),
         cores=available_cores(),
+        instruction_sets=instruction_sets(),
         packages={name: found for name in PACKAGES if (found := _version(name)) is not None},
     )
 
@@ -42,11 +43,7 @@ def adds_int8_exactly() -> bool:
     """
     if platform.machine().lower() in {"aarch64", "arm64"}:
         return True
-    try:
-        known = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return any(f" {flag}" in known for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return not {"AVX-512 VNNI", "AVX-VNNI", "AMX int8"}.isdisjoint(instruction_sets())
 
 
 def _version(package: str) -> str | None:
@@ -54,13 +51,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    """The model name of the CPU; Linux keeps it in ``/proc``, others in ``platform``."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()

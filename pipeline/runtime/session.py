@@ -11,7 +11,6 @@ import functools
 import io
 import logging
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -56,17 +55,6 @@ class SessionSpec(BaseModel):
     def thread_count(self) -> int:
         """The number of intra-op threads that a session gets."""
         return self.threads or thread_count()
-
-
-@functools.cache
-def processor_name() -> str:
-    """The CPU's model name, or the best that the platform says about it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def open_session(
@@ -217,14 +205,15 @@ def provider_problems() -> dict[Provider, str | None]:
     problems: dict[Provider, str | None] = {}
     for provider in EXECUTION_PROVIDERS:
         try:
-            open_session(_identity_model(), SessionSpec(provider=provider))
+            open_session(trivial_model(), SessionSpec(provider=provider))
             problems[provider] = None
         except ProviderError as error:
             problems[provider] = str(error)
     return problems
 
 
-def _identity_model() -> bytes:
+def trivial_model() -> bytes:
+    """A model that returns its input: what opens it works, and has started what it needs."""
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:]

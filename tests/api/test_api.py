@@ -14,6 +14,8 @@ import small_models as small
 
 import compress_onnx
 from compress_onnx.pipeline.api import request_of
+from compress_onnx.pipeline.recipe import BenchmarkSpec
+from compress_onnx.pipeline.runtime.session import EXECUTION_PROVIDERS
 
 HALF = {"params": 0.5, "rank_multiple": 1}
 
@@ -86,6 +88,26 @@ def test_a_damaged_model_is_seen(path):
 
     assert max(output.relative_l2 for output in same.outputs) == 0
     assert max(output.relative_l2 for output in other.outputs) > 0.1
+
+
+def test_validate_can_measure_batch_invariance_and_other_providers(path):
+    data = small.sentences(9)
+    report = compress_onnx.validate(path, path, data, batch_invariance=True, providers=["auto"])
+    assert report.batch_invariance == report.batch_invariance_reference
+    assert "batch invariance" in str(report)
+    places = {report.provider, *(other.provider for other in report.elsewhere)}
+    assert places | report.unmeasured.keys() == set(EXECUTION_PROVIDERS)
+
+
+def test_benchmark_measures_a_grid_and_what_opening_takes(path):
+    how = BenchmarkSpec(provider="cpu", batch=(1, 2), length=4, warmup=0, iterations=5)
+    report = compress_onnx.benchmark(path, path, how=how, loads=1)
+    assert [row.name for row in report.benchmarks] == ["cpu.1x4", "cpu.2x4"]
+    (loading,) = report.loadings
+    assert loading.load_ratio > 0
+    assert report.environment.instruction_sets is not None
+    assert "cpu.2x4: p50" in str(report)
+    assert "session" in str(report)
 
 
 def test_a_callback_hears_of_the_steps(path):

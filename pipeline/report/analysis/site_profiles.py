@@ -37,7 +37,7 @@ from compress_onnx.pipeline.report.analysis.layernorm import (
     variation,
 )
 from compress_onnx.pipeline.report.heading import Heading
-from compress_onnx.pipeline.results import REPORT_SCHEMA_VERSION, Environment, Result
+from compress_onnx.pipeline.results import REPORT_SCHEMA_VERSION, Environment, Potential, Result
 from compress_onnx.pipeline.runtime.samples import Samples
 
 ENERGIES = (0.9, 0.99)
@@ -109,6 +109,7 @@ class AnalysisReport(Result):
     sites: tuple[SiteProfile, ...]
     inputs: tuple[InputProfile, ...]
     test: NormalizationTest
+    potential: Potential | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -134,6 +135,8 @@ def analyze(
     plan: CompressionPlan,
     spectra: Sequence[SiteSpectrum],
     held_out: Samples,
+    *,
+    potential: Potential | None = None,
 ) -> Analysis:
     """Profile all sites of a model; changes nothing.
 
@@ -143,6 +146,7 @@ def analyze(
         plan: of all its sites; gives the ranks of the LayerNorm test.
         spectra: of the same sites.
         held_out: other data, on which the methods of the test are compared.
+        potential: where bytes and time go, for the report.
 
     Raises:
         DataError: the samples do not fit the model.
@@ -170,6 +174,7 @@ def analyze(
             _input(key, members, stats[key], sizes[key]) for key, members in readers.items()
         ),
         test=test,
+        potential=potential,
         notes=known.notes,
     )
     deviations = [deviation_density(deviations_of(seen)) for seen in stats.values()]

@@ -46,7 +46,7 @@ def _pairs(report: RunReport) -> Iterator[_Pair]:
         yield _Pair("Selected linear\nparameters", before, after, formats.short_count)
     for benchmark in report.benchmarks:
         yield _Pair(
-            f"Latency p50\n({benchmark.provider})",
+            f"Latency p50\n({benchmark.name})",
             benchmark.reference.p50_ms,
             benchmark.candidate.p50_ms,
             formats.milliseconds,

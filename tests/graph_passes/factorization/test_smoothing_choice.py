@@ -44,7 +44,7 @@ def test_the_predicted_damage_is_the_measured_one(spread: float, power: float) -
     for seed in range(12):
         rows, weight, moment = drawn(seed, spread)
         divisor = seen(rows).magnitude ** power
-        predicted = rounding_damage(seen(rows), [Reader(weight, moment)], divisor)
+        predicted = rounding_damage(seen(rows), [Reader.of(weight, moment)], divisor)
         ratios.append(measured(rows, weight, moment, divisor) / predicted)
     assert 0.7 < np.median(ratios) < 1.4
 
@@ -52,18 +52,18 @@ def test_the_predicted_damage_is_the_measured_one(spread: float, power: float) -
 @given(st.integers(0, 10_000), st.floats(0, 4))
 def test_the_choice_is_never_worse_than_none(seed: int, spread: float) -> None:
     rows, weight, moment = drawn(seed, spread)
-    found = smooth(seen(rows), [Reader(weight, moment)])
+    found = smooth(seen(rows), [Reader.of(weight, moment)])
     assert found.damage <= found.damage_before
     assert np.all(found.divisor > 0)
     assert found.damage == pytest.approx(
-        rounding_damage(seen(rows), [Reader(weight, moment)], found.divisor)
+        rounding_damage(seen(rows), [Reader.of(weight, moment)], found.divisor)
     )
 
 
 def test_one_far_input_is_worth_dividing() -> None:
     rows, weight, moment = drawn(0, 0.0)
     rows[:, 3] *= 50
-    found = smooth(seen(rows), [Reader(weight, moment)])
+    found = smooth(seen(rows), [Reader.of(weight, moment)])
     before = measured(rows, weight, moment, np.ones(K))
     assert measured(rows, weight, moment, found.divisor) < before / 4
     assert np.argmax(found.divisor) == 3
@@ -72,7 +72,7 @@ def test_one_far_input_is_worth_dividing() -> None:
 def test_inputs_of_one_reach_stay() -> None:
     rows, weight, _ = drawn(0, 0.0)
     rows = np.clip(rows, -2, 2)
-    found = smooth(seen(rows), [Reader(weight)])
+    found = smooth(seen(rows), [Reader.of(weight)])
     assert np.allclose(found.divisor, 1, rtol=0.05)
 
 
@@ -80,6 +80,15 @@ def test_inputs_that_are_always_zero_stay_finite() -> None:
     rows, weight, _ = drawn(0, 1.0)
     rows[:, :5] = 0
     for some in (rows, 0 * rows):
-        found = smooth(seen(some), [Reader(weight)])
+        found = smooth(seen(some), [Reader.of(weight)])
         assert np.isfinite(found.divisor).all()
         assert np.isfinite(found.damage)
+
+
+def test_relative_damage_does_not_depend_on_the_size_of_a_layer() -> None:
+    rows, weight, _ = drawn(0, 1.0)
+    found = [
+        rounding_damage(seen(rows), [Reader.relative(w, seen(rows))], np.ones(K))
+        for w in (weight, 1000 * weight)
+    ]
+    assert found[0] == pytest.approx(found[1])

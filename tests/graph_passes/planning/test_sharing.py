@@ -264,7 +264,17 @@ def test_the_bounds_of_a_plan_are_those_of_sharing(cli, options):
 def test_a_bench_knows_the_nodes_behind_a_shared_site(cli):
     cli("compress", "model.onnx", "-o", "s.onnx", *EXACT, "--save-plan", "plan.json")
     assert json.loads(Path("plan.json").read_text())["sites"][0]["siblings"]
-    bench = ("bench", "model.onnx", "s.onnx", "--iterations", "5", "--provider", "cpu")
+    bench = (
+        "bench",
+        "model.onnx",
+        "s.onnx",
+        "--iterations",
+        "5",
+        "--provider",
+        "cpu",
+        "--loads",
+        "0",
+    )
     cli(*bench, "--plan", "plan.json", "--json", "b.json")
     (found,) = json.loads(Path("b.json").read_text())["benchmarks"]
     assert 0 < found["linear_share"] < 1

@@ -268,7 +268,7 @@ def test_an_output_that_cannot_be_written_is_named(refused, files, command):
 
 
 def test_bench_says_so_when_its_json_cannot_be_written(refused):
-    bench = ("bench", "model.onnx", "model.onnx", "--provider", "cpu", "--iterations", "5")
+    bench = ("bench", *["model.onnx"] * 2, "--provider", "cpu", "--iterations", "5", "--loads", "0")
     assert "data.npz/b.json" in refused(*bench, "--json", "data.npz/b.json")
 
 

@@ -217,7 +217,7 @@ def test_validate_makes_up_inputs_and_says_so(cli, files):
 
 def test_bench_writes_what_it_measured(cli, files):
     cli("compress", "model.onnx", "-o", "small.onnx", "--save-plan", "plan.json")
-    common = ("bench", "model.onnx", "small.onnx", "--iterations", "5", "--warmup", "1")
+    common = ("bench", "model.onnx", "small.onnx", "--iterations", "5", "--loads", "0")
     text = cli(*common, "--plan", "plan.json", "--json", "b.json", "--gate", "speedup.cpu>=0").out
     assert "speed-up" in text
     report = json.loads(Path("b.json").read_text())
@@ -346,7 +346,7 @@ WORK_ON_A_FILE = (
     "analyze model.onnx",
     "compress model.onnx -o small.onnx -c data.npz --no-cache",
     "validate model.onnx small.onnx --inputs data.npz --gate relative_l2<=0.5",
-    "bench model.onnx small.onnx --iterations 5 --provider cpu",
+    "bench model.onnx small.onnx --iterations 5 --provider cpu --loads 0",
 )
 
 

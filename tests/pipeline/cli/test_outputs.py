@@ -17,7 +17,7 @@ RECIPE = {
     "validation": {"kind": "npz", "path": "data.npz"},
     "benchmark": None,
 }
-BENCH = ("bench", "model.onnx", "model.onnx", "--provider", "cpu", "--iterations", "5")
+BENCH = ("bench", *["model.onnx"] * 2, "--provider", "cpu", "--iterations", "5", "--loads", "0")
 SMALL = ("compress", "model.onnx", "-o")
 
 

@@ -20,8 +20,6 @@ from compress_onnx.pipeline.compress.optimize import optimize
 from compress_onnx.pipeline.compress.rivals import RIVALS
 from compress_onnx.pipeline.files import model_file
 from compress_onnx.pipeline.files.model_file import data_files, load_model, model_size
-from compress_onnx.pipeline.measure import batch_invariance as batch_invariance_module
-from compress_onnx.pipeline.measure.batch_invariance import batch_invariance
 from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec
 from compress_onnx.pipeline.runtime.session import open_session, run
 
@@ -171,26 +169,6 @@ def test_a_rival_that_fails_is_one_error(name, tmp_path):
     path.write_bytes(b"no model")
     with pytest.raises(ModelFileError, match="cannot read"):
         RIVALS[name](path, tmp_path / "rival.onnx")
-
-
-def test_only_scales_from_the_batch_depend_on_the_batch(model, tmp_path):
-    data = samples(FEATURES, 32)
-    data.inputs["x"][3] *= 10
-    RIVALS["dynamic int8"](model, tmp_path / "dynamic.onnx")
-    assert batch_invariance(model, data) > 1 - 1e-6
-    assert batch_invariance(tmp_path / "dynamic.onnx", data) < 0.999
-
-
-def test_an_answer_that_is_none_in_a_batch_depends_on_it(model, monkeypatch):
-    data = samples(FEATURES, 8)
-    right = batch_invariance_module.run
-
-    def broken(session, feeds):
-        made = right(session, feeds)
-        return {n: v * np.nan if len(v) > 1 else v for n, v in made.items()}
-
-    monkeypatch.setattr(batch_invariance_module, "run", broken)
-    assert batch_invariance(model, data) == 0.0
 
 
 def test_networks_in_a_row_are_rounded_with_outliers_in_each(tmp_path):

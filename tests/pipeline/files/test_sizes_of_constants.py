@@ -9,7 +9,7 @@ from onnx import helper, parser
 
 from compress_onnx.pipeline.files.model_file import load_model, model_size, save_model
 
-TIMED = ("--provider", "cpu", "--iterations", "5", "--warmup", "0")
+TIMED = ("--provider", "cpu", "--iterations", "5", "--warmup", "0", "--loads", "0")
 
 
 def with_constants(model):

@@ -16,13 +16,13 @@ from compress_onnx.graph_passes.errors import DataError, ModelFileError, Provide
 from compress_onnx.pipeline.measure.benchmark import (
     Interval,
     benchmark,
-    benchmark_providers,
     doubts,
     interleave,
     latency_stats,
     speedup,
     speedup_interval,
 )
+from compress_onnx.pipeline.measure.providers import measure_on
 from compress_onnx.pipeline.runtime.session import SessionSpec, provider_problems
 
 SPEC = SessionSpec(threads=1)
@@ -182,6 +182,14 @@ def test_ideal_is_unknown_rather_than_wrong(model: Path) -> None:
     assert "ideal_speedup" not in without_sites.settings
 
 
+def test_a_limit_leaves_a_few_rounds(model: Path) -> None:
+    common = {"warmup": 1, "iterations": 40, "seed": 0}
+    short = benchmark(model, model, FEEDS, SPEC, limit_s=0, **common)
+    assert short.reference.iterations == 5
+    long = benchmark(model, model, FEEDS, SPEC, limit_s=1000, **common)
+    assert long.reference.iterations == 40
+
+
 def test_doubtful_measurements_say_so() -> None:
     assert doubts(1.0, Interval(1.4, 1.6), 1.5) == []
     assert doubts(1.9, Interval(1.4, 1.6), None) == []
@@ -221,12 +229,12 @@ def measure_with(model: Path):
 @pytest.mark.skipif(CUDA_PROBLEM is None, reason="CUDA works on this machine")
 def test_cuda_request_without_cuda_is_refused(model: Path) -> None:
     with pytest.raises(ProviderError):
-        benchmark_providers("cuda", measure_with(model))
+        measure_on(["cuda"], measure_with(model))
 
 
 @pytest.mark.skipif(CUDA_PROBLEM is None, reason="CUDA works on this machine")
 def test_auto_says_what_it_could_not_measure(model: Path) -> None:
-    measured, unmeasured = benchmark_providers("auto", measure_with(model))
+    measured, unmeasured = measure_on(["auto"], measure_with(model))
     assert [result.provider for result in measured] == ["cpu"]
     assert unmeasured.keys() == {"cuda"}
 
@@ -236,12 +244,12 @@ def test_auto_does_not_hide_other_errors(model: Path) -> None:
         raise DataError("broken")
 
     with pytest.raises(DataError):
-        benchmark_providers("auto", broken)
+        measure_on(["auto"], broken)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(CUDA_PROBLEM is not None, reason=str(CUDA_PROBLEM))
 def test_cuda_is_measured_on_cuda(model: Path) -> None:
-    (result,), _ = benchmark_providers("cuda", measure_with(model))
+    (result,), _ = measure_on(["cuda"], measure_with(model))
     assert result.providers[0] == "CUDAExecutionProvider"
     assert result.settings["use_tf32"] in ("0", "1")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_models as small
 from cli_runner import Cli
-from test_gates import BENCHMARK, SIZE, VALIDATION
+from test_gates import BENCHMARK, LOADING, SIZE, VALIDATION
 from typer.main import get_command
 
 from compress_onnx.graph_passes.errors import DataError, RequestError
@@ -20,6 +21,7 @@ from compress_onnx.pipeline.measure.gates import (
     parse_gate,
     translation_quantities,
 )
+from compress_onnx.pipeline.measure.latency import cases_of
 from compress_onnx.pipeline.measure.metrics import make_metric
 from compress_onnx.pipeline.measure.metrics.check import check_metric
 from compress_onnx.pipeline.measure.quantities import (
@@ -37,8 +39,14 @@ from compress_onnx.pipeline.recipe import (
     Recipe,
     read_recipe,
 )
-from compress_onnx.pipeline.results import GenerationTiming, TranslationScore, TranslationScores
+from compress_onnx.pipeline.results import (
+    GenerationTiming,
+    Loading,
+    TranslationScore,
+    TranslationScores,
+)
 from compress_onnx.pipeline.runtime.samples import Batch
+from compress_onnx.pipeline.runtime.session import EXECUTION_PROVIDERS
 
 MODELS = Path(__file__).parents[3] / "models"
 EMBEDDING = EmbeddingMetric(kind="embedding", pooling="none", neighbours=2)
@@ -57,16 +65,40 @@ def recipe(**settings: object) -> Recipe:
     return Recipe.model_validate({"name": "r", "source": SOURCE, **settings})
 
 
+def measured_everywhere(loadings: Sequence[Loading] = ()) -> dict[str, float]:
+    rows = [BENCHMARK.model_copy(update={"provider": place}) for place in EXECUTION_PROVIDERS]
+    return measured_quantities(None, rows, SIZE, loadings)
+
+
 class TestNamesAreThoseThatAreMeasured:
     def test_of_outputs_and_sizes(self):
         measured = measured_quantities(VALIDATION.model_copy(update={"metrics": {}}), size=SIZE)
         assert set(validate_quantities(["hidden", "pooled"])) == set(measured)
 
     def test_of_latency(self):
-        assert set(bench_quantities("cpu")) == set(measured_quantities(None, [BENCHMARK], SIZE))
-        cuda = BENCHMARK.model_copy(update={"provider": "cuda"})
-        both = measured_quantities(None, [BENCHMARK, cuda], SIZE)
-        assert set(bench_quantities()) == set(both)
+        on_cpu = BenchmarkSpec(provider="cpu")
+        measured = measured_quantities(None, [BENCHMARK], SIZE)
+        assert set(bench_quantities(on_cpu, loading=False)) == set(measured)
+        assert set(bench_quantities(loading=False)) == set(measured_everywhere())
+
+    def test_of_loading(self):
+        without_memory = LOADING.model_dump(exclude={n for n in vars(LOADING) if "resident" in n})
+        loadings = [
+            Loading.model_validate(without_memory | {"provider": place})
+            if place == "cuda"
+            else LOADING.model_copy(update={"provider": place})
+            for place in EXECUTION_PROVIDERS
+        ]
+        assert set(bench_quantities()) == set(measured_everywhere(loadings))
+
+    def test_of_a_grid(self):
+        grid = BenchmarkSpec(provider="cpu", batch=(1, 8), length=(16, 128))
+        for threads in ((), (2,), (1, 2)):
+            rows = [
+                BENCHMARK.model_copy(update={"case": case.name}) for case in cases_of(grid, threads)
+            ]
+            measured = measured_quantities(None, rows, SIZE)
+            assert set(bench_quantities(grid, threads, loading=False)) == set(measured)
 
     @pytest.mark.parametrize("spec", [EMBEDDING, ACCURACY, FILLING])
     def test_of_metrics(self, spec):
@@ -93,8 +125,16 @@ class TestRecipes:
         both = recipe(validation=NPZ, metric={"kind": "embedding"})
         assert {"cosine", "relative_l2", "speedup.cpu"} <= set(recipe_quantities(both))
         assert "speedup.cpu" not in recipe_quantities(recipe(benchmark=None))
-        on_cpu = recipe(benchmark=BenchmarkSpec(provider="cpu"))
-        assert "speedup.cuda" not in recipe_quantities(on_cpu)
+        grid = recipe_quantities(recipe(benchmark={"batch": [1, 8], "length": 16}))
+        assert {"speedup.cpu", "speedup.cpu.1x16", "speedup_low.cuda.8x16"} <= set(grid)
+        assert "load_ms.cpu" not in grid
+        on_cpu = recipe(benchmark=BenchmarkSpec(provider="cpu"), validation=NPZ)
+        assert not any(name.endswith(".cuda") for name in recipe_quantities(on_cpu))
+
+    def test_accuracy_is_measured_where_latency_is(self):
+        names = set(recipe_quantities(recipe(validation=NPZ, metric={"kind": "embedding"})))
+        for name in ("cosine", "relative_l2", "batch_invariance", "output.*.cosine"):
+            assert {name, f"{name}.cpu", f"{name}.cuda"} <= names
 
     @pytest.mark.parametrize("path", sorted(MODELS.rglob("*.yaml")), ids=lambda path: path.stem)
     def test_the_gates_of_all_recipes_are_about_something(self, path):
@@ -123,8 +163,9 @@ class TestCheck:
         assert "\n" not in str(caught.value)
 
     def test_what_resembles_nothing_is_refused_without_a_guess(self):
+        names = bench_quantities(BenchmarkSpec(provider="cpu"))
         with pytest.raises(RequestError, match=r"measured here: There are speedup\.cpu"):
-            check_quantities([Gate(quantity="zzz", min=1)], bench_quantities("cpu"))
+            check_quantities([Gate(quantity="zzz", min=1)], names)
 
     def test_a_star_is_any_output(self):
         for name in ("output.a.b/c:0.cosine", "output.x[0].max_abs"):
@@ -153,7 +194,10 @@ class TestMetricsBeforeTheRun:
 
 @pytest.mark.parametrize(
     ("command", "available"),
-    [("validate", validate_quantities(["NAME"])), ("bench", bench_quantities())],
+    [
+        ("validate", validate_quantities(["NAME"], providers=["auto"])),
+        ("bench", bench_quantities()),
+    ],
 )
 class TestExamplesInTheHelp:
     """Whatever the help of a command names can be gated there."""
@@ -181,7 +225,8 @@ class TestExamplesInTheHelp:
         monkeypatch.chdir(tmp_path)
         text, _ = self.texts(command)
         (line,) = re.findall(rf"`compress-onnx ({command} [^`]+)`", text)
-        quick = ["--iterations", "5", "--provider", "cpu"] if command == "bench" else []
+        short = ["--iterations", "5", "--provider", "cpu", "--loads", "0"]
+        quick = short if command == "bench" else []
         # Equal models: a gate on outputs holds, one on the size does not.
         code = 1 if "size_ratio" in line else 0
         printed = Cli(capsys, monkeypatch)(*line.replace("'", "").split(), *quick, code=code)

@@ -26,6 +26,7 @@ from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.report import read_report
+from compress_onnx.pipeline.runtime.session import EXECUTION_PROVIDERS
 
 RECIPE = {
     "name": "tiny",
@@ -89,6 +90,53 @@ def test_the_bundle_holds_everything_and_verifies(finished):
     assert read_plan(bundle / "plan.json") == report.plan
     assert files["model.onnx"].bytes == report.size.candidate_bytes
     onnx.checker.check_model(bundle / "model.onnx", full_check=True)
+
+
+INVARIANCE = {"quantity": "batch_invariance", "min": 0.9999}
+
+
+def test_batch_invariance_is_measured_for_its_gate(folder, bundle, finished):
+    assert finished[0].validation.batch_invariance is None
+    report = carry_out(folder, bundle, gates=[INVARIANCE])
+    assert report.passed
+    assert report.validation.batch_invariance > 0.9999
+    assert "batch_invariance" in (bundle / "summary.md").read_text()
+
+
+def test_a_gate_on_what_a_fixed_batch_cannot_show_fails_with_the_reason(folder, bundle):
+    model = onnx.load(folder / "model.onnx")
+    for end in (model.graph.input[0], model.graph.output[0]):
+        end.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, folder / "model.onnx")
+    report = carry_out(folder, bundle, gates=[INVARIANCE])
+    (gate,) = report.gates
+    assert (gate.value, gate.passed) == (None, False)
+    assert "the graph fixes its batch at 4" in gate.reason
+    summary = (bundle / "summary.md").read_text()
+    assert summary.startswith("# FAILED: ")
+    assert "the graph fixes its batch at 4" in summary.splitlines()[0]
+
+
+def test_accuracy_is_measured_on_the_providers_of_the_benchmark(folder, bundle):
+    gates = [{"quantity": "relative_l2.cpu", "max": 0.5}]
+    timed = {"provider": "auto", "iterations": 5, "warmup": 0}
+    report = carry_out(folder, bundle, gates=gates, benchmark=timed)
+    assert report.passed
+    measured = {report.validation.provider, *(v.provider for v in report.validation.elsewhere)}
+    assert measured == {benchmark.provider for benchmark in report.benchmarks}
+    assert measured | report.unmeasured.keys() == set(EXECUTION_PROVIDERS)
+
+
+def test_a_recipe_may_ask_for_a_grid(folder, bundle):
+    gates = [{"quantity": f"speedup.cpu{case}", "min": 0} for case in ("", ".1x128", ".3x128")]
+    timed = {"provider": "cpu", "batch": [1, 3], "iterations": 5, "warmup": 0}
+    report = carry_out(folder, bundle, gates=gates, benchmark=timed)
+    assert [row.name for row in report.benchmarks] == ["cpu.1x128", "cpu.3x128"]
+    assert [row.input_shapes["x"][0] for row in report.benchmarks] == [1, 3]
+    worst, *cases = [gate.value for gate in report.gates]
+    assert worst == min(cases)
+    summary = (bundle / "summary.md").read_text()
+    assert all(f"| Latency p50, {row.name} |" in summary for row in report.benchmarks)
 
 
 def test_the_report_says_what_was_done(finished):

@@ -298,6 +298,31 @@ def test_providers_that_were_not_measured_are_mentioned():
     assert "Not measured on cuda: no device" in summary
 
 
+def test_batch_invariance_and_further_providers_are_rows():
+    report = make_report()
+    measured = {"batch_invariance": 0.98, "batch_invariance_reference": 1.0}
+    other = report.validation.model_copy(update={"provider": "cuda", "metrics": {"cosine": 0.5}})
+    validation = report.validation.model_copy(
+        update={**measured, "elsewhere": (other,), "unmeasured": {"q|": "no | batch"}}
+    )
+    summary = render_summary(make_report(validation=validation))
+    rows = cells(summary, "", "before")
+    assert ["Metric batch_invariance", "1.000", "0.9800", "0.980×"] in rows
+    assert ["Metric cosine.cuda", "–", "0.5000", "–"] in rows
+    outputs = [row[0] for row in cells(summary, "Output")]
+    assert outputs == ["last_hidden_state, cpu", "last_hidden_state, cuda"]
+    assert "no \\| batch" in summary
+
+
+def test_a_gate_that_was_not_measured_says_why():
+    gate = make_gate("batch_invariance", value=None, passed=False)
+    reasons = ((None, "was not measured"), ("fixed | batch", "was not measured (fixed \\| batch)"))
+    for reason, text in reasons:
+        told = gate.model_copy(update={"reason": reason})
+        title = render_summary(make_report(gates=(told,))).splitlines()[0]
+        assert title.endswith(text)
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_names_cannot_break_the_summary(text):
     sites = (make_site(text, reason=text), make_site("next"))
@@ -437,6 +462,14 @@ def test_the_environment_says_what_runs():
     assert found.cores >= 1
     assert found.processor
     assert "surely-not-installed" not in found.packages
+
+
+def test_the_summary_says_which_instruction_sets_there_are():
+    machine = make_report().environment
+    for sets, text in ((("AVX2", "AVX-512 VNNI"), "AVX2, AVX-512 VNNI"), ((), "not known")):
+        known = machine.model_copy(update={"instruction_sets": sets})
+        summary = render_summary(make_report(environment=known))
+        assert f"| Instruction sets | {text} |" in summary
 
 
 def test_missing_packages_are_left_out(monkeypatch):
