@@ -161,7 +161,7 @@ class _Search:
         self._plans: dict[str, Compressed | None] = {}
         self._trials: dict[str, Trial] = {}
         self._untried: list[str] = []
-        self._unmeasured: list[str] = []
+        self._unmeasured: str | None = None
 
     def run(self, output: Path, log: Path | None) -> Optimum:
         """Try, choose, write, report."""
@@ -355,8 +355,7 @@ class _Search:
         try:
             return batch_invariance(path, self._choosing, self._forms.session)
         except DataError as error:
-            if str(error) not in self._unmeasured:
-                self._unmeasured.append(str(error))
+            self._unmeasured = str(error)
             return None
 
     def _interleaved(self, paths: Sequence[Path]) -> Times:
@@ -393,10 +392,8 @@ class _Search:
 
     @property
     def _notes(self) -> tuple[str, ...]:
-        notes = tuple(self._unmeasured)
-        if self._untried:
-            notes += (f"not tried, as the time was up: {'; '.join(self._untried)}",)
-        return notes
+        untried = f"not tried, as the time was up: {'; '.join(self._untried)}"
+        return tuple(filter(None, [untried if self._untried else None, self._unmeasured]))
 
     def _told(self, trial: Trial) -> Trial:
         """A finalist with its drop on the samples that report, and its batch invariance."""
