@@ -11,7 +11,7 @@ layer's inputs and G [N, N] the moment of the gradients at its output, where the
 1. Scales by diag(C): of some that clip the largest number more or less, with either sign, because
    the integers reach further below z than above.
 2. Integers by error feedback (GPTQ, Frantar et al. 2023): what rounding one row does to the outputs
-   is made up for by the rows that are not rounded yet, as far as C lets it (:func:`feed_back`).
+   is made up for by the rows that are not rounded yet, as far as C lets it (:class:`Feedback`).
 3. Scales again: with the integers as they are, the best scales solve a least-squares problem.
 
 Steps 2 and 3 are done again while that lowers the damage. Then, for a residual, ``W − s(Q − z)`` is
@@ -163,15 +163,15 @@ def round_blocks(weight: Float64, moment: Float64 | None, bits: Bits = 4) -> Blo
     best = round_to_nearest(weight, None if moment is None else np.diag(moment), bits)
     if moment is None:
         return best
+    feedback, found = Feedback.of(moment), best
     least = damage(weight - best.values(), moment)
-    scale = best.scale
     for _ in range(_SWEEPS):
-        found = _fed_back(weight, moment, scale, bits)
+        found = _fed_back(feedback, weight, found)
         found = BlockWeight(found.numbers, _refitted(weight, moment, found), bits)
         lost = damage(weight - found.values(), moment)
         if lost >= least:
             break
-        best, least, scale = found, lost, found.scale
+        best, least = found, lost
     return best
 
 
@@ -206,51 +206,56 @@ def round_to_nearest(weight: Float64, importance: Float64 | None, bits: Bits = 4
     return BlockWeight(_integers(weight, scale, bits), scale, bits)
 
 
-def feed_back(
-    weight: Float64,
-    moment: Float64,
-    round_row: Callable[[int, Float64], Float64],
-    damping: float = _DAMPING,
-) -> Float64:
-    """Round ``weight`` [K, N] row by row; rows yet to come make up for the errors of earlier ones.
+@dataclass(frozen=True)
+class Feedback:
+    """How rows that are yet to be rounded make up for the errors of earlier ones.
 
     With ``H = C + damping`` and U upper triangular in ``H⁻¹ = UᵀU``, the best that the rows behind
-    row i can do about its error e_i is to change by ``−U_ij / U_ii · e_i``. The rows that vary most
-    go first, while many are left to make up for them.
+    row i can do about its error e_i is to change by ``−U_ij / U_ii · e_i``.
 
-    Args:
-        weight: what to round.
-        moment: ``[K, K]`` C.
-        round_row: given the index of a row and what it is now, ``[N]``, its rounded values ``[N]``.
-        damping: what is added to C, in its mean eigenvalues.
-
-    Returns:
-        ``[K, N]`` the rounded values.
+    Attributes:
+        order: ``[K]`` in which rows are rounded. Those that vary most go first, while many are left
+            to make up for them.
+        upper: ``[K, K]`` U, its rows and columns in that order.
     """
-    rows = len(weight)
-    order: Indices = np.argsort(-np.diag(moment), kind="stable")
-    backwards = order[::-1]
-    # C = V·Vᵀ with V upper triangular, from the lower factor of C read backwards.
-    half = damped_half(moment[np.ix_(backwards, backwards)], damping)[::-1, ::-1]
-    upper = linalg.solve_triangular(half, np.eye(rows), lower=False)
-    left = weight[order]
-    rounded = np.empty_like(left)
-    for start in range(0, rows, _TOGETHER):
-        stop = min(start + _TOGETHER, rows)
-        errors = np.empty((stop - start, weight.shape[1]))
-        for row in range(start, stop):
-            rounded[row] = round_row(int(order[row]), left[row])
-            errors[row - start] = (left[row] - rounded[row]) / upper[row, row]
-            left[row + 1 : stop] -= np.outer(upper[row, row + 1 : stop], errors[row - start])
-        left[stop:] -= upper[start:stop, stop:].T @ errors
-    result = np.empty_like(rounded)
-    result[order] = rounded
-    return result
+
+    order: Indices
+    upper: Float64
+
+    @classmethod
+    def of(cls, moment: Float64, damping: float = _DAMPING) -> Feedback:
+        """For inputs of covariance ``moment`` [K, K], damped by parts of its mean eigenvalue."""
+        order: Indices = np.argsort(-np.diag(moment), kind="stable")
+        backwards = order[::-1]
+        # H = V·Vᵀ with V upper triangular, from the lower factor of H read backwards.
+        half = damped_half(moment[np.ix_(backwards, backwards)], damping)[::-1, ::-1]
+        return cls(order, linalg.solve_triangular(half, np.eye(len(order)), lower=False))
+
+    def round(self, weight: Float64, round_row: Callable[[int, Float64], Float64]) -> Float64:
+        """``[K, N]`` the rounded values of ``weight`` [K, N].
+
+        Args:
+            weight: what to round.
+            round_row: given the index of a row and what it has become, ``[N]``, its rounded values.
+        """
+        rows, upper = len(weight), self.upper
+        left = weight[self.order]
+        rounded = np.empty_like(weight)
+        for start in range(0, rows, _TOGETHER):
+            stop = min(start + _TOGETHER, rows)
+            errors = np.empty((stop - start, weight.shape[1]))
+            for row in range(start, stop):
+                index = int(self.order[row])
+                rounded[index] = round_row(index, left[row])
+                errors[row - start] = (left[row] - rounded[index]) / upper[row, row]
+                left[row + 1 : stop] -= np.outer(upper[row, row + 1 : stop], errors[row - start])
+            left[stop:] -= upper[start:stop, stop:].T @ errors
+        return rounded
 
 
-def _fed_back(weight: Float64, moment: Float64, scale: Float32, bits: Bits) -> BlockWeight:
+def _fed_back(feedback: Feedback, weight: Float64, nearest: BlockWeight) -> BlockWeight:
     """Integers by error feedback, with scales as they are."""
-    half, steps = 1 << (bits - 1), scale.astype(np.float64)
+    half, steps = nearest.zero_point, nearest.scale.astype(np.float64)
     numbers = np.empty(weight.shape, np.uint8)
 
     def round_row(index: int, row: Float64) -> Float64:
@@ -259,8 +264,8 @@ def _fed_back(weight: Float64, moment: Float64, scale: Float32, bits: Bits) -> B
         numbers[index] = integers + half
         return integers * step
 
-    feed_back(weight, moment, round_row)
-    return BlockWeight(numbers, scale, bits)
+    feedback.round(weight, round_row)
+    return BlockWeight(numbers, nearest.scale, nearest.bits)
 
 
 def _refitted(weight: Float64, moment: Float64, found: BlockWeight) -> Float32:

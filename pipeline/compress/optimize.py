@@ -4,11 +4,13 @@ A candidate is a structure and a way to hold numbers:
 
 ======================  ============================================================================
 structure               all of the weights; networks with fewer neurons; these and low-rank factors
-numbers                 floats; integers with static scales; for size, 8- or 4-bit weights
+numbers                 floats; integers with static scales; for size, 8- or 4-bit weights, and
+                        4-bit weights with a low-rank residual
 ======================  ============================================================================
 
 Of each family (a structure and numbers) the smallest share within the drop is found by bisection,
-on one half of the held-out samples. What is left then runs against the rivals
+on one half of the held-out samples. What is left is tried with small
+embedding tables too, where there are any. All of it then runs against the rivals
 (:mod:`~pipeline.compress.rivals`), interleaved; the other half reports.
 
 On the CPU, ONNX Runtime is kept from a fusion that costs more than it saves
@@ -43,16 +45,21 @@ from compress_onnx.graph_passes.errors import (
     RequestError,
 )
 from compress_onnx.graph_passes.factorization.rounding import LIMIT
+from compress_onnx.graph_passes.factorization.weight_only import Bits
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
+from compress_onnx.graph_passes.rewriting.embeddings import EmbeddingsPass, tables
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import Learned
-from compress_onnx.pipeline.compress.rivals import RIVALS, weight_only
+from compress_onnx.pipeline.compress.rivals import RIVALS
 from compress_onnx.pipeline.compress.search import drop_of, halves
 from compress_onnx.pipeline.compress.trial_log import TrialLog
+from compress_onnx.pipeline.compress.weight_only import round_weights
 from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.model_file import model_size, save_model
+from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.measure.batch_invariance import batch_invariance
 from compress_onnx.pipeline.measure.benchmark import (
     BoundModel,
@@ -79,7 +86,10 @@ STEPS = 4
 
 ORIGINAL = "original"
 UNFUSED = "original, sums and norms apart"
-_FORMAT = "trial 1"
+SMALL_TABLES = "small embeddings"
+LARGEST_RESIDUAL = 0.25
+"""Of min(K, N): the rank at which 4-bit weights and an int8 residual take what 8-bit weights do."""
+_FORMAT = "trial 2"
 
 
 @dataclass(frozen=True)
@@ -175,12 +185,15 @@ class _Search:
             self._try(UNFUSED, lambda output: self._save(self._learned.original.copy(), output))
         for family in self._families():
             self._bisect(family)
+        self._try_small_tables()
         finalists = self._finalists()
         timed = self._timed(finalists)
         best = self._best([trial for trial in timed if not trial.rival])
         fallback = self._best([trial for trial in timed if trial.rival])
         assert fallback is not None  # the original is always within
         winner = fallback
+        if best is not None:
+            best = self._smallest_alike(best, fallback, timed)
         if best is not None and self._gain(best, fallback) >= LEAST_GAIN:
             winner = best
         if winner.name == ORIGINAL:
@@ -210,6 +223,12 @@ class _Search:
         if self._spec.objective == "size" and self._spec.integers:
             yield _Family("neurons, 4-bit weights", self._builder("neurons", "4-bit weights"))
             yield _Family("neurons, 8-bit weights", self._builder("neurons", "8-bit weights"))
+            yield _Family(
+                "4-bit weights and residual",
+                lambda share, output: self._save(
+                    self._rounded(self._learned.original, 4, share * LARGEST_RESIDUAL), output
+                ),
+            )
 
     def _builder(
         self, structure: Literal["neurons", "both"], numbers: Numbers
@@ -222,13 +241,40 @@ class _Search:
                 rounded = round_model(model, self._learned.samples, settings, limit=limit)
                 if not rounded.integers:
                     raise NothingToCompressError("no layer can multiply integers")
-                self._save(rounded.model, output)
-            else:
-                self._save(model, output)
-            if numbers in {"8-bit weights", "4-bit weights"}:
-                weight_only(output, output, 4 if numbers == "4-bit weights" else 8)
+                model = rounded.model
+            elif numbers != "floats":
+                model = self._rounded(model, 4 if numbers == "4-bit weights" else 8)
+            self._save(model, output)
 
         return build
+
+    def _rounded(self, model: ir.Model | Original, bits: Bits, residual: float = 0.0) -> ir.Model:
+        """``model`` with weights of so many ``bits``."""
+        basis = self._learned.basis(CompressionSpec(sequential=False))
+        rounded = round_weights(
+            model,
+            self._learned.samples,
+            self._learned.settings,
+            bits=bits,
+            residual=residual,
+            gradients=basis.gradients.stats if basis.gradients else None,
+        )
+        if not rounded.damage:
+            raise NothingToCompressError("no layer can keep integers")
+        return rounded.model
+
+    def _try_small_tables(self) -> None:
+        """The original and the best of each family once more, with embedding tables of 8 bits."""
+        if None in tables(self._learned.original.model).values():
+            ours = [trial.name for trial in self._finalists() if not trial.rival]
+            for name in (ORIGINAL, *ours):
+                self._try(f"{name}, {SMALL_TABLES}", partial(self._write_small_tables, name))
+
+    def _write_small_tables(self, name: str, output: Path) -> None:
+        model = self._learned.original.copy() if name == ORIGINAL else ir.load(self._path(name))
+        EmbeddingsPass()(model)
+        CleanupPass()(model)
+        self._save(model, output)
 
     def _save(self, model: ir.Model, output: Path) -> None:
         if self._unfused:
@@ -409,6 +455,20 @@ class _Search:
         if self._spec.objective == "size":
             return min(within, key=lambda trial: trial.size_bytes or 0, default=None)
         return max(within, key=lambda trial: trial.speedup or 0, default=None)
+
+    def _smallest_alike(self, best: Trial, fallback: Trial, trials: Sequence[Trial]) -> Trial:
+        """The smallest of ours as fast as ``best``, nearly, that is worth it over ``fallback``."""
+        if self._spec.objective == "size":
+            return best
+        alike = [
+            trial
+            for trial in trials
+            if not trial.rival
+            and trial.within
+            and self._gain(best, trial) <= LEAST_GAIN
+            and self._gain(trial, fallback) >= LEAST_GAIN
+        ]
+        return min(alike, key=lambda trial: trial.size_bytes or 0, default=best)
 
     def _gain(self, ours: Trial, other: Trial) -> float:
         """How many times as good ``ours`` is."""

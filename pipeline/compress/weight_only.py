@@ -53,7 +53,7 @@ def round_weights(
     settings: RunSettings | None = None,
     *,
     bits: Bits = 4,
-    rank: int = 0,
+    residual: float = 0.0,
     storage: Storage = "int8",
     gradients: Mapping[str, GradientStats] | None = None,
 ) -> WeightOnlyModel:
@@ -64,7 +64,7 @@ def round_weights(
         samples: what statistics are taken on; None looks at the weights alone.
         settings: how it is run.
         bits: of a weight.
-        rank: of the residual of each weight; 0 for none.
+        residual: the rank of the factors of what is left over, in parts of min(K, N).
         storage: how the file holds the factors of residuals.
         gradients: of layers, by name, of this model or of one that it was made of.
 
@@ -90,6 +90,7 @@ def round_weights(
                 floats |= {name: reason or shared for name, reason in reasons.items()}
             else:
                 weight, known = sites[0].weight.array(), _known(sites, stats, gradients or {})
+                rank = round(residual * min(weight.shape))
                 rounded[key] = round_weight_only(weight, known, bits, rank=rank, storage=storage)
             update(done + 1)
     rewritten = original.copy()
