@@ -34,7 +34,7 @@ from compress_onnx.graph_passes.factorization.activations import ActivationStats
 from compress_onnx.graph_passes.factorization.asvd import ASVD
 from compress_onnx.graph_passes.factorization.base import Method, Term
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton, damped_half
-from compress_onnx.graph_passes.factorization.storage import Storage
+from compress_onnx.graph_passes.factorization.storage import Packed, Storage
 from compress_onnx.graph_passes.factorization.svd import SVD
 
 Bits = Literal[4, 8]
@@ -56,7 +56,7 @@ class BlockWeight:
 
     Attributes:
         numbers: ``[K, N]`` of 0 … 2^bits − 1.
-        scale: ``[ceil(K / BLOCK), N]``.
+        scale: ``[ceil(K / BLOCK), N]``; numbers of float16, unless that cannot hold them.
         bits: of a number.
     """
 
@@ -68,6 +68,14 @@ class BlockWeight:
     def zero_point(self) -> int:
         """The integer that stands for zero."""
         return 1 << (self.bits - 1)
+
+    @property
+    def stored_scale(self) -> Packed | None:
+        """How a file holds the scale in half of the bytes; None where it cannot."""
+        with np.errstate(over="ignore"):
+            short = self.scale.astype(np.float16)
+        exact = bool((short.astype(np.float32) == self.scale).all())
+        return Packed("float16", short) if exact else None
 
     def values(self) -> Float32:
         """``[K, N]`` the numbers that a graph computes with."""
@@ -198,7 +206,7 @@ def round_to_nearest(weight: Float64, importance: Float64 | None, bits: Bits = 4
     least = np.full((blocks, columns), np.inf)
     scale = np.ones((blocks, columns), np.float32)
     for part in (*_CLIPPING[bits], *-_CLIPPING[bits]):
-        step = _finite_scale(-part * furthest / half)
+        step = _as_stored(-part * furthest / half)
         exact = step.astype(np.float64)[:, None]
         integers = np.clip(np.rint(cut / exact), -half, half - 1)
         lost = (minded * np.square(cut - integers * exact)).sum(axis=1)
@@ -286,7 +294,7 @@ def _refitted(weight: Float64, moment: Float64, found: BlockWeight) -> Float32:
     ridge = 1e-4 * np.trace(normal, axis1=1, axis2=2) / len(starts) + np.finfo(np.float64).tiny
     normal += ridge[:, None, None] * np.eye(len(starts))
     change = np.linalg.solve(normal, target.T[:, :, None])[:, :, 0].T
-    return _finite_scale(found.scale.astype(np.float64) + change)
+    return _as_stored(found.scale.astype(np.float64) + change)
 
 
 def _integers(weight: Float64, scale: Float32, bits: Bits) -> NDArray[np.uint8]:
@@ -301,10 +309,17 @@ def _by_row(scale: Float32, rows: int) -> Float64:
     return np.repeat(scale.astype(np.float64), BLOCK, axis=0)[:rows]
 
 
-def _finite_scale(scale: Float64) -> Float32:
-    """``scale`` in float32, none of them zero: a block of zeros has any."""
+def _as_stored(scale: Float64) -> Float32:
+    """``scale`` as numbers of float16 where all of them are in its range, else of float32.
+
+    None is zero: a block of zeros has any scale.
+    """
     tiny = np.finfo(np.float32).tiny
-    return np.where(np.abs(scale) < tiny, tiny, scale).astype(np.float32)
+    exact = np.where(np.abs(scale) < tiny, 1.0, scale).astype(np.float32)
+    size, half = np.abs(exact), np.finfo(np.float16)
+    if size.min() < half.tiny or size.max() > half.max:
+        return exact
+    return exact.astype(np.float16).astype(np.float32)
 
 
 def _metrics(stats: ActivationStats | None) -> tuple[Float64 | None, Float64 | None]:

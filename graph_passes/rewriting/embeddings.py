@@ -24,8 +24,9 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.factorization.rounding import round_weight
+from compress_onnx.graph_passes.factorization.storage import Packed
 from compress_onnx.graph_passes.factorization.weight_only import BLOCK, Bits, round_to_nearest
-from compress_onnx.graph_passes.rewriting.initializers import register
+from compress_onnx.graph_passes.rewriting.initializers import Initializers, in_memory, register
 from compress_onnx.graph_passes.rewriting.integers import CONTRIB
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
 from compress_onnx.graph_passes.sites.weights import STANDARD_DOMAINS, read
@@ -56,7 +57,7 @@ class EmbeddingsPass(ir.passes.InPlacePass):
             if reason is None
         ]
         for table in taking:
-            _rewrite(table, self._bits, names)
+            _rewrite(table, self._bits, Initializers(names, in_memory))
         if taking and self._bits == 4:
             model.opset_imports.setdefault(CONTRIB, 1)
         return ir.passes.PassResult(model, modified=bool(taking))
@@ -102,30 +103,33 @@ def _reads_rows(node: ir.Node) -> bool:
     )
 
 
-def _rewrite(table: ir.Value, bits: Bits, names: UniqueNames) -> None:
+def _rewrite(table: ir.Value, bits: Bits, initializers: Initializers) -> None:
     assert table.const_value is not None
     assert table.graph is not None
-    numbers, scale = _rounded(cast("Float32", read(table.const_value)), bits)
+    numbers, scale, stored = _rounded(cast("Float32", read(table.const_value)), bits)
+    kept = initializers.keep(table, "scale", scale, stored)
+    name = initializers.names(f"{table.name}.integers")
     operands = [
-        register(table.graph, ir.tensor(array, name=names(f"{table.name}.{role}")))
-        for array, role in ((numbers, "integers"), (scale, "scale"))
+        register(table.graph, ir.tensor(numbers, name=name)),
+        initializers.place(table, kept, {}),
     ]
     for gather in [node for node, _ in table.uses()]:
-        nodes = list(_reading(gather, operands, bits, names))
+        nodes = list(_reading(gather, operands, bits, initializers.names))
         old, new = gather.outputs[0], nodes[-1].outputs[0]
         new.type, new.shape = old.type, old.shape
         assert gather.graph is not None
         ir.convenience.replace_nodes_and_values(gather.graph, gather, [gather], nodes, [old], [new])
 
 
-def _rounded(table: Float32, bits: Bits) -> tuple[Array, Array]:
-    """The integers and scales of a table [V, H], as the graph reads them."""
+def _rounded(table: Float32, bits: Bits) -> tuple[Array, Array, Packed | None]:
+    """The integers and scales of a table [V, H] as the graph reads them, and as the file does."""
     if bits == 8:
         by_row = round_weight(table.T)
-        return np.ascontiguousarray(by_row.numbers.T), by_row.scale[:, None]
+        return np.ascontiguousarray(by_row.numbers.T), by_row.scale[:, None], None
     blocks = round_to_nearest(table.T.astype(np.float64), None, bits)
-    numbers = np.ascontiguousarray(blocks.numbers.T)  # [V, H]
-    return numbers[:, ::2] | (numbers[:, 1::2] << 4), np.ascontiguousarray(blocks.scale.T)
+    numbers, scale = np.ascontiguousarray(blocks.numbers.T), blocks.stored_scale  # [V, H]
+    halves = numbers[:, ::2] | (numbers[:, 1::2] << 4)
+    return halves, blocks.scale.T, scale and scale.transposed()
 
 
 def _reading(

@@ -113,6 +113,10 @@ class _Kept:
         self._base = found.base
         self._initializers = initializers
         self._accuracy_level = accuracy_level
+        scale = found.base.stored_scale
+        self._scale = initializers.keep(  # [N, blocks]
+            self._owner, "scale", found.base.scale.T, scale and scale.transposed()
+        )
         self._factors: list[Kept] = []
         if (term := found.residual) is not None:
             down, up = term.packed or (None, None)
@@ -131,11 +135,13 @@ class _Kept:
 
     def rewrite(self) -> None:
         """Put it into the graph."""
-        operands = [
-            self._register(_packed(self._base), "integers"),
-            self._register(np.ascontiguousarray(self._base.scale.T).reshape(-1), "scale"),
-        ]
         decoding = {SITE_PROPERTY: self._sites[0].name}
+        assert self._owner.graph is not None
+        name = self._initializers.names(f"{self._owner.name}.integers")
+        operands = [
+            register(self._owner.graph, ir.tensor(_packed(self._base), name=name)),
+            self._initializers.place(self._owner, self._scale, decoding),
+        ]
         factors = [
             self._initializers.place(self._owner, factor, decoding) for factor in self._factors
         ]
@@ -155,11 +161,6 @@ class _Kept:
                 hidden = writer.node("MatMul", [site.input, factors[0]])
                 output = writer.node("Add", [output, writer.node("MatMul", [hidden, factors[1]])])
             writer.replace(output, bias)
-
-    def _register(self, numbers: Array, role: str) -> ir.Value:
-        assert self._owner.graph is not None
-        name = self._initializers.names(f"{self._owner.name}.{role}")
-        return register(self._owner.graph, ir.tensor(numbers, name=name))
 
 
 class _Writer:

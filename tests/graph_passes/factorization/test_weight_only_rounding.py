@@ -164,3 +164,14 @@ def test_weights_of_zeros_and_inputs_that_never_vary(bits: int) -> None:
     found = round_weight_only(weight, still, bits)
     assert np.abs(weight - found.base.values()).max() < np.abs(weight).max() / (1 << (bits - 2))
     assert found.damage == 0
+
+
+@pytest.mark.parametrize(("size", "short"), [(1.0, True), (1e-6, False), (1e7, False)])
+def test_scales_take_half_of_the_bytes_where_they_can(size: float, short: bool) -> None:
+    found = round_to_nearest(size * weight_of((40, 5), 0), None)
+    stored = found.stored_scale
+    assert (stored is not None) == short
+    if stored is not None:
+        np.testing.assert_array_equal(stored.values(np.dtype(np.float32)), found.scale)
+    left = size * weight_of((40, 5), 0) - found.values()
+    assert np.abs(left).max() < 0.4 * size

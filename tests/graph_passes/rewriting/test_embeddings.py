@@ -68,7 +68,7 @@ def test_the_reference_computes_the_same() -> None:
 
 def test_a_damaged_scale_is_seen() -> None:
     after = rewritten(build(), 8)
-    scale = next(t for t in after.graph.initializer if t.name.endswith(".scale"))
+    scale = next(t for t in after.graph.initializer if ".scale" in t.name)
     damaged = onnx.numpy_helper.to_array(scale).copy()
     damaged[3] *= 1.5
     scale.CopyFrom(onnx.numpy_helper.from_array(damaged, scale.name))
