@@ -4,13 +4,13 @@ A candidate is a structure and a way to hold numbers:
 
 ======================  ============================================================================
 structure               all of the weights; networks with fewer neurons; these and low-rank factors
-numbers                 floats; integers with static scales; for size, 8- or 4-bit weights, and
-                        4-bit weights with a low-rank residual
+numbers                 floats; integers with static scales; for size, 8- or 4-bit weights, also
+                        with embedding tables of 4 bits, or with a low-rank residual
 ======================  ============================================================================
 
 Of each family (a structure and numbers) the smallest share within the drop is found by bisection,
 on one half of the held-out samples. What is left is tried with small
-embedding tables too, where there are any. All of it then runs against the rivals
+embedding tables of 8 bits (for size, of 4 too). All of it then runs against the rivals
 (:mod:`~pipeline.compress.rivals`), interleaved; the other half reports.
 
 On the CPU, ONNX Runtime is kept from a fusion that costs more than it saves
@@ -76,7 +76,9 @@ from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
 
 Objective = Literal["latency", "size"]
-Numbers = Literal["floats", "integers", "8-bit weights", "4-bit weights"]
+Numbers = Literal[
+    "floats", "integers", "8-bit weights", "4-bit weights", "4-bit weights and embeddings"
+]
 
 LEAST_GAIN = 1.02
 """How many times as good as the best rival ours has to be."""
@@ -86,7 +88,6 @@ STEPS = 4
 
 ORIGINAL = "original"
 UNFUSED = "original, sums and norms apart"
-SMALL_TABLES = "small embeddings"
 LARGEST_RESIDUAL = 0.25
 """Of min(K, N): the rank at which 4-bit weights and an int8 residual take what 8-bit weights do."""
 _FORMAT = "trial 2"
@@ -216,19 +217,17 @@ class _Search:
 
     def _families(self) -> Iterator[_Family]:
         """In the order in which they are worth the time."""
+        if self._spec.objective == "size" and self._spec.integers:
+            few: list[Numbers] = ["4-bit weights", "8-bit weights"]
+            if self._has_tables(4):
+                few.insert(0, "4-bit weights and embeddings")
+            for numbers in few:
+                yield _Family(f"neurons, {numbers}", self._builder("neurons", numbers))
+            yield _Family("4-bit weights and residual", self._write_residual)
         if self._spec.integers:
             yield _Family("neurons, integers", self._builder("neurons", "integers"))
         yield _Family("neurons", self._builder("neurons", "floats"))
         yield _Family("neurons and low rank", self._builder("both", "floats"))
-        if self._spec.objective == "size" and self._spec.integers:
-            yield _Family("neurons, 4-bit weights", self._builder("neurons", "4-bit weights"))
-            yield _Family("neurons, 8-bit weights", self._builder("neurons", "8-bit weights"))
-            yield _Family(
-                "4-bit weights and residual",
-                lambda share, output: self._save(
-                    self._rounded(self._learned.original, 4, share * LARGEST_RESIDUAL), output
-                ),
-            )
 
     def _builder(
         self, structure: Literal["neurons", "both"], numbers: Numbers
@@ -243,7 +242,9 @@ class _Search:
                     raise NothingToCompressError("no layer can multiply integers")
                 model = rounded.model
             elif numbers != "floats":
-                model = self._rounded(model, 4 if numbers == "4-bit weights" else 8)
+                model = self._rounded(model, 8 if numbers == "8-bit weights" else 4)
+            if numbers == "4-bit weights and embeddings":
+                _shrink_tables(model, 4)
             self._save(model, output)
 
         return build
@@ -263,17 +264,26 @@ class _Search:
             raise NothingToCompressError("no layer can keep integers")
         return rounded.model
 
+    def _write_residual(self, share: float, output: Path) -> None:
+        residual = share * LARGEST_RESIDUAL
+        self._save(self._rounded(self._learned.original, 4, residual), output)
+
     def _try_small_tables(self) -> None:
         """The original and the best of each family once more, with embedding tables of 8 bits."""
-        if None in tables(self._learned.original.model).values():
-            ours = [trial.name for trial in self._finalists() if not trial.rival]
-            for name in (ORIGINAL, *ours):
-                self._try(f"{name}, {SMALL_TABLES}", partial(self._write_small_tables, name))
+        ours = [trial.name for trial in self._finalists() if not trial.rival]
+        names = [name for name in (ORIGINAL, *ours) if "embeddings" not in name]
+        bits: tuple[Bits, ...] = (8, 4) if self._spec.objective == "size" else (8,)
+        for count in filter(self._has_tables, bits):
+            for name in names:
+                write = partial(self._write_small_tables, name, count)
+                self._try(f"{name}, {count}-bit embeddings", write)
 
-    def _write_small_tables(self, name: str, output: Path) -> None:
+    def _has_tables(self, bits: Bits) -> bool:
+        return None in tables(self._learned.original.model, bits).values()
+
+    def _write_small_tables(self, name: str, bits: Bits, output: Path) -> None:
         model = self._learned.original.copy() if name == ORIGINAL else ir.load(self._path(name))
-        EmbeddingsPass()(model)
-        CleanupPass()(model)
+        _shrink_tables(model, bits)
         self._save(model, output)
 
     def _save(self, model: ir.Model, output: Path) -> None:
@@ -518,6 +528,11 @@ class _Search:
             self._choosing.inputs,
             {} if self._choosing.labels is None else {"labels": self._choosing.labels},
         )
+
+
+def _shrink_tables(model: ir.Model, bits: Bits) -> None:
+    EmbeddingsPass(bits)(model)
+    CleanupPass()(model)
 
 
 def _smaller(one: Trial, other: Trial) -> bool:

@@ -9,8 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import samples, saved, two_layers
 
+from compress_onnx.pipeline.compress import optimize as module
 from compress_onnx.pipeline.compress.learn import learn
-from compress_onnx.pipeline.compress.optimize import SMALL_TABLES, OptimizeSpec, optimize
+from compress_onnx.pipeline.compress.optimize import OptimizeSpec, optimize
 from compress_onnx.pipeline.compress.weight_only import round_weights
 from compress_onnx.pipeline.files.model_file import model_size, save_model
 from compress_onnx.pipeline.recipe import BenchmarkSpec
@@ -108,13 +109,38 @@ def test_small_tables_are_taken_where_they_cost_nothing(encoder, tmp_path, objec
     report = optimize(learned, ids(40, 7), tmp_path / "best.onnx", spec)
     trials = {trial.name: trial for trial in report.trials}
     assert not [trial.problem for trial in report.trials if trial.problem]
-    pairs = [(n, n.removesuffix(f", {SMALL_TABLES}")) for n in trials if n.endswith(SMALL_TABLES)]
-    assert len(pairs) > 1
-    for small, large in pairs:
-        saved_bytes = trials[large].size_bytes - trials[small].size_bytes
-        assert saved_bytes > ROWS * (3 * FEATURES - 4) - 2000  # names of nodes
+    for bits in (8, 4) if objective == "size" else (8,):
+        behind = f", {bits}-bit embeddings"
+        pairs = [(n, n.removesuffix(behind)) for n in trials if n.endswith(behind)]
+        assert len(pairs) > 1
+        for small, large in pairs:
+            fewer_bytes = trials[large].size_bytes - trials[small].size_bytes
+            row_bytes = FEATURES + 4 if bits == 8 else FEATURES // 2 + FEATURES // 32 * 2
+            names_and_nodes = 2000
+            assert fewer_bytes > ROWS * (4 * FEATURES - row_bytes) - names_and_nodes
     if objective == "size":
-        assert report.winner.endswith(SMALL_TABLES)
+        assert "embeddings" in report.winner
         best = tmp_path / "best.onnx"
         assert trials[report.winner].size_bytes == model_size(best, best).candidate_bytes
         assert any(name.startswith("4-bit weights and residual") for name in trials)
+
+
+@pytest.mark.parametrize(("speed", "taken"), [(1.99, True), (1.9, False)])
+def test_smaller_files_win_among_equally_fast_ones(encoder, tmp_path, monkeypatch, speed, taken):
+    timed = module._Search._timed
+
+    def timed_as_told(self, trials):
+        def told(trial):
+            small = trial.name == "neurons, integers, 100.0%, 8-bit embeddings"
+            ours = {"neurons, integers, 100.0%": 2.0}.get(trial.name, 1.0)
+            return speed if small else ours
+
+        return [t.model_copy(update={"speedup": told(t)}) for t in timed(self, trials)]
+
+    monkeypatch.setattr(module._Search, "_timed", timed_as_told)
+    monkeypatch.setattr(module, "STEPS", 0)
+    quick = BenchmarkSpec(warmup=1, iterations=2, batch=2, length=LENGTH)
+    spec = OptimizeSpec(max_drop=0.05, benchmark=quick)
+    report = optimize(learn(encoder, ids(100)), ids(40, 7), tmp_path / "best.onnx", spec)
+    assert report.winner.endswith("8-bit embeddings") == taken
+    assert report.winner.startswith("neurons, integers, 100.0%")
