@@ -139,7 +139,7 @@ def test_smaller_files_win_among_equally_fast_ones(encoder, tmp_path, monkeypatc
 
     monkeypatch.setattr(module._Search, "_timed", timed_as_told)
     monkeypatch.setattr(module, "STEPS", 0)
-    quick = BenchmarkSpec(warmup=1, iterations=2, batch=2, length=LENGTH)
+    quick = BenchmarkSpec(warmup=1, iterations=5, batch=2, length=LENGTH)
     spec = OptimizeSpec(max_drop=0.05, benchmark=quick)
     report = optimize(learn(encoder, ids(100)), ids(40, 7), tmp_path / "best.onnx", spec)
     assert report.winner.endswith("8-bit embeddings") == taken
