@@ -242,7 +242,8 @@ class _Search:
                     raise NothingToCompressError("no layer can multiply integers")
                 model = rounded.model
             elif numbers != "floats":
-                model = self._rounded(model, 8 if numbers == "8-bit weights" else 4)
+                known = self._learned.original if share == 1 else model
+                model = self._rounded(known, 8 if numbers == "8-bit weights" else 4)
             if numbers == "4-bit weights and embeddings":
                 _shrink_tables(model, 4)
             self._save(model, output)
@@ -269,7 +270,7 @@ class _Search:
         self._save(self._rounded(self._learned.original, 4, residual), output)
 
     def _try_small_tables(self) -> None:
-        """The original and the best of each family once more, with embedding tables of 8 bits."""
+        """The original and the best of each family once more, with smaller embedding tables."""
         ours = [trial.name for trial in self._finalists() if not trial.rival]
         names = [name for name in (ORIGINAL, *ours) if "embeddings" not in name]
         bits: tuple[Bits, ...] = (8, 4) if self._spec.objective == "size" else (8,)
