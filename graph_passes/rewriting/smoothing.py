@@ -5,9 +5,9 @@
 Rules:
 
 1. All layers that read one value in one graph are divided alike.
-2. Where nothing else reads the value, and a scale (and shift) for each input makes it, such as a
-   norm's, the division goes into these: no node is added. Else one Mul stands in front of the
-   layers.
+2. Where nothing else reads the value, the division goes into what makes it, and no node is added:
+   a scale (and shift) for each input, such as a norm's, or the columns of a weight, such as the
+   first factor of a low-rank chain. Else one Mul stands in front of the layers.
 3. A weight that layers of other inputs read as well stays, and so do its layers; so do stacks, and
    layers with their weight on the left.
 4. No initializer is edited in place.
@@ -128,7 +128,7 @@ def _multiply(group: Readers, divisor: Float64, initializers: Initializers) -> N
 
 
 def _constants(value: ir.Value, readers: set[ir.Node], size: int) -> list[tuple[ir.Node, int]]:
-    """The scale and shift of ``size`` that make ``value``, if only ``readers`` read it."""
+    """The operands that make ``value``, of ``size`` inputs, if only ``readers`` read it."""
     node = value.producer()
     if node is None or value.is_graph_output() or any(n not in readers for n, _ in value.uses()):
         return []
@@ -139,7 +139,11 @@ def _constants(value: ir.Value, readers: set[ir.Node], size: int) -> list[tuple[
         whole = axis == -1 or (value.shape is not None and axis == len(value.shape) - 1)
         constant = all(_is_vector(node.inputs[index], size) for index in operands)
         return [(node, index) for index in operands] if whole and constant else []
-    if node.domain not in STANDARD_DOMAINS or node.op_type not in {"Add", "Mul"}:
+    if node.domain not in STANDARD_DOMAINS:
+        return []
+    if node.op_type == "MatMul" and _columns(node.inputs[1]) == size:
+        return [(node, 1)]
+    if node.op_type not in {"Add", "Mul"}:
         return []
     for index in (0, 1):
         other = node.inputs[1 - index]
@@ -157,6 +161,13 @@ def _is_vector(value: ir.Value | None, size: int) -> bool:
         return False
     shape = value.const_value.shape.numpy()
     return bool(shape) and shape[-1] == size and int(np.prod(shape)) == shape[-1]
+
+
+def _columns(value: ir.Value | None) -> int | None:
+    """Of a constant matrix."""
+    if value is None or value.const_value is None or len(value.const_value.shape) != 2:
+        return None
+    return int(value.const_value.shape.numpy()[1])
 
 
 def _placed(owner: ir.Value, numbers: Array, initializers: Initializers) -> ir.Value:

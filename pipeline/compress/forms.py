@@ -2,12 +2,14 @@
 
 ======================  ============================================================================
 structure               all of the weights; networks with fewer neurons; these and low-rank factors
-numbers                 floats; integers with static scales; for size, 8- or 4-bit weights; on CUDA,
-                        which has no fast product of integers, half floats instead of integers
+numbers                 floats; integers with static scales; for size, weights of 8 or 4 bits; on
+                        CUDA, which has no fast product of integers, half floats instead of integers
 share                   of the parameters of the linear layers; 1 keeps all of the weights
 ======================  ============================================================================
 
-A family is a structure and numbers, at any share.
+A family is a structure and numbers, at any share. One more is for size: all weights in 4 bits with
+a low-rank residual, whose share is that of the largest rank. Where weights are integers, embedding
+tables have 8 bits; in one family they have 4.
 
 On the CPU, ONNX Runtime may be kept from a fusion that costs more than it saves
 (:mod:`graph_passes.rewriting.unfused_norms`): ``unfused`` says whether it is.
@@ -15,32 +17,52 @@ On the CPU, ONNX Runtime may be kept from a fusion that costs more than it saves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import NothingToCompressError
+from compress_onnx.graph_passes.factorization import GradientStats
 from compress_onnx.graph_passes.factorization.rounding import LIMIT, LIMIT_WITHOUT_VNNI
+from compress_onnx.graph_passes.factorization.weight_only import Bits
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Objective
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
+from compress_onnx.graph_passes.rewriting.embeddings import EmbeddingsPass, tables
+from compress_onnx.graph_passes.rewriting.integers import IntegerForm
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
+from compress_onnx.graph_passes.sites.ffn import find_ffns
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.half import half_model
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import Learned
-from compress_onnx.pipeline.compress.rivals import weight_only
+from compress_onnx.pipeline.compress.weight_only import round_weights
 from compress_onnx.pipeline.files.model_file import save_model
+from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.recipe import OptimizeSpec
 from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
 
 Structure = Literal["neurons", "both"]
-Numbers = Literal["floats", "half floats", "integers", "8-bit weights", "4-bit weights"]
+Numbers = Literal[
+    "floats",
+    "half floats",
+    "integers",
+    "8-bit weights",
+    "4-bit weights",
+    "4-bit weights and embeddings",
+]
 LOW_RANK = "low rank"
 """In the name of every family that has factors."""
+
+LARGEST_RESIDUAL = 0.25
+"""Of min(K, N): the rank at which 4-bit weights and an int8 residual take what 8-bit weights do."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +105,20 @@ class Forms:
 
     def families(self) -> Iterator[Family]:
         """In the order in which they are worth the time."""
+        if self.spec.objective == "size" and self.spec.integers:
+            if None in tables(self.learned.original.model, 4).values():
+                yield self._family("neurons", "4-bit weights and embeddings")
+            yield self._family("neurons", "4-bit weights")
+            yield self._family("neurons", "8-bit weights")
+            yield Family("4-bit weights and residual", "4-bit weights", self._with_residual)
         if self.provider == "cuda":
             yield self._family("neurons", "half floats")
             yield self._family("both", "half floats")
         elif self.spec.integers:
             yield self._family("neurons", "integers")
+            yield self._family("both", "integers")
         yield self._family("neurons", "floats")
         yield self._family("both", "floats")
-        if self.spec.objective == "size" and self.spec.integers:
-            yield self._family("neurons", "4-bit weights")
-            yield self._family("neurons", "8-bit weights")
 
     def save(self, model: ir.Model, output: Path) -> None:
         """Write ``model``, its sums and norms apart where that is faster."""
@@ -123,24 +149,74 @@ class Forms:
     ) -> Callable[[float, Path], Compressed | None]:
         def build(share: float, output: Path) -> Compressed | None:
             compressed = None if share == 1 else self._thinned(structure, share)
-            model = self.learned.original.copy() if compressed is None else compressed.model
-            if numbers == "integers":
-                assert self.learned.samples is not None
-                settings = self.learned.settings
-                rounded = round_model(model, self.learned.samples, settings, limit=self.limit)
-                if not rounded.integers:
-                    raise NothingToCompressError("no layer can multiply integers")
-                self.save(rounded.model, output)
-            elif numbers == "half floats":
-                settings = replace(self.learned.settings, session=self.session)
-                self.save(half_model(model, self.learned.samples, settings).model, output)
+            if compressed is None:
+                held = self._held(self.learned.original, self._moments(None), numbers)
             else:
-                self.save(model, output)
-            if numbers in {"8-bit weights", "4-bit weights"}:
-                weight_only(output, output, 4 if numbers == "4-bit weights" else 8)
+                held = self._held(compressed.model, self._moments(compressed), numbers)
+            self.save(held, output)
             return compressed if numbers == "floats" else _noting(compressed, numbers)
 
         return build
+
+    def _held(
+        self, model: ir.Model | Original, moments: Mapping[str, Float64], numbers: Numbers
+    ) -> ir.Model:
+        """``model`` with its weights held as ``numbers``."""
+        samples, settings = self.learned.samples, self.learned.settings
+        assert samples is not None
+        if numbers == "floats":
+            return model.copy() if isinstance(model, Original) else model
+        if numbers == "half floats":
+            return half_model(model, samples, replace(settings, session=self.session)).model
+        if numbers == "integers":
+            form: IntegerForm = "qdq" if self.provider == "openvino" else "fused"
+            rounded = round_model(
+                model, samples, settings, form=form, limit=self.limit, moments=moments
+            )
+            if not rounded.integers:
+                raise NothingToCompressError("no layer can multiply integers")
+            return _small_tables(rounded.model, 8)
+        found = self._rounded(model, 8 if numbers == "8-bit weights" else 4)
+        return _small_tables(found, 4 if numbers == "4-bit weights and embeddings" else 8)
+
+    def _rounded(self, model: ir.Model | Original, bits: Bits, residual: float = 0.0) -> ir.Model:
+        """``model`` with weights of so many ``bits``."""
+        rounded = round_weights(
+            model,
+            self.learned.samples,
+            self.learned.settings,
+            bits=bits,
+            residual=residual,
+            gradients=self._gradients,
+        )
+        if not rounded.damage:
+            raise NothingToCompressError("no layer can keep its weights in few bits")
+        return rounded.model
+
+    def _with_residual(self, share: float, output: Path) -> None:
+        rounded = self._rounded(self.learned.original, 4, share * LARGEST_RESIDUAL)
+        self.save(_small_tables(rounded, 8), output)
+
+    @cached_property
+    def _gradients(self) -> Mapping[str, GradientStats]:
+        """By site name; none where the model has none."""
+        basis = self.learned.basis(CompressionSpec(sequential=False, objective=self.objective))
+        return {} if basis.gradients is None else basis.gradients.stats
+
+    def _moments(self, compressed: Compressed | None) -> Mapping[str, Float64]:
+        """``[N, N]`` of the gradients at the output of each layer, by the name of its node."""
+        sites = self.learned.original.table.sites
+        found = {
+            str(site.node.name): self._gradients[site.name].moment
+            for site in sites
+            if site.name in self._gradients
+        }
+        for name, folded in compressed.folded().items() if compressed else ():
+            for up in next(ffn for ffn in find_ffns(sites).ffns if ffn.name == name).ups:
+                node = str(up.node.name)
+                if node in found:
+                    found[node] = found[node][np.ix_(folded.kept, folded.kept)]
+        return found
 
     def _thinned(self, structure: Structure, share: float) -> Compressed:
         request = CompressionSpec(params=share, sequential=False, objective=self.objective)
@@ -148,6 +224,13 @@ class Forms:
         ffns: Literal["neurons"] = "neurons"
         request = request.model_copy(update={"method": method, "ffns": ffns})
         return self.learned.compress(request)
+
+
+def _small_tables(model: ir.Model, bits: Bits) -> ir.Model:
+    """``model`` with embedding tables of so many ``bits``, in place."""
+    EmbeddingsPass(bits)(model)
+    CleanupPass()(model)
+    return model
 
 
 def _noting(compressed: Compressed | None, numbers: Numbers) -> Compressed | None:

@@ -24,6 +24,7 @@ NORMS = {
         m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) p = Mul(d, d) v = ReduceMean<axes=[-1]>(p)
         e = Add(v, eps) q = Sqrt(e) u = Div(d, q) t = Mul(u, s) n = Add(t, b)
         y = MatMul(n, w) }}""",
+    "a factor": f"g {TYPES} {{ n = MatMul(x, v) y = MatMul(n, w) }}",
     "two readers": f"""g {TYPES} {{
         n = LayerNormalization(x, s, b) l = MatMul(n, w) r = MatMul(n, v) y = Add(l, r) }}""",
 }
