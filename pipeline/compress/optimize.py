@@ -45,6 +45,7 @@ from compress_onnx.graph_passes.errors import (
 from compress_onnx.graph_passes.factorization.rounding import LIMIT
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.rewriting.integers import IntegerForm
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import Learned
@@ -219,7 +220,11 @@ class _Search:
             if numbers == "integers":
                 assert self._learned.samples is not None
                 settings, limit = self._learned.settings, self._spec.limit
-                rounded = round_model(model, self._learned.samples, settings, limit=limit)
+                # OpenVINO knows QDQ for what it is, and no operators of ONNX Runtime.
+                form: IntegerForm = "qdq" if self._session.provider == "openvino" else "fused"
+                rounded = round_model(
+                    model, self._learned.samples, settings, form=form, limit=limit
+                )
                 if not rounded.integers:
                     raise NothingToCompressError("no layer can multiply integers")
                 self._save(rounded.model, output)
@@ -387,8 +392,7 @@ class _Search:
     @property
     def _session(self) -> SessionSpec:
         benchmark = self._spec.benchmark
-        provider = "cuda" if benchmark.provider == "cuda" else "cpu"
-        return SessionSpec(provider=provider, threads=benchmark.threads)
+        return SessionSpec(provider=benchmark.device, threads=benchmark.threads)
 
     @property
     def _feeds(self) -> dict[str, Array]:
