@@ -152,6 +152,22 @@ def test_answers_become_lines(subject, tmp_path, monkeypatch):
         assert len(calibration["x"]) == 50
 
 
+def test_pruned_once_and_rounded(subject, tmp_path, monkeypatch):
+    def answered(_python, _script, request, _folder):
+        for kind in ("output", "integers"):
+            Path(request[kind]).write_text(kind)
+
+    monkeypatch.setattr(asking, "python_with", lambda *_: Path("python"))
+    monkeypatch.setattr(asking, "answer", answered)
+    first, second = asking.pruned_rows(subject.material, tmp_path)
+    first.build(tmp_path / "pruned.onnx")
+    second.build(tmp_path / "rounded.onnx")
+    assert (tmp_path / "pruned.onnx").read_text() == "output"
+    assert (tmp_path / "rounded.onnx").read_text() == "integers"
+    with pytest.raises(RivalUnavailableError):
+        second.build(tmp_path / "again.onnx")
+
+
 def test_an_environment_that_is_not_there_is_a_line(subject, tmp_path, monkeypatch):
     def refuse(*_):
         raise RivalUnavailableError("pip found nothing")

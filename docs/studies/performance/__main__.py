@@ -49,7 +49,7 @@ def timed_feeds(subject: Subject) -> dict[str, Feeds]:
 def table(subject: Subject, folder: Path, rounds: int, *, rivals: bool = False) -> Iterator[str]:
     """The lines of the table of one model."""
     material = subject.material
-    wanted = [*rows(material), *(pruned_rows(material) if rivals else ())]
+    wanted = [*rows(material), *(pruned_rows(material, folder) if rivals else ())]
     built = build(wanted, folder, material.settings.progress)
     feeds, spec = timed_feeds(subject), SessionSpec()
     paths = list(built.paths.values())

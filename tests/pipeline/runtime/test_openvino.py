@@ -24,9 +24,16 @@ ROOT = Path(__file__).parents[3]
 FEATURES = 32
 
 
+def clean():
+    """Without the checkout on the path, which pip and the environment would find there."""
+    return {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+
+
 def attempt(*command):
     """Run a command; a test is skipped where it fails."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, env=clean()
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
         pytest.skip(f"no environment with onnxruntime-openvino: {reason}")
@@ -45,7 +52,6 @@ def run(tmp_path_factory):
     python = folder / "venv" / "bin" / "python"
     (wheel,) = folder.glob("*.whl")
     attempt(python, "-m", "pip", "install", "--quiet", f"{wheel}[openvino]")
-    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*arguments, code=0):
         command = [python, "-m", "compress_onnx", *arguments]
@@ -55,7 +61,7 @@ def run(tmp_path_factory):
             text=True,
             check=False,
             cwd=folder,
-            env=environment,
+            env=clean(),
         )
         assert done.returncode == code, done.stderr
         return done

@@ -2,7 +2,7 @@
 
 For onnxsim's environment. The request says ``original``, ``calibration`` (an .npz of samples),
 ``mask`` (the input that is the padding mask, or null), ``sparsity`` (the share of neurons that
-goes), ``integers`` (whether what is left multiplies integers) and ``output``.
+goes), ``output`` and ``integers`` (where the same goes in products of integers).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def main() -> None:
         calibration_data=samples(asked["calibration"], asked["mask"]),
         sparsity=asked["sparsity"],
     )
-    if asked["integers"]:
-        model = onnxsim.quantize_dynamic_matmul_integer_to_float(model)
     onnx.save(model, asked["output"])
+    rounded = onnxsim.quantize_dynamic_matmul_integer_to_float(model)
+    onnx.save(rounded, asked["integers"])
     Path(sys.argv[2]).write_text(json.dumps({"onnxsim": onnxsim.__version__}), encoding="utf-8")
 
 

@@ -45,23 +45,30 @@ COMPILED = "OpenVINO"
 QUANTIZED = "OpenVINO, int8 by NNCF"
 
 
-def pruned_rows(material: Material) -> Iterator[Row]:
-    """Half of the neurons by onnxsim, and these in integers."""
-    yield Row(PRUNED, partial(_prune, material, integers=False))
-    yield Row(f"{PRUNED}, integers", partial(_prune, material, integers=True))
+def pruned_rows(material: Material, folder: Path) -> Iterator[Row]:
+    """Half of the neurons by onnxsim, and these in integers; pruned once, for both."""
+    integers = folder / "onnxsim-integers.onnx"
+    yield Row(PRUNED, partial(_prune, material, integers))
+    yield Row(f"{PRUNED}, integers", partial(_moved, integers))
 
 
-def _prune(material: Material, path: Path, *, integers: bool) -> None:
+def _prune(material: Material, integers: Path, path: Path) -> None:
     request = {
         "original": str(material.original.path.resolve()),
         "calibration": _saved(material.samples.take(CALIBRATION), path.with_name("samples.npz")),
         "mask": material.samples.mask_name,
         "sparsity": 0.5,
-        "integers": integers,
+        "integers": str(integers),
         "output": str(path),
     }
     python = python_with("onnxsim", ONNXSIM)
     answer(python, _HERE / "onnxsim_pruning.py", request, path.parent)
+
+
+def _moved(source: Path, path: Path) -> None:
+    if not source.is_file():
+        raise RivalUnavailableError("for the reason above")
+    source.rename(path)
 
 
 def openvino_lines(
