@@ -18,7 +18,8 @@ from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.files.model_file import save_model
 
-pytestmark = pytest.mark.slow
+# An environment is installed, which takes its time.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[3]
 FEATURES = 32
