@@ -18,7 +18,7 @@ from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.recipe import MetricSpec, read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
-from compress_onnx.pipeline.recipes.single import prepare_model
+from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -59,14 +59,19 @@ def material_of(learned: Learned) -> Material:
     return Material(learned.original, learned.samples, learned.settings, thinned)
 
 
-def by_recipe(folder: Path) -> Subject:
-    """MiniLM, its calibration sentences, and those that it was never calibrated on."""
+def prepared(folder: Path) -> ModelExperiment:
+    """MiniLM as its recipe has it, exported into ``folder`` and learned."""
     recipe = read_recipe(Path("models/minilm.yaml"))
     cache = ArrayCache(default_folder())
     settings = settings_of(recipe, RunSettings(cache=cache, allow_code=True))
-    prepared = prepare_model(recipe, folder, base_dir=Path("models"), settings=settings)
-    assert prepared.held_out is not None
-    return Subject(material_of(prepared.learned), prepared.held_out, recipe.metric)
+    return prepare_model(recipe, folder, base_dir=Path("models"), settings=settings)
+
+
+def by_recipe(folder: Path) -> Subject:
+    """MiniLM, its calibration sentences, and those that it was never calibrated on."""
+    minilm = prepared(folder)
+    assert minilm.held_out is not None
+    return Subject(material_of(minilm.learned), minilm.held_out, minilm.recipe.metric)
 
 
 def by_files(model: Path, data: Path) -> Subject:
