@@ -14,6 +14,8 @@ ONLY   ?=
 PARAMS ?=
 MODEL ?=
 DATA ?=
+SHAPES ?=
+RIVALS ?=
 # One process a core; tests of a group run in the same one and share what they prepare.
 WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
@@ -86,8 +88,9 @@ gradients: $(READY)  ## Try gradients on the collection of strangers' graphs aga
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	PYTHONPATH=docs $(BIN)/python -m studies.memory
 
-performance: $(READY)  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); MODEL, DATA.
-	PYTHONPATH=docs $(BIN)/python -m studies.performance $(MODEL) $(DATA)
+performance: $(READY)  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); MODEL, DATA, RIVALS=1, SHAPES=1.
+	PYTHONPATH=docs $(BIN)/python -m studies.performance $(MODEL) $(DATA) \
+	    $(if $(SHAPES),--shapes) $(if $(RIVALS),--rivals)
 
 two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.two_at_once

@@ -26,7 +26,6 @@ from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
 from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.optimize import optimize as optimize_learned
-from compress_onnx.pipeline.compress.optimize import provider_of
 from compress_onnx.pipeline.compress.outcome import measure_outcome
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
@@ -156,7 +155,7 @@ def optimize(
         wanted = OptimizeSpec.model_validate(spec)
     except ValidationError as error:
         raise RequestError(first_problem(error)) from error
-    require_provider(provider_of(how or BenchmarkSpec()))
+    require_provider((how or BenchmarkSpec()).device)
     original = open_original(model)
     samples, held_out = hold_out(_samples(original.path, data, mask))
     return optimize_learned(

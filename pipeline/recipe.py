@@ -243,12 +243,17 @@ class BenchmarkSpec(RecipeModel):
     as in a budget of latency, it is that of the first sizes.
     """
 
-    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    provider: Literal["auto", "cpu", "cuda", "openvino"] = "auto"
     threads: int | None = Field(default=None, ge=1)
     batch: Sizes = (1,)
     length: Sizes = (128,)
     warmup: int = Field(default=10, ge=0)
     iterations: int = Field(default=100, ge=5)
+
+    @property
+    def device(self) -> Literal["cpu", "cuda", "openvino"]:
+        """The one provider that choices are measured on: with ``auto`` the CPU's."""
+        return "cpu" if self.provider == "auto" else self.provider
 
 
 Duration = Annotated[

@@ -35,7 +35,7 @@ from compress_onnx.pipeline.runtime.batches import model_batches
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
 from compress_onnx.pipeline.runtime.threads import limited
-from studies.performance import by_recipe
+from studies.performance.subject import prepared
 
 SAMPLES = 192
 SHARES = 0.75, 0.5, 0.25
@@ -162,7 +162,8 @@ def main() -> None:
     with TemporaryDirectory() as name, limited():
         folder = Path(name)
         (folder / "export").mkdir()
-        subject = by_recipe(folder / "export")
+        subject = prepared(folder / "export")
+        assert subject.held_out is not None
         held_out = subject.held_out.select(np.arange(SAMPLES))
         reference = references(subject.learned.original.path, held_out)
         found = []

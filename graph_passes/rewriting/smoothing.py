@@ -133,18 +133,22 @@ def _constants(value: ir.Value, readers: set[ir.Node], size: int) -> list[tuple[
     if node is None or value.is_graph_output() or any(n not in readers for n, _ in value.uses()):
         return []
     if node.op_type in _NORMS and len(node.inputs) > 1:
-        shift = [2] if len(node.inputs) > 2 and node.inputs[2] is not None else []
-        operands = [1, *shift]
+        operands = [
+            index for index in (1, 2) if node.inputs[index : index + 1] not in ((), (None,))
+        ]
         axis = node.attributes.get_int("axis", -1)
         whole = axis == -1 or (value.shape is not None and axis == len(value.shape) - 1)
         constant = all(_is_vector(node.inputs[index], size) for index in operands)
         return [(node, index) for index in operands] if whole and constant else []
-    if node.domain not in STANDARD_DOMAINS:
-        return []
-    if node.op_type == "MatMul" and _columns(node.inputs[1]) == size:
-        return [(node, 1)]
-    if node.op_type not in {"Add", "Mul"}:
-        return []
+    if node.domain in STANDARD_DOMAINS and node.op_type == "MatMul":
+        return [(node, 1)] if _columns(node.inputs[1]) == size else []
+    if node.domain in STANDARD_DOMAINS and node.op_type in {"Add", "Mul"}:
+        return _affine(node, size)
+    return []
+
+
+def _affine(node: ir.Node, size: int) -> list[tuple[ir.Node, int]]:
+    """The same for what scales, or shifts what is scaled before."""
     for index in (0, 1):
         other = node.inputs[1 - index]
         if _is_vector(node.inputs[index], size) and other is not None:

@@ -42,7 +42,7 @@ def bench(
     reference: Annotated[Path, typer.Argument(help="The original model.")],
     candidate: Annotated[Path, typer.Argument(help="The model to compare.")],
     provider: Annotated[
-        options.Provider, typer.Option(help="cpu, cuda, or auto: measure what is there.")
+        options.Provider, typer.Option(help="Where to run; auto measures on what is there.")
     ] = "auto",
     batch: Annotated[
         options.Numbers | None,

@@ -58,7 +58,7 @@ class Goal:
 class Timing:
     """How latency is measured."""
 
-    provider: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is to run.")] = "cpu"
+    provider: Annotated[options.Device, typer.Option(help="Where it is to run.")] = "cpu"
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1
     length: Annotated[int, typer.Option(min=1, help="Sequence length.")] = 128
     iterations: Annotated[int, typer.Option(min=5, help="Timed rounds.")] = 60

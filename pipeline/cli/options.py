@@ -33,7 +33,8 @@ METHOD_HELP = (
     + " ".join((method.__doc__ or name).splitlines()[0] for name, method in METHODS.items())
 )
 
-Provider = Literal["auto", "cpu", "cuda"]
+Provider = Literal["auto", "cpu", "cuda", "openvino"]
+Device = Literal["cpu", "cuda", "openvino"]
 
 
 def _provider(text: str) -> str:

@@ -169,6 +169,7 @@ class Forms:
         if numbers == "half floats":
             return half_model(model, samples, replace(settings, session=self.session)).model
         if numbers == "integers":
+            # OpenVINO knows QDQ for what it is, and no operators of ONNX Runtime.
             form: IntegerForm = "qdq" if self.provider == "openvino" else "fused"
             rounded = round_model(
                 model, samples, settings, form=form, limit=self.limit, moments=moments

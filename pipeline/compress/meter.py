@@ -109,8 +109,7 @@ class Meter:
 
     @property
     def _spec(self) -> SessionSpec:
-        provider = "cuda" if self._benchmark.provider == "cuda" else "cpu"
-        return SessionSpec(provider=provider, threads=self._benchmark.threads)
+        return SessionSpec(provider=self._benchmark.device, threads=self._benchmark.threads)
 
     def feeds(self) -> dict[str, Array]:
         """The inputs of one inference.

@@ -57,7 +57,7 @@ from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, OptimizeSpe
 from compress_onnx.pipeline.results import Drop, OptimizeReport, Trial
 from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, require_provider
+from compress_onnx.pipeline.runtime.session import SessionSpec, require_provider
 
 STEPS = 4
 """Bisections of a share."""
@@ -94,11 +94,6 @@ class Optimum:
     reporting: Samples
 
 
-def provider_of(benchmark: BenchmarkSpec) -> Provider:
-    """Where the model is to run; the CPU unless another one is named."""
-    return "cpu" if benchmark.provider == "auto" else benchmark.provider
-
-
 def optimize(
     learned: Learned,
     held_out: Samples,
@@ -129,7 +124,7 @@ def optimize(
     if learned.samples is None:
         raise RequestError("optimize needs calibration data: forms are chosen by it")
     spec, benchmark = spec or OptimizeSpec(), benchmark or BenchmarkSpec()
-    require_provider(provider_of(benchmark))
+    require_provider(benchmark.device)
     with (
         TemporaryDirectory(prefix="compress-onnx-") as folder,
         learned.settings.progress.step("optimize"),
@@ -153,7 +148,7 @@ class _Search:
     ) -> None:
         self._learned, self._spec, self._benchmark = learned, spec, benchmark
         self._metric, self._folder = metric, folder
-        self._forms = Forms(learned, spec, objective_of(metric), provider_of(benchmark))
+        self._forms = Forms(learned, spec, objective_of(metric), benchmark.device)
         self._reporting, self._choosing = halves(held_out)
         self._log = TrialLog(None, "")
         self._deadline = time.monotonic() + spec.time

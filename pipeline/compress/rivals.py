@@ -37,7 +37,7 @@ _INT8_PRODUCTS = 4
 
 def dynamic_int8(model: Path, output: Path) -> None:
     """Write ``model`` with integer products whose input scales come from the batch at hand."""
-    with _quiet(f"quantize_dynamic cannot read {model}"):
+    with quiet(f"quantize_dynamic cannot read {model}"):
         quantize_dynamic(
             model,
             output,
@@ -50,7 +50,7 @@ def dynamic_int8(model: Path, output: Path) -> None:
 
 def weight_only(model: Path, output: Path, bits: Literal[4, 8]) -> None:
     """Write ``model`` with weights of so many ``bits``."""
-    with _quiet(f"MatMulNBitsQuantizer cannot read {model}"):
+    with quiet(f"MatMulNBitsQuantizer cannot read {model}"):
         quantizer = MatMulNBitsQuantizer(
             onnx.load(model),
             bits=bits,
@@ -64,7 +64,7 @@ def weight_only(model: Path, output: Path, bits: Literal[4, 8]) -> None:
 
 def half_floats(model: Path, output: Path) -> None:
     """Write ``model`` with weights and products of float16."""
-    with _quiet(f"onnxruntime.transformers.float16 cannot read {model}"):
+    with quiet(f"onnxruntime.transformers.float16 cannot read {model}"):
         converted = convert_float_to_float16(onnx.load(model), keep_io_types=True)
         halves = ir.from_proto(converted)
         halves.graph.sort()  # the tool appends its Casts
@@ -84,7 +84,7 @@ def rivals(provider: Provider) -> Mapping[str, Callable[[Path, Path], None]]:
 
 
 @contextlib.contextmanager
-def _quiet(failure: str) -> Iterator[None]:
+def quiet(failure: str) -> Iterator[None]:
     """Without the tool's log lines; whatever goes wrong inside is one error.
 
     Raises:

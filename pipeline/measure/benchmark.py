@@ -78,15 +78,16 @@ class BoundModel:
                 f"the data has {', '.join(sorted(feeds))}"
             )
         self._binding = self.session.io_binding()
+        device = "cuda" if spec.provider == "cuda" else "cpu"
         # The binding does not own the values: they live as long as this object.
         self._values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), spec.provider)
+            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device)
             for name, array in feeds.items()
         }
         for name, value in self._values.items():
             self._binding.bind_ortvalue_input(name, value)
         for output in self.session.get_outputs():
-            self._binding.bind_output(output.name, spec.provider)
+            self._binding.bind_output(output.name, device)
         self._binding.synchronize_inputs()
 
     def __call__(self) -> None:
@@ -318,6 +319,8 @@ def _settings(session: ort.InferenceSession, spec: SessionSpec) -> dict[str, str
     if spec.provider == "cuda":
         options = session.get_provider_options()[EXECUTION_PROVIDERS["cuda"]]
         return settings | {name: options.get(name, "unknown") for name in _CUDA_SETTINGS}
+    if spec.provider == "openvino":
+        return settings | {"num_of_threads": str(spec.thread_count)}
     return settings | {
         "intra_op_threads": str(spec.thread_count),
         "intra_op_spinning": "ONNX Runtime's default, stopped after each run",

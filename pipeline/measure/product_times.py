@@ -38,7 +38,7 @@ _POINTS = 16
 _MOST_COPIES = 16
 _COPIES_BYTES = 256_000_000
 # Runs of about a millisecond: long next to their fixed cost, and most are not interrupted.
-_RUN_FLOPS: Mapping[Provider, float] = {"cpu": 1e8, "cuda": 1e10}
+_RUN_FLOPS: Mapping[Provider, float] = {"cpu": 1e8, "cuda": 1e10, "openvino": 1e8}
 _OPSET, _IR_VERSION = 17, 8
 
 

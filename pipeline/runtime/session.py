@@ -24,11 +24,25 @@ from compress_onnx.graph_passes.errors import ModelFileError, ProviderError
 from compress_onnx.pipeline.runtime.baked_sizes import baked_sizes
 from compress_onnx.pipeline.runtime.threads import thread_count
 
-Provider = Literal["cpu", "cuda"]
+Provider = Literal["cpu", "cuda", "openvino"]
 
 EXECUTION_PROVIDERS: dict[Provider, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+
+_DISTRIBUTIONS: dict[Provider, str] = {
+    "cpu": "onnxruntime",
+    "cuda": "onnxruntime-gpu",
+    "openvino": "onnxruntime-openvino",
+}
+"""What has the provider; each in an environment of its own (:mod:`.distribution`)."""
+
+_LIKELY_CAUSES: dict[Provider, str] = {
+    "cpu": "",
+    "cuda": "no device or driver, or CUDA/cuDNN libraries are missing",
+    "openvino": "libraries of OpenVINO are missing",
 }
 
 _OPTIMIZATION_LEVELS = {
@@ -97,13 +111,11 @@ def open_session(
     if optimized_path is not None:
         _write_optimized(options, optimized_path)
     try:
-        session = _create(model, options, spec.provider)
+        session = _create(model, options, spec)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise _refusal(model, spec, error) from error
     if session.get_providers()[0] != EXECUTION_PROVIDERS[spec.provider]:
-        raise _provider_error(
-            spec.provider, "no device or driver, or CUDA/cuDNN libraries are missing"
-        )
+        raise _provider_error(spec.provider, _LIKELY_CAUSES[spec.provider])
     return session
 
 
@@ -119,7 +131,7 @@ def check_loads(model: Path) -> None:
     options = _session_options(SessionSpec(threads=1, optimization="off"))
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        _create(model, options, "cpu")
+        _create(model, options, SessionSpec())
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise _refusal(model, SessionSpec(), error) from error
 
@@ -129,7 +141,8 @@ def _require_in_build(provider: Provider) -> None:
     if wanted not in available:
         raise ProviderError(
             f"this ONNX Runtime has no {wanted}, only {', '.join(available)}: "
-            "install onnxruntime-gpu, or use --provider cpu"
+            f"install {_DISTRIBUTIONS[provider]} in an environment of its own, "
+            "or use --provider cpu"
         )
 
 
@@ -153,13 +166,18 @@ def _write_optimized(options: ort.SessionOptions, path: Path) -> None:
 
 
 def _create(
-    model: Path | bytes, options: ort.SessionOptions, provider: Provider
+    model: Path | bytes, options: ort.SessionOptions, spec: SessionSpec
 ) -> ort.InferenceSession:
     source = os.fspath(model) if isinstance(model, Path) else model
-    wanted = [EXECUTION_PROVIDERS[provider]]
-    if provider == "cpu":
+    wanted: list[str | tuple[str, dict[str, str]]] = [EXECUTION_PROVIDERS[spec.provider]]
+    if spec.provider == "cpu":
         return ort.InferenceSession(source, options, providers=wanted)
-    _preload_cuda()
+    if spec.provider == "cuda":
+        _preload_cuda()
+    else:
+        # OpenVINO has threads of its own, and takes as many as there are cores unless it is told.
+        threads = {"device_type": "CPU", "num_of_threads": str(spec.thread_count)}
+        wanted = [(EXECUTION_PROVIDERS["openvino"], threads)]
     # Without a fallback ONNX Runtime raises instead of printing and carrying on.
     return ort.InferenceSession(source, options, providers=wanted, enable_fallback=0)
 
@@ -188,9 +206,12 @@ def _refusal(
 
 
 def _provider_error(provider: Provider, reason: str) -> ProviderError:
+    advice = "run where there is a GPU"
+    if provider == "openvino":
+        advice = "where it names an operator that it does not know, export with an older --opset"
     return ProviderError(
         f"{EXECUTION_PROVIDERS[provider]} could not be created on this machine ({reason}): "
-        "use --provider cpu, or run where there is a GPU"
+        f"use --provider cpu, or {advice}"
     )
 
 

@@ -404,10 +404,12 @@ def _require_translation(recipe: Recipe) -> TranslationMetric:
         raise RequestError(f"{refusal}optimize does not apply to translation: drop it")
     if recipe.benchmark is not None:
         given = sorted(recipe.benchmark.model_fields_set - _TIMED_SETTINGS)
-        if given or recipe.benchmark.provider == "cuda":
+        device = recipe.benchmark.device
+        if given or device != "cpu":
             raise RequestError(
                 f"{refusal}translation is timed on the CPU and on the validation sentences, "
-                f"batch_size at a time: drop {', '.join(given) or 'provider cuda'} from benchmark"
+                f"batch_size at a time: drop "
+                f"{', '.join(given) or f'provider {device}'} from benchmark"
             )
     _require_applicable(recipe.compression)
     return metric

@@ -292,6 +292,15 @@ def test_cuda_where_there_is_none_is_refused(refused, monkeypatch, command):
     assert "--provider cpu" in line
 
 
+@pytest.mark.skipif(
+    "OpenVINOExecutionProvider" in ort.get_available_providers(), reason="OpenVINO is here"
+)
+@pytest.mark.parametrize("command", ["bench", "validate"])
+def test_openvino_where_there_is_none_is_refused(refused, command):
+    line = refused(command, "model.onnx", "model.onnx", "--provider", "openvino")
+    assert "install onnxruntime-openvino" in line
+
+
 def test_models_that_are_no_versions_of_one_are_refused(refused, files):
     small.save(small.encoder(), files / "other.onnx")
     assert "inputs differ" in refused("validate", "model.onnx", "other.onnx")

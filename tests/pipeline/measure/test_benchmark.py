@@ -236,7 +236,7 @@ def test_cuda_request_without_cuda_is_refused(model: Path) -> None:
 def test_auto_says_what_it_could_not_measure(model: Path) -> None:
     measured, unmeasured = measure_on(["auto"], measure_with(model))
     assert [result.provider for result in measured] == ["cpu"]
-    assert unmeasured.keys() == {"cuda"}
+    assert unmeasured.keys() == {"cuda", "openvino"}
 
 
 def test_auto_does_not_hide_other_errors(model: Path) -> None:

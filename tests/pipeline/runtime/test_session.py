@@ -12,7 +12,13 @@ from onnx import numpy_helper, parser, save
 
 from compress_onnx.graph_passes.errors import ModelFileError, ProviderError
 from compress_onnx.pipeline.runtime import session as sessions
-from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, provider_problems, run
+from compress_onnx.pipeline.runtime.session import (
+    Provider,
+    SessionSpec,
+    open_session,
+    provider_problems,
+    run,
+)
 
 MODEL = parser.parse_model(
     '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 3] y) '
@@ -53,10 +59,47 @@ def test_cuda_request_without_cuda_is_refused_on_one_line(cuda_missing: None) ->
     assert "\n" not in str(caught.value)
 
 
-def test_provider_that_the_build_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("provider", "distribution"),
+    [("cuda", "onnxruntime-gpu"), ("openvino", "onnxruntime-openvino")],
+)
+def test_provider_that_the_build_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, provider: Provider, distribution: str
+) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(ProviderError, match="install onnxruntime-gpu"):
-        open_session(BYTES, SessionSpec(provider="cuda"))
+    with pytest.raises(ProviderError, match=f"install {distribution} ") as caught:
+        open_session(BYTES, SessionSpec(provider=provider))
+    assert "\n" not in str(caught.value)
+
+
+def failing_openvino(monkeypatch: pytest.MonkeyPatch, message: str) -> list[Any]:
+    """An OpenVINO provider that is there and raises; returns what it is asked for."""
+    real, asked = ort.InferenceSession, []
+
+    def create(model: Any, options: Any, providers: list[Any], **kwargs: Any) -> Any:
+        if providers != ["CPUExecutionProvider"]:
+            asked.extend(providers)
+            raise RuntimeError(message)
+        return real(model, options, providers=providers)
+
+    both = ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: both)
+    monkeypatch.setattr(ort, "InferenceSession", create)
+    return asked
+
+
+def test_openvino_takes_as_many_threads_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = failing_openvino(monkeypatch, "no")
+    with pytest.raises(ProviderError):
+        open_session(BYTES, SessionSpec(provider="openvino", threads=3))
+    assert asked == [("OpenVINOExecutionProvider", {"device_type": "CPU", "num_of_threads": "3"})]
+
+
+def test_operators_that_openvino_does_not_know_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_openvino(monkeypatch, "does not support the operations:\nAttention")
+    with pytest.raises(ProviderError, match=r"Attention.*older --opset") as caught:
+        open_session(BYTES, SessionSpec(provider="openvino"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -279,6 +279,7 @@ REFUSED = {
     "siblings": ({"compression": {"siblings": "auto"}}, "siblings cannot share"),
     "iterations": ({"benchmark": {"iterations": 9}}, "drop iterations from benchmark"),
     "cuda": ({"benchmark": {"provider": "cuda"}}, "drop provider cuda from benchmark"),
+    "openvino": ({"benchmark": {"provider": "openvino"}}, "drop provider openvino from benchmark"),
     "no data": ({"validation": None}, "add validation"),
     "no pairs": ({"validation": {"kind": "npz", "path": "x.npz"}}, "kind npz has no translations"),
     "no model": ({"source": {"model": "some.onnx"}}, "use a Hugging Face model"),
