@@ -13,6 +13,10 @@ from compress_onnx.graph_passes.sites.weights import Weight
 SITE_PROPERTY = "compress_onnx.site"
 """Metadata that marks a node as a low-rank factor, so that it is not factored again."""
 
+NEURONS_PROPERTY = "compress_onnx.neurons"
+"""Metadata of a node with new numbers for the neurons that stay: its role in the network, ``up``,
+``between``, ``down`` or ``bias``."""
+
 SIBLINGS_PROPERTY = "compress_onnx.siblings"
 """Metadata of a node that several sites were joined into, while they are (JSON)."""
 
