@@ -13,6 +13,7 @@ scale of a layer's inputs is dealt with by what makes them:
 All layers that can take part then multiply integers. Where the gradients at the output of each
 are known, costs are in their unit: the squared change of the model's outputs. Else that of each
 layer is relative to its own output.
+
 Recovery, where it is asked for, trains through the rounding that follows, with the same scales of
 the inputs: what is trained is what is served.
 """
