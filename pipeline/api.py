@@ -135,6 +135,7 @@ def optimize(
     how: BenchmarkSpec | None = None,
     settings: RunSettings | None = None,
     log: Path | str | None = None,
+    recovery: RecoverySpec | None = None,
     **spec: Any,  # noqa: ANN401
 ) -> OptimizeReport:
     """Write the fastest (or smallest) form of ``model`` within a drop to ``output``.
@@ -148,6 +149,7 @@ def optimize(
         how: provider, size of one inference, and repetitions.
         settings: as for :func:`learn`.
         log: a file of trials, read and added to.
+        recovery: how the best candidates just beyond the drop are trained; None trains none.
         **spec: the fields of :class:`~pipeline.recipe.OptimizeSpec`, such as
             ``max_drop=0.01`` or ``objective="size"``.
 
@@ -169,6 +171,7 @@ def optimize(
         benchmark=how,
         metric=metric,
         log=None if log is None else Path(log),
+        recovery=recovery,
     ).report
 
 

@@ -6,7 +6,8 @@ numbers                 floats; integers with static scales; for size, 8- or 4-b
 share                   of the parameters of the linear layers; 1 keeps all of the weights
 ======================  ============================================================================
 
-A family is a structure and numbers, at any share.
+A family is a structure and numbers, at any share. Floats and integers can be trained to do what the
+original does, integers through their rounding.
 
 On the CPU, ONNX Runtime may be kept from a fusion that costs more than it saves
 (:mod:`graph_passes.rewriting.unfused_norms`): ``unfused`` says whether it is.
@@ -27,15 +28,18 @@ from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Objective
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.compress.compressed import Compressed
-from compress_onnx.pipeline.compress.integers import round_model
+from compress_onnx.pipeline.compress.integers import prepare_integers
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import weight_only
 from compress_onnx.pipeline.files.model_file import save_model
-from compress_onnx.pipeline.recipe import OptimizeSpec
+from compress_onnx.pipeline.recipe import OptimizeSpec, RecoverySpec
+from compress_onnx.pipeline.recover.recover import recover_in_memory
 from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
+from compress_onnx.pipeline.runtime.samples import Samples
 
 Structure = Literal["neurons", "both"]
 Numbers = Literal["floats", "integers", "8-bit weights", "4-bit weights"]
+Build = Callable[[float, Path], Compressed | None]
 LOW_RANK = "low rank"
 """In the name of every family that has factors."""
 
@@ -49,11 +53,13 @@ class Family:
         numbers: how weights are held.
         build: writes the model of a share, 1 for all of the weights; returns the plan and what it
             stands on, None where there is no plan.
+        recover: the same, trained; None where that cannot be.
     """
 
     name: str
     numbers: Numbers
-    build: Callable[[float, Path], Compressed | None]
+    build: Build
+    recover: Build | None = None
 
     def named(self, share: float) -> str:
         """``neurons, integers, 50.0%``; of all weights, ``all neurons, integers``."""
@@ -69,12 +75,16 @@ class Forms:
         spec: which forms may be taken.
         objective: what about the outputs matters.
         unfused: whether sums and norms are kept apart.
+        recovery: how candidates are trained, where they are.
+        lessons: what they are trained on; the calibration data where that is None.
     """
 
     learned: Learned
     spec: OptimizeSpec
     objective: Objective = "positions"
     unfused: bool = False
+    recovery: RecoverySpec | None = None
+    lessons: Samples | None = None
 
     def families(self) -> Iterator[Family]:
         """In the order in which they are worth the time."""
@@ -103,23 +113,39 @@ class Forms:
     def _family(self, structure: Structure, numbers: Numbers) -> Family:
         name = "neurons" if structure == "neurons" else f"neurons and {LOW_RANK}"
         held = "" if numbers == "floats" else f", {numbers}"
-        return Family(f"{name}{held}", numbers, self._builder(structure, numbers))
+        trained = None
+        if self.recovery is not None and numbers in {"floats", "integers"}:
+            trained = self._builder(structure, numbers, self.recovery)
+        return Family(f"{name}{held}", numbers, self._builder(structure, numbers), trained)
 
     def _builder(
-        self, structure: Structure, numbers: Numbers
-    ) -> Callable[[float, Path], Compressed | None]:
+        self, structure: Structure, numbers: Numbers, recovery: RecoverySpec | None = None
+    ) -> Build:
+        original, settings = self.learned.original, self.learned.settings
+
         def build(share: float, output: Path) -> Compressed | None:
+            samples = self.learned.samples
+            assert samples is not None
+            lessons = self.lessons or samples
             compressed = None if share == 1 else self._thinned(structure, share)
-            model = self.learned.original.copy() if compressed is None else compressed.model
+            model = original.copy() if compressed is None else compressed.model
             if numbers == "integers":
-                assert self.learned.samples is not None
-                settings = self.learned.settings
-                rounded = round_model(model, self.learned.samples, settings, limit=self.limit)
-                if not rounded.integers:
+                prepared = prepare_integers(model, samples, settings, limit=self.limit)
+                if not prepared.scales:
                     raise NothingToCompressError("no layer can multiply integers")
-                self.save(rounded.model, output)
-            else:
-                self.save(model, output)
+                if recovery is not None:
+                    prepared.recover(original.path, lessons, recovery, settings)
+                model = prepared.rounded().model
+            elif recovery is not None:
+                recover_in_memory(
+                    original.path,
+                    model,
+                    lessons,
+                    recovery,
+                    settings,
+                    data_folder=original.data_folder,
+                )
+            self.save(model, output)
             if numbers in {"8-bit weights", "4-bit weights"}:
                 weight_only(output, output, 4 if numbers == "4-bit weights" else 8)
             return compressed if numbers == "floats" else _noting(compressed, numbers)
