@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from compress_onnx.pipeline.api import judge as judge
     from compress_onnx.pipeline.api import learn as learn
     from compress_onnx.pipeline.api import optimize as optimize
+    from compress_onnx.pipeline.api import recover as recover
     from compress_onnx.pipeline.api import request_of as request_of
     from compress_onnx.pipeline.api import run as run
     from compress_onnx.pipeline.api import validate as validate
@@ -37,7 +38,7 @@ _ORIGINS = {
     "CompressOnnxError": "compress_onnx.graph_passes.errors",
     **dict.fromkeys(("Calls", "Compressed", "Learned", "RunSettings", "Samples"), _API),
     **dict.fromkeys(("analyze", "benchmark", "compress", "export", "learn", "optimize"), _API),
-    **dict.fromkeys(("judge", "request_of", "run", "validate"), _API),
+    **dict.fromkeys(("judge", "recover", "request_of", "run", "validate"), _API),
 }
 __all__ = sorted(_ORIGINS)  # noqa: PLE0605
 

@@ -22,6 +22,7 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough
+from compress_onnx.pipeline.compress.integers import prepare_integers
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.learn import learn as learn_original
 from compress_onnx.pipeline.compress.meter import Meter
@@ -42,16 +43,19 @@ from compress_onnx.pipeline.recipe import (
     MetricSpec,
     OptimizeSpec,
     Recipe,
+    RecoverySpec,
     SourceSpec,
     read_recipe,
 )
 from compress_onnx.pipeline.recipes.run import run_recipe
+from compress_onnx.pipeline.recover.recover import recover_in_memory
 from compress_onnx.pipeline.results import (
     Analysis,
     BenchmarkReport,
     ExportReport,
     OptimizeReport,
     Outcome,
+    RecoveryReport,
     Report,
     ValidationReport,
 )
@@ -131,6 +135,7 @@ def optimize(
     how: BenchmarkSpec | None = None,
     settings: RunSettings | None = None,
     log: Path | str | None = None,
+    recovery: RecoverySpec | None = None,
     **spec: Any,  # noqa: ANN401
 ) -> OptimizeReport:
     """Write the fastest (or smallest) form of ``model`` within a drop to ``output``.
@@ -144,6 +149,7 @@ def optimize(
         how: provider, size of one inference, and repetitions.
         settings: as for :func:`learn`.
         log: a file of trials, read and added to.
+        recovery: how the best candidates just beyond the drop are trained; None trains none.
         **spec: the fields of :class:`~pipeline.recipe.OptimizeSpec`, such as
             ``max_drop=0.01`` or ``objective="size"``.
 
@@ -166,7 +172,58 @@ def optimize(
         benchmark=how,
         metric=metric,
         log=None if log is None else Path(log),
+        recovery=recovery,
     ).report
+
+
+def recover(
+    reference: ModelLike,
+    candidate: ModelLike,
+    output: Path | str,
+    data: DataLike,
+    *,
+    integers: bool = False,
+    mask: str | None = None,
+    settings: RunSettings | None = None,
+    **spec: Any,  # noqa: ANN401
+) -> RecoveryReport:
+    """Train what compression changed until ``candidate`` does what ``reference`` does.
+
+    Args:
+        reference: the original; never changed.
+        candidate: what compression made of it, in floats; never changed.
+        output: the ``.onnx`` file to write.
+        data: real samples, unlabelled; not those that the result is judged by.
+        integers: whether layers of the result multiply integers; they are trained through that
+            rounding.
+        mask: as for :func:`learn`.
+        settings: likewise.
+        **spec: the fields of :class:`~pipeline.recipe.RecoverySpec`, such as ``budget="5min"``.
+
+    Raises:
+        RequestError: an unknown field, or no weight that could be trained.
+        NotDifferentiableError: an operator has no gradient.
+        CompressOnnxError: as for :func:`learn`, or the output cannot be written.
+    """
+    try:
+        recovery = RecoverySpec.model_validate(spec)
+    except ValidationError as error:
+        raise RequestError(first_problem(error)) from error
+    ours, theirs = open_original(reference), open_original(candidate)
+    samples, settings = _samples(ours.path, data, mask), settings or RunSettings()
+    if integers:
+        prepared = prepare_integers(theirs, samples, settings)
+        if not prepared.scales:
+            raise RequestError("no layer of the model can multiply integers: leave integers out")
+        report = prepared.recover(ours.path, samples, recovery, settings)
+        save_model(prepared.rounded().model, Path(output))
+        return report
+    model = theirs.copy()
+    report = recover_in_memory(
+        ours.path, model, samples, recovery, settings, data_folder=theirs.data_folder
+    )
+    save_model(model, Path(output))
+    return report
 
 
 def request_of(**request: Any) -> CompressionSpec:  # noqa: ANN401
@@ -430,6 +487,7 @@ __all__ = [
     "export",
     "judge",
     "learn",
+    "recover",
     "request_of",
     "run",
     "validate",

@@ -302,7 +302,7 @@ class Compression(CompressionSpec):
 
 
 class RecoverySpec(RecipeModel):
-    """Training of the factors against the original's outputs, with labels only where asked for.
+    """Training against the original's outputs, with labels only where asked for.
 
     Attributes:
         data: what to train on; the calibration data unless it is given.
@@ -310,7 +310,9 @@ class RecoverySpec(RecipeModel):
         steps: at most so many, and with a budget whichever ends first; None leaves only ``budget``.
         learning_rate: the size of a step relative to the weights; None derives it from the distance
             at the start.
-        train: ``factors``, or ``all``: biases and norm scales too.
+        train: ``factors``, which are all weights that compression changed: low-rank factors,
+            networks with fewer neurons, float branches, what will be integers. Or ``all``: biases
+            and norm scales too.
         hidden: importance of values inside the model (norms and sites), next to 1 for each output.
         pooled: importance of outputs averaged over positions, next to 1 for their positions.
         labels: importance of the labels' cross-entropy at the logits, next to 1 for the original's

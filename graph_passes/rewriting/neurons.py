@@ -11,6 +11,7 @@ Rules:
 3. No initializer is edited in place: each new one stands beside the one that it replaces, under a
    name of its own, and recorded shapes of the hidden values follow.
 4. Numbers are computed for the whole model before the graph changes.
+5. Each node with new numbers has its role in the network in its metadata.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from compress_onnx.graph_passes.rewriting.initializers import (
 from compress_onnx.graph_passes.rewriting.replacement import corrected_bias
 from compress_onnx.graph_passes.sites.ffn import FFN, find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
-from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.graph_passes.sites.linear_site import NEURONS_PROPERTY, LinearSite
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
 from compress_onnx.graph_passes.sites.weights import read
 
@@ -48,6 +49,7 @@ class _Operand:
     index: int
     old: ir.Value
     new: Kept
+    role: str
 
 
 class NeuronsPass(ir.passes.InPlacePass):
@@ -95,6 +97,7 @@ class NeuronsPass(ir.passes.InPlacePass):
             for operand in operands:
                 value = initializers.place(operand.old, operand.new, {})
                 operand.node.replace_input_with(operand.index, value)
+                operand.node.metadata_props.setdefault(NEURONS_PROPERTY, operand.role)
             _shrink(ffn, len(self._chosen[ffn.name].kept))
             if ffn.name in biases:
                 owner = ffn.down.weight.initializer
@@ -113,17 +116,17 @@ def _check(name: str, ffn: FFN | None, folded: Folded) -> None:
 def _operands(ffn: FFN, folded: Folded, initializers: Initializers) -> Iterator[_Operand]:
     """All operands that change, with their new numbers in the sink."""
 
-    def kept(node: ir.Node, index: int, old: ir.Value, new: Array) -> _Operand:
-        return _Operand(node, index, old, initializers.keep(old, _ROLE, new))
+    def kept(node: ir.Node, index: int, old: ir.Value, new: Array, role: str) -> _Operand:
+        return _Operand(node, index, old, initializers.keep(old, _ROLE, new), role)
 
     for up in ffn.ups:
         columns = up.weight.array()[:, folded.kept]  # [K, k]
-        yield kept(up.node, up.weight_index, up.weight.initializer, as_read(up, columns))
+        yield kept(up.node, up.weight_index, up.weight.initializer, as_read(up, columns), "up")
     for node, index in ffn.constants:
         old = node.inputs[index]
         assert old is not None
         assert old.const_value is not None
-        yield kept(node, index, old, read(old.const_value)[..., folded.kept])
+        yield kept(node, index, old, read(old.const_value)[..., folded.kept], "between")
     down = ffn.down
     numbers = down.weight.initializer.const_value
     assert numbers is not None
@@ -131,7 +134,7 @@ def _operands(ffn: FFN, folded: Folded, initializers: Initializers) -> Iterator[
         weight = rounded(folded.weight, numbers.dtype.numpy())
     except RequestError as error:
         raise RequestError(f"the down layer of {ffn.name}: {error}") from error
-    yield kept(down.node, down.weight_index, down.weight.initializer, as_read(down, weight))
+    yield kept(down.node, down.weight_index, down.weight.initializer, as_read(down, weight), "down")
 
 
 def as_read(site: LinearSite, weight: Array) -> Array:
@@ -151,6 +154,7 @@ def _set_bias(down: LinearSite, bias: ir.Value) -> None:
     """Let ``down`` add ``bias`` in place of its own."""
     if down.bias is not None:
         down.bias.node.replace_input_with(down.bias.index, bias)
+        down.bias.node.metadata_props.setdefault(NEURONS_PROPERTY, "bias")
         if down.node.op_type == "Gemm":
             # The new one has beta in it.
             down.node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
@@ -175,6 +179,13 @@ def _set_bias(down: LinearSite, bias: ir.Value) -> None:
             name=f"{bias.name}.product",
             metadata_props=dict(node.metadata_props),
         ),
-        ir.Node("", "Add", [product, bias], outputs=[total], name=f"{bias.name}.add"),
+        ir.Node(
+            "",
+            "Add",
+            [product, bias],
+            outputs=[total],
+            name=f"{bias.name}.add",
+            metadata_props={NEURONS_PROPERTY: "bias"},
+        ),
     ]
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, [old], [total])

@@ -62,7 +62,8 @@ class OutliersPass(ir.passes.InPlacePass):
             ffn = ffns.get(name)
             if ffn is None:
                 raise RequestError(f"the model has no feed-forward network that ends in {name!r}")
-            if not len(aside) or not 0 <= aside.min() <= aside.max() < ffn.neurons - 1:
+            inside = len(aside) and 0 <= aside.min() <= aside.max() < ffn.neurons
+            if not inside or len(aside) >= ffn.neurons:
                 raise RequestError(f"{name} has {ffn.neurons} neurons: these cannot go aside")
             rest = np.setdiff1d(np.arange(ffn.neurons), aside)
             weight = ffn.down.weight.array()[rest].astype(np.float64)

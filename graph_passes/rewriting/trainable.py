@@ -1,8 +1,10 @@
-"""What recovery may train in a compressed model: factors, biases and norm scales.
+"""What recovery may train in a compressed model: what compression changed, biases and norm scales.
 
 Rules:
 
 1. A factor is the weight of a MatMul or Gemm that :mod:`graph_passes.rewriting.low_rank` wrote.
+   Networks that lost neurons (:mod:`graph_passes.rewriting.neurons`), and the neurons of a float
+   branch (:mod:`graph_passes.rewriting.outliers`), have all their weights and biases trained.
 2. A vector is a weight with one axis longer than one that an Add, a Mul, a Gemm or a normalization
    reads as a bias or a scale.
 3. Only float32 weights of the main graph count: gradients of smaller types overflow, and nothing
@@ -21,7 +23,8 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Float32
 from compress_onnx.graph_passes.factorization.balance import balanced
-from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY
+from compress_onnx.graph_passes.rewriting.integers import FLOAT_PROPERTY
+from compress_onnx.graph_passes.sites.linear_site import NEURONS_PROPERTY, SITE_PROPERTY
 
 _PRODUCTS = {"MatMul", "Gemm"}
 _WITH_VECTORS = {
@@ -41,6 +44,18 @@ def factors(model: ir.Model) -> list[ir.Value]:
     return list(dict.fromkeys(found))
 
 
+def network_weights(model: ir.Model) -> list[ir.Value]:
+    """Weights and biases of networks that lost neurons or have a float branch, each once."""
+    found = [
+        value
+        for node in model.graph
+        if not {NEURONS_PROPERTY, FLOAT_PROPERTY}.isdisjoint(node.metadata_props)
+        for value in node.inputs
+        if value is not None and is_trainable(value) and not _is_number(value)
+    ]
+    return list(dict.fromkeys(found))
+
+
 def has_rounded_factors(model: ir.Model) -> bool:
     """Whether the file holds factors of ``model`` rounded (rule 5)."""
     return any(
@@ -55,7 +70,7 @@ def vectors(model: ir.Model) -> list[ir.Value]:
         for node in model.graph
         if node.op_type in _WITH_VECTORS
         for value in node.inputs
-        if value is not None and _is_trainable(value) and _is_vector(value)
+        if value is not None and is_trainable(value) and _is_vector(value)
     ]
     return list(dict.fromkeys(found))
 
@@ -81,6 +96,17 @@ def array_of(value: ir.Value) -> Float32:
 def set_array(value: ir.Value, array: Float32) -> None:
     """Give the float32 initializer ``value`` new numbers."""
     value.const_value = ir.Tensor(np.ascontiguousarray(array), name=value.name)
+
+
+def is_trainable(value: ir.Value) -> bool:
+    """Rules 3 and 4."""
+    return (
+        value.is_initializer()
+        and not value.is_graph_input()
+        and not value.is_graph_output()
+        and value.const_value is not None
+        and value.const_value.dtype == ir.DataType.FLOAT
+    )
 
 
 def _pairs(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
@@ -111,17 +137,12 @@ def _factor_nodes(model: ir.Model) -> list[ir.Node]:
 
 def _weights(node: ir.Node) -> list[ir.Value]:
     """The factor that ``node`` multiplies by (a Gemm's third operand is its bias)."""
-    return [value for value in node.inputs[:2] if value is not None and _is_trainable(value)]
+    return [value for value in node.inputs[:2] if value is not None and is_trainable(value)]
 
 
-def _is_trainable(value: ir.Value) -> bool:
-    return (
-        value.is_initializer()
-        and not value.is_graph_input()
-        and not value.is_graph_output()
-        and value.const_value is not None
-        and value.const_value.dtype == ir.DataType.FLOAT
-    )
+def _is_number(value: ir.Value) -> bool:
+    assert value.const_value is not None
+    return value.const_value.size == 1
 
 
 def _is_vector(value: ir.Value) -> bool:

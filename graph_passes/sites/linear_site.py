@@ -13,6 +13,10 @@ from compress_onnx.graph_passes.sites.weights import Weight
 SITE_PROPERTY = "compress_onnx.site"
 """Metadata that marks a node as a low-rank factor, so that it is not factored again."""
 
+NEURONS_PROPERTY = "compress_onnx.neurons"
+"""Metadata of a node with new numbers for the neurons that stay: its role in the network, ``up``,
+``between``, ``down`` or ``bias``."""
+
 SIBLINGS_PROPERTY = "compress_onnx.siblings"
 """Metadata of a node that several sites were joined into, while they are (JSON)."""
 
@@ -21,6 +25,12 @@ def factored_names(model: ir.Model) -> set[str]:
     """The names of the sites of ``model`` that are low-rank factors already."""
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)
     return {n.metadata_props[SITE_PROPERTY] for n in nodes if SITE_PROPERTY in n.metadata_props}
+
+
+def unmark_factors(model: ir.Model) -> None:
+    """Let the low-rank factors of ``model`` count as layers of their own."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.metadata_props.pop(SITE_PROPERTY, None)
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,8 @@ def compress(
     After writing, both models run on the samples that were held out, and then in turn for some
     seconds: size, speed, what the outputs lose, and a verdict, whether to deploy the result or not.
 
-    With `--recover 10min` the factors are then trained to reproduce the outputs of MODEL on the
-    calibration data; a run that is killed goes on where it was when it is repeated.
+    With `--recover 10min` what was compressed is then trained to reproduce the outputs of MODEL on
+    the calibration data; a run that is killed goes on where it was when it is repeated.
     """
     recovery = None if how.recover is None else _recovery(how.recover)
     _check_output(output, plan)

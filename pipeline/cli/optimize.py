@@ -16,7 +16,7 @@ from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.optimize import optimize as optimized
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec
+from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec, RecoverySpec
 from compress_onnx.pipeline.report.drawing import require_pictures
 from compress_onnx.pipeline.report.pictures import draw_front
 from compress_onnx.pipeline.report.trials import pareto_json
@@ -52,6 +52,7 @@ class Goal:
     time: Annotated[
         str, typer.Option(metavar="TIME", help="Try nothing new after: 90s, 10min, 1h.")
     ] = "15min"
+    recover: options.Recover = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def optimize(
     Tried are fewer neurons in feed-forward networks, low-rank factors beside them, and integers
     (on CUDA half floats), each as small as the drop allows. Beside them stand ONNX Runtime's own
     tools: dynamic int8, weights of 8 and 4 bits, on CUDA half floats. What is written is the best
-    of all; ours only where it is at least 1.02 times as good as what there is without it.
+    of all; ours only where it is at least 1.02 times as good as what there is without it. With
+    `--recover 5min` two candidates just beyond the drop are trained so long each to do what MODEL
+    does, integers through their rounding.
 
     `compress-onnx optimize model.onnx -c data.npz --max-drop 0.01 -o small.onnx`
 
@@ -114,6 +117,9 @@ def optimize(
         time_s = parse_duration(goal.time)
     except ValueError as error:
         raise RequestError(f"--time: {error}") from error
+    recovery = None
+    if goal.recover is not None:
+        recovery = options.validated(RecoverySpec, {"budget": goal.recover})
     if written.picture is not None:
         require_pictures()
     files = (
@@ -152,6 +158,7 @@ def optimize(
         benchmark=benchmark,
         metric=metric_for(model, held_out, goal.outputs),
         log=written.log,
+        recovery=recovery,
     ).report
     print_optimized(report)
     for note in report.notes:

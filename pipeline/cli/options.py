@@ -126,7 +126,7 @@ Recover = Annotated[
     typer.Option(
         "--recover",
         metavar="TIME",
-        help="Then train the factors to reproduce the original's outputs: 90s, 10min, 1h.",
+        help="Then train what was compressed to do what the original does: 90s, 10min, 1h.",
     ),
 ]
 AllowCode = Annotated[

@@ -7,9 +7,10 @@ numbers                 floats; integers with static scales; for size, weights o
 share                   of the parameters of the linear layers; 1 keeps all of the weights
 ======================  ============================================================================
 
-A family is a structure and numbers, at any share. One more is for size: all weights in 4 bits with
-a low-rank residual, whose share is that of the largest rank. Where weights are integers, embedding
-tables have 8 bits; in one family they have 4.
+A family is a structure and numbers, at any share. Floats and integers can be trained to do what the
+original does, integers through their rounding. One more family is for size: all weights in 4 bits
+with a low-rank residual, whose share is that of the largest rank. Where weights are integers,
+embedding tables have 8 bits; in one family they have 4.
 
 On the CPU, ONNX Runtime may be kept from a fusion that costs more than it saves
 (:mod:`graph_passes.rewriting.unfused_norms`): ``unfused`` says whether it is.
@@ -38,15 +39,18 @@ from compress_onnx.graph_passes.rewriting.embeddings import EmbeddingsPass, tabl
 from compress_onnx.graph_passes.rewriting.integers import IntegerForm
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.graph_passes.sites.ffn import find_ffns
+from compress_onnx.graph_passes.sites.linear_site import unmark_factors
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.half import half_model
-from compress_onnx.pipeline.compress.integers import round_model
+from compress_onnx.pipeline.compress.integers import prepare_integers
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.weight_only import round_weights
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.files.original import Original
-from compress_onnx.pipeline.recipe import OptimizeSpec
+from compress_onnx.pipeline.recipe import OptimizeSpec, RecoverySpec
+from compress_onnx.pipeline.recover.recover import recover_in_memory
 from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
+from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
 
 Structure = Literal["neurons", "both"]
@@ -58,6 +62,7 @@ Numbers = Literal[
     "4-bit weights",
     "4-bit weights and embeddings",
 ]
+Build = Callable[[float, Path], Compressed | None]
 LOW_RANK = "low rank"
 """In the name of every family that has factors."""
 
@@ -74,11 +79,13 @@ class Family:
         numbers: how weights are held.
         build: writes the model of a share, 1 for all of the weights; returns the plan and what it
             stands on, None where there is no plan.
+        recover: the same, trained; None where that cannot be.
     """
 
     name: str
     numbers: Numbers
-    build: Callable[[float, Path], Compressed | None]
+    build: Build
+    recover: Build | None = None
 
     def named(self, share: float) -> str:
         """``neurons, integers, 50.0%``; of all weights, ``all neurons, integers``."""
@@ -95,6 +102,8 @@ class Forms:
         objective: what about the outputs matters.
         provider: where the model is to run.
         unfused: whether sums and norms are kept apart.
+        recovery: how candidates are trained, where they are.
+        lessons: what they are trained on; the calibration data where that is None.
     """
 
     learned: Learned
@@ -102,6 +111,8 @@ class Forms:
     objective: Objective = "positions"
     provider: Provider = "cpu"
     unfused: bool = False
+    recovery: RecoverySpec | None = None
+    lessons: Samples | None = None
 
     def families(self) -> Iterator[Family]:
         """In the order in which they are worth the time."""
@@ -142,43 +153,74 @@ class Forms:
     def _family(self, structure: Structure, numbers: Numbers) -> Family:
         name = "neurons" if structure == "neurons" else f"neurons and {LOW_RANK}"
         held = "" if numbers == "floats" else f", {numbers}"
-        return Family(f"{name}{held}", numbers, self._builder(structure, numbers))
+        trained = None
+        if self.recovery is not None and numbers in {"floats", "integers"}:
+            trained = self._builder(structure, numbers, self.recovery)
+        return Family(f"{name}{held}", numbers, self._builder(structure, numbers), trained)
 
     def _builder(
-        self, structure: Structure, numbers: Numbers
-    ) -> Callable[[float, Path], Compressed | None]:
+        self, structure: Structure, numbers: Numbers, recovery: RecoverySpec | None = None
+    ) -> Build:
         def build(share: float, output: Path) -> Compressed | None:
             compressed = None if share == 1 else self._thinned(structure, share)
-            if compressed is None:
-                held = self._held(self.learned.original, self._moments(None), numbers)
+            model = self.learned.original if compressed is None else compressed.model
+            if numbers == "floats":
+                held = self._floats(model, recovery)
+            elif numbers == "integers":
+                held = self._integers(model, self._moments(compressed), recovery)
             else:
-                held = self._held(compressed.model, self._moments(compressed), numbers)
+                held = self._held(model, numbers)
             self.save(held, output)
             return compressed if numbers == "floats" else _noting(compressed, numbers)
 
         return build
 
-    def _held(
-        self, model: ir.Model | Original, moments: Mapping[str, Float64], numbers: Numbers
+    def _floats(self, model: ir.Model | Original, recovery: RecoverySpec | None) -> ir.Model:
+        if isinstance(model, Original):
+            return model.copy()
+        if recovery is not None:
+            original = self.learned.original
+            recover_in_memory(
+                original.path,
+                model,
+                self._lessons,
+                recovery,
+                self.learned.settings,
+                data_folder=original.data_folder,
+            )
+        return model
+
+    def _integers(
+        self,
+        model: ir.Model | Original,
+        moments: Mapping[str, Float64],
+        recovery: RecoverySpec | None,
     ) -> ir.Model:
-        """``model`` with its weights held as ``numbers``."""
         samples, settings = self.learned.samples, self.learned.settings
         assert samples is not None
-        if numbers == "floats":
-            return model.copy() if isinstance(model, Original) else model
+        if not isinstance(model, Original):
+            unmark_factors(model)
+        prepared = prepare_integers(model, samples, settings, limit=self.limit, moments=moments)
+        if not prepared.scales:
+            raise NothingToCompressError("no layer can multiply integers")
+        if recovery is not None:
+            prepared.recover(self.learned.original.path, self._lessons, recovery, settings)
+        # OpenVINO knows QDQ for what it is, and no operators of ONNX Runtime.
+        form: IntegerForm = "qdq" if self.provider == "openvino" else "fused"
+        return _small_tables(prepared.rounded(form).model, 8)
+
+    def _held(self, model: ir.Model | Original, numbers: Numbers) -> ir.Model:
         if numbers == "half floats":
-            return half_model(model, samples, replace(settings, session=self.session)).model
-        if numbers == "integers":
-            # OpenVINO knows QDQ for what it is, and no operators of ONNX Runtime.
-            form: IntegerForm = "qdq" if self.provider == "openvino" else "fused"
-            rounded = round_model(
-                model, samples, settings, form=form, limit=self.limit, moments=moments
-            )
-            if not rounded.integers:
-                raise NothingToCompressError("no layer can multiply integers")
-            return _small_tables(rounded.model, 8)
+            settings = replace(self.learned.settings, session=self.session)
+            return half_model(model, self.learned.samples, settings).model
         found = self._rounded(model, 8 if numbers == "8-bit weights" else 4)
         return _small_tables(found, 4 if numbers == "4-bit weights and embeddings" else 8)
+
+    @property
+    def _lessons(self) -> Samples:
+        lessons = self.lessons or self.learned.samples
+        assert lessons is not None
+        return lessons
 
     def _rounded(self, model: ir.Model | Original, bits: Bits, residual: float = 0.0) -> ir.Model:
         """``model`` with weights of so many ``bits``."""

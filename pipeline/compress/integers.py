@@ -1,6 +1,6 @@
 """Round a model: layers that multiply integers, with what integers would spoil left in float.
 
-model + samples -> ranges -> smoothed inputs -> outliers aside -> integers
+model + samples -> ranges -> smoothed inputs -> outliers aside (-> recovery) -> integers
 
 The ranges are those of the model as it is handed in, compressed or not. What would spoil the one
 scale of a layer's inputs is dealt with by what makes them:
@@ -13,19 +13,23 @@ scale of a layer's inputs is dealt with by what makes them:
 All layers that can take part then multiply integers. Where the gradients at the output of each
 are known, costs are in their unit: the squared change of the model's outputs. Else that of each
 layer is relative to its own output.
+
+Recovery, where it is asked for, trains through the rounding that follows, with the same scales of
+the inputs: what is trained is what is served.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Float64, Indices
-from compress_onnx.graph_passes.factorization.rounding import LIMIT, InputRange
+from compress_onnx.graph_passes.factorization.rounding import LIMIT, InputRange, InputScale
 from compress_onnx.graph_passes.factorization.smoothing import (
     Reader,
     rounding_damage,
@@ -41,6 +45,10 @@ from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.ranges import input_ranges
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
+from compress_onnx.pipeline.recipe import RecoverySpec
+from compress_onnx.pipeline.recover.recover import recover_in_memory
+from compress_onnx.pipeline.recover.rounding import Rounding
+from compress_onnx.pipeline.results import RecoveryReport
 from compress_onnx.pipeline.runtime.samples import Samples
 
 Value = TypeVar("Value")
@@ -83,6 +91,78 @@ class RoundedModel:
     source: Original
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedModel:
+    """A model of floats that is ready to be rounded.
+
+    Attributes:
+        model: the graph, outliers aside and inputs divided; its weights may be trained first.
+        scales: of the inputs, by the name of the layer; the layers that will multiply integers.
+        limit: the largest integer of a weight.
+        floats: why others will not, by name.
+        outliers: how many neurons each network has in a branch, by the name of its down layer.
+        smoothed: the layers whose inputs are divided.
+        damage: what rounding costs, predicted: by the layer's name.
+        source: what it was made of; weights that lie in its file are there as long as it is.
+    """
+
+    model: ir.Model
+    scales: dict[str, InputScale]
+    limit: int
+    floats: dict[str, str]
+    outliers: dict[str, int]
+    smoothed: tuple[str, ...]
+    damage: dict[str, float]
+    source: Original
+
+    @property
+    def rounding(self) -> Rounding:
+        """What recovery has to know."""
+        outputs = {
+            site.name: site.node.outputs[0].name or "" for site in find_sites(self.model).sites
+        }
+        return Rounding({outputs[name]: s for name, s in self.scales.items()}, self.limit)
+
+    def recover(
+        self, reference: Path, samples: Samples, recovery: RecoverySpec, settings: RunSettings
+    ) -> RecoveryReport:
+        """Train ``model`` in place to do what ``reference`` does once it is rounded.
+
+        Args:
+            reference: the original model.
+            samples: unlabelled data; never the validation data.
+            recovery: budget, learning rate, what is trained and compared.
+            settings: how the models are run.
+
+        Raises:
+            CompressOnnxError: as for :func:`~pipeline.recover.recover.recover`.
+        """
+        return recover_in_memory(
+            reference,
+            self.model,
+            samples,
+            recovery,
+            settings,
+            data_folder=self.source.data_folder,
+            rounding=self.rounding,
+        )
+
+    def rounded(self, form: IntegerForm = "fused") -> RoundedModel:
+        """The model of integers; ``form`` says which operators multiply them."""
+        model = self.model.clone()
+        IntegersPass(self.scales, form, self.limit)(model)
+        CleanupPass()(model)
+        return RoundedModel(
+            model,
+            tuple(self.scales),
+            self.floats,
+            self.outliers,
+            self.smoothed,
+            self.damage,
+            self.source,
+        )
+
+
 def round_model(
     model: ModelLike | Original,
     samples: Samples,
@@ -112,6 +192,31 @@ def round_model(
         ModelFileError: the model cannot be read or run.
         DataError: the samples do not fit it.
     """
+    prepared = prepare_integers(
+        model,
+        samples,
+        settings,
+        limit=limit,
+        outliers=outliers,
+        smoothing=smoothing,
+        moments=moments,
+        only=only,
+    )
+    return prepared.rounded(form)
+
+
+def prepare_integers(
+    model: ModelLike | Original,
+    samples: Samples,
+    settings: RunSettings | None = None,
+    *,
+    limit: int = LIMIT,
+    outliers: int = OUTLIERS,
+    smoothing: bool = True,
+    moments: Mapping[str, Float64] | None = None,
+    only: Collection[str] | None = None,
+) -> PreparedModel:
+    """Find out how to round ``model``: arguments and errors are those of :func:`round_model`."""
     settings = settings or RunSettings()
     original = model if isinstance(model, Original) else open_original(model)
     floats = {
@@ -163,12 +268,12 @@ def round_model(
         OutliersPass(aside)(rewritten)
     if divisors:
         SmoothingPass(_by_site(rewritten, divisors))(rewritten)
-    scales = _by_site(rewritten, by_node)
-    IntegersPass(scales, form, limit)(rewritten)
     CleanupPass()(rewritten)
-    return RoundedModel(
+    scales = _by_site(rewritten, by_node)
+    return PreparedModel(
         rewritten,
-        tuple(scales),
+        scales,
+        limit,
         {name: reason for name, reason in floats.items() if reason is not None},
         {name: len(neurons) for name, neurons in aside.items()},
         tuple(smoothed),

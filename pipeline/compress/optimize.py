@@ -4,6 +4,9 @@ Of each family of forms (:mod:`~pipeline.compress.forms`) the smallest share wit
 found by bisection, on one half of the held-out samples. Then as many candidates as there is room
 for run against the rivals (:mod:`~pipeline.compress.rivals`), interleaved; the other half reports.
 
+Where recovery is asked for, the first shares beyond the drop of the smallest families are trained,
+and stand beside the others.
+
 On the CPU, ONNX Runtime is kept from a fusion that costs more than it saves
 (:mod:`graph_passes.rewriting.unfused_norms`), where the original is faster without it.
 
@@ -53,7 +56,7 @@ from compress_onnx.pipeline.measure.benchmark import (
 )
 from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.measure.validate import validate
-from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, OptimizeSpec
+from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, OptimizeSpec, RecoverySpec
 from compress_onnx.pipeline.results import Drop, OptimizeReport, Trial
 from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -67,6 +70,9 @@ MOST = 16
 
 MOST_BYTES = 2_000_000_000
 """How large those beyond these may be together."""
+
+RECOVERED = 2
+"""How many candidates are trained."""
 
 REACH = 2.0
 """Up to how many times the drop that is allowed a trial is still timed, for the front."""
@@ -103,6 +109,8 @@ def optimize(
     benchmark: BenchmarkSpec | None = None,
     metric: MetricSpec | None = None,
     log: Path | None = None,
+    recovery: RecoverySpec | None = None,
+    lessons: Samples | None = None,
 ) -> Optimum:
     """Find the best model within the drop, and write it to ``output``.
 
@@ -114,6 +122,8 @@ def optimize(
         benchmark: the size of one inference, and how it is run.
         metric: of the drop; None compares raw outputs.
         log: a file of trials, read and added to; None keeps none.
+        recovery: how candidates are trained; None trains none.
+        lessons: what they are trained on; None takes the calibration data.
 
     Raises:
         RequestError: nothing was learned from samples, or the log is not one.
@@ -129,7 +139,15 @@ def optimize(
         TemporaryDirectory(prefix="compress-onnx-") as folder,
         learned.settings.progress.step("optimize"),
     ):
-        search = _Search(learned, held_out, spec, benchmark, metric=metric, folder=Path(folder))
+        forms = Forms(
+            learned,
+            spec,
+            objective_of(metric),
+            benchmark.device,
+            recovery=recovery,
+            lessons=lessons,
+        )
+        search = _Search(forms, held_out, benchmark, metric=metric, folder=Path(folder))
         return search.run(output, log)
 
 
@@ -138,20 +156,19 @@ class _Search:
 
     def __init__(
         self,
-        learned: Learned,
+        forms: Forms,
         held_out: Samples,
-        spec: OptimizeSpec,
         benchmark: BenchmarkSpec,
         *,
         metric: MetricSpec | None,
         folder: Path,
     ) -> None:
-        self._learned, self._spec, self._benchmark = learned, spec, benchmark
+        self._learned, self._spec, self._benchmark = forms.learned, forms.spec, benchmark
         self._metric, self._folder = metric, folder
-        self._forms = Forms(learned, spec, objective_of(metric), benchmark.device)
+        self._forms = forms
         self._reporting, self._choosing = halves(held_out)
         self._log = TrialLog(None, "")
-        self._deadline = time.monotonic() + spec.time
+        self._deadline = time.monotonic() + forms.spec.time
         self._builders: dict[str, Build] = {}
         self._plans: dict[str, Compressed | None] = {}
         self._trials: dict[str, Trial] = {}
@@ -172,6 +189,7 @@ class _Search:
             )
         for family in self._forms.families():
             self._bisect(family)
+        self._recover()
         finalists = self._finalists()
         others = list(self._others(finalists))
         race = self._race([*finalists, *others])
@@ -226,6 +244,33 @@ class _Search:
                 high = share
             else:
                 low = share
+
+    def _recover(self) -> None:
+        """Train the first shares beyond the drop, of the families where these are smallest."""
+        families = {f.name: f for f in self._forms.families() if f.recover is not None}
+        beyond: dict[str, Trial] = {}
+        for trial in self._trials.values():
+            if trial.family in families and trial.drop is not None and not trial.within:
+                known = beyond.setdefault(trial.family, trial)
+                if (trial.share or 0) > (known.share or 0):
+                    beyond[trial.family] = trial
+        smallest = sorted(beyond.values(), key=lambda trial: trial.size_bytes or 0)
+        for trial in smallest[:RECOVERED]:
+            build = families[trial.family or ""].recover
+            assert build is not None
+            asked = Trial(
+                name=f"{trial.name}, {self._recovered}", family=trial.family, share=trial.share
+            )
+            self._try(asked, partial(build, trial.share or 0))
+
+    @property
+    def _recovered(self) -> str:
+        """How much candidates are trained, in words."""
+        recovery = self._forms.recovery
+        assert recovery is not None
+        steps = "" if recovery.steps is None else f"{recovery.steps} steps"
+        seconds = "" if recovery.budget is None else f"{recovery.budget:g} s"
+        return f"recovered for {' or '.join(filter(None, [seconds, steps]))}"
 
     def _try_share(self, family: Family, share: float) -> Trial | None:
         if share == 1 and family.numbers == "floats":
@@ -411,7 +456,16 @@ class _Search:
             self._learned.samples.inputs,
             self._choosing.inputs,
             {} if self._choosing.labels is None else {"labels": self._choosing.labels},
+            _other_settings(self._forms.recovery),
+            {} if self._forms.lessons is None else self._forms.lessons.inputs,
         )
+
+
+def _other_settings(recovery: RecoverySpec | None) -> str:
+    """What the names of trained candidates do not say."""
+    said = {"budget", "steps"}
+    spec = recovery or RecoverySpec()
+    return spec.model_dump_json(exclude=said, exclude_defaults=True)
 
 
 def _written(write: Callable[[Path, Path], None], model: Path, output: Path) -> None:

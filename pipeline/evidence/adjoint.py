@@ -20,7 +20,7 @@ ones.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -85,6 +85,7 @@ class Adjoint:
         beside: values that are returned beside the gradients.
         advice: what to do where there are no gradients, for the message.
         spec: how it runs.
+        finish: changes the graph in place after it was differentiated.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class Adjoint:
         beside: Iterable[str] = (),
         advice: str,
         spec: SessionSpec | None = None,
+        finish: Callable[[onnx.ModelProto], None] | None = None,
     ) -> None:
         self._graph = graph
+        self._finish = finish
         inputs = {value.name for value in graph.graph.input}
         self._reached = {name: name if name in inputs else shift_of(name) for name in by}
         self._of = list(of)
@@ -162,6 +165,8 @@ class Adjoint:
     def _session(self, graph: onnx.ModelProto) -> ort.InferenceSession:
         try:
             adjoint = _differentiated(graph, self._reached, self._of)
+            if self._finish is not None:
+                self._finish(adjoint)
             expose(adjoint, self._beside)
             return open_session(without_dead_nodes(adjoint), self._spec)
         except Exception as error:  # onnx-ad raises many classes on graphs that it cannot read

@@ -266,6 +266,8 @@ class ModelExperiment:
                 benchmark=self.recipe.benchmark,
                 metric=self.recipe.metric,
                 log=self._trial_log(),
+                recovery=self.recipe.recovery,
+                lessons=None if self.training is self.learned.samples else self.training,
             )
             compressed = found.compressed
             made = (
@@ -287,7 +289,7 @@ class ModelExperiment:
 
     def _report(self, bundle: Path, heading: Heading, made: _Made) -> RunReport:
         candidate, plan = bundle / MODEL_NAME, made.plan
-        recovery = self.recover(candidate)
+        recovery = self.recover(candidate) if made.optimize is None else None
         gates, timed = self.recipe.gates, self.recipe.benchmark
         validation = self.validate(
             candidate,
@@ -427,11 +429,6 @@ def _check_optimize(recipe: Recipe, refusal: str) -> None:
     if recipe.calibration is None or recipe.validation is None:
         raise RequestError(
             f"{refusal}optimize chooses by data: add calibration, and validation to measure on"
-        )
-    if recipe.recovery is not None:
-        raise RequestError(
-            f"{refusal}recovery trains what a budget leaves, and optimize takes what is best "
-            "without training: give params instead, or drop recovery"
         )
 
 

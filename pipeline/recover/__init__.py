@@ -1,1 +1,1 @@
-"""How are the factors trained to reproduce the outputs of the original?"""
+"""How is a compressed model trained to reproduce the outputs of the original?"""

@@ -1,4 +1,4 @@
-"""Recovery: train the factors of a compressed model until it does what the original does.
+"""Recovery: train a compressed model until it does what the original does.
 
 The original's own outputs (and values inside, where asked for) on the calibration data are the
 targets; labels count only where asked for. One batch in ten is held out, never trained on, and
@@ -6,7 +6,9 @@ decides which weights are kept.
 
 Rules:
 
-1. Only factors and, where asked for, biases and norm scales change; names, shapes and types stay.
+1. Only weights that compression changed (:mod:`graph_passes.rewriting.trainable`), those that will
+   be integers (:mod:`pipeline.recover.rounding`) and, where asked for, biases and norm scales
+   change; names, shapes and types stay.
 2. The result is never worse than the start on the held-out batches: the best weights that were
    measured there win, and where none were better the model stays as it was.
 3. Unless it is given, the learning rate grows with the distance from the original at the start: a
@@ -41,10 +43,12 @@ from compress_onnx.graph_passes.rewriting.trainable import (
     array_of,
     balanced_factors,
     has_rounded_factors,
+    network_weights,
     set_array,
     vectors,
 )
 from compress_onnx.graph_passes.sites.find import find_sites
+from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import self_contained
 from compress_onnx.pipeline.files.cache import ArrayCache, content_key
 from compress_onnx.pipeline.files.model_file import (
@@ -57,13 +61,16 @@ from compress_onnx.pipeline.files.model_file import (
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.distillation import Distillation
 from compress_onnx.pipeline.recover.optimizer import scheduled
+from compress_onnx.pipeline.recover.rounding import Rounding
 from compress_onnx.pipeline.recover.teacher import Importance, Teacher
 from compress_onnx.pipeline.recover.training import Training
+from compress_onnx.pipeline.recover.whitening import whitenings
 from compress_onnx.pipeline.results import RecoveryReport
 from compress_onnx.pipeline.runtime.progress import Progress, Update
 from compress_onnx.pipeline.runtime.protobuf import SMALLER, serialized
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
+from compress_onnx.pipeline.runtime.threads import limited
 
 TRAINABLE_LIMIT_BYTES = 1_800_000_000
 """What the weights of a model that is trained may take: all of them are inside its gradient graph,
@@ -74,10 +81,11 @@ _HELD_OUT_EVERY = 10
 _CHECKPOINT_EVERY_S = 60.0
 _LEAST_STEPS_BETWEEN_CHECKS = 10
 _STALE_BEFORE_RETURN = 5
-_RATE_AT_DISTANCE_ONE = 0.005
+_RATE_AT_DISTANCE_ONE = 0.003
 _LEAST_LOSS = 1e-6
 
 
+@limited()
 def recover(
     reference: Path,
     candidate: ir.Model,
@@ -88,6 +96,7 @@ def recover(
     seed: int = 0,
     spec: SessionSpec | None = None,
     batch_size: int = 32,
+    rounding: Rounding | None = None,
     checkpoints: ArrayCache | None = None,
     key: str | None = None,
     progress: Update | None = None,
@@ -104,6 +113,8 @@ def recover(
         seed: of the order of the batches.
         spec: how the models are run.
         batch_size: samples a step; fewer where that would make fewer than ten batches.
+        rounding: how the model will be rounded; it is trained, and measured, as if it were, and
+            stays a model of floats.
         checkpoints: where training is kept from a kill; None keeps nothing.
         key: of its checkpoint; None makes it of the other arguments.
         progress: what :func:`recovery_step` yielded.
@@ -116,8 +127,10 @@ def recover(
     """
     begun = clock()
     proto = _training_graph(candidate, data_folder)
-    key = key or _key(reference, proto, samples, settings, seed=seed, batch_size=batch_size)
-    trained = _trained(candidate, settings)
+    rounding = rounding or Rounding()
+    how = f"{settings.model_dump_json()} {seed} {batch_size} {rounding}"
+    key = key or _key(reference, proto, samples, how)
+    trained = _trained(candidate, settings, rounding)
     start = {value.name or "": array for value, array in trained.items()}
     teacher = _teacher(reference, candidate, settings, spec)
     teacher.take(samples, min(batch_size, max(1, len(samples) // _HELD_OUT_EVERY)))
@@ -126,11 +139,12 @@ def recover(
     numbers = range(len(teacher.batches))
     held_out = numbers[_HELD_OUT_EVERY // 2 :: _HELD_OUT_EVERY] or numbers[-1:]
     training = Training(
-        Distillation(proto, list(start), teacher.compared, spec),
+        Distillation(proto, list(start), teacher.compared, spec, rounding),
         start,
         teacher=teacher,
         batches=[index for index in numbers if index not in held_out],
         held_out=held_out,
+        whitening=whitenings(candidate, trained, teacher.batches, data_folder, spec),
         mixing=settings.mixing,
         seed=seed,
     )
@@ -154,6 +168,36 @@ def recover(
     return report
 
 
+def recover_in_memory(
+    reference: Path,
+    candidate: ir.Model,
+    samples: Samples,
+    recovery: RecoverySpec,
+    settings: RunSettings,
+    *,
+    data_folder: Path,
+    rounding: Rounding | None = None,
+) -> RecoveryReport:
+    """:func:`recover`, run and shown as ``settings`` say.
+
+    Its checkpoint stays, so that the same recovery costs nothing again.
+    """
+    with recovery_step(settings.progress) as update:
+        return recover(
+            reference,
+            candidate,
+            samples,
+            recovery,
+            data_folder=data_folder,
+            seed=settings.seed,
+            spec=settings.session,
+            batch_size=settings.batch_size,
+            rounding=rounding,
+            checkpoints=settings.cache,
+            progress=update,
+        )
+
+
 def recover_file(
     reference: Path,
     candidate: Path,
@@ -172,14 +216,8 @@ def recover_file(
     """
     model = load_model(candidate)
     external = bool(data_files(model))
-    key = _key(
-        reference,
-        _training_graph(model, candidate.parent),
-        samples,
-        settings,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    how = f"{settings.model_dump_json()} {seed} {batch_size}"
+    key = _key(reference, _training_graph(model, candidate.parent), samples, how)
     report = recover(
         reference,
         model,
@@ -303,17 +341,24 @@ class _Course:
             self.checkpoints.put(self.key, {**self.training.state(), "elapsed": elapsed})
 
 
-def _trained(model: ir.Model, settings: RecoverySpec) -> dict[ir.Value, Float32]:
+def _trained(
+    model: ir.Model, settings: RecoverySpec, rounding: Rounding
+) -> dict[ir.Value, Float32]:
     """What is trained, with the numbers to start from."""
     trained = balanced_factors(model)
+    for value in (*network_weights(model), *rounding.weights(model)):
+        trained.setdefault(value, array_of(value))
     if not trained and has_rounded_factors(model):
         raise RequestError(
             "rounded factors cannot be trained: recover a model whose factors are stored as float32"
         )
     if not trained:
-        raise RequestError("there is nothing to recover: the model has no float32 factors")
+        raise RequestError(
+            "there is nothing to recover: no float32 weight of the model was compressed"
+        )
     if settings.train == "all":
-        trained |= {value: array_of(value) for value in vectors(model)}
+        for value in vectors(model):
+            trained.setdefault(value, array_of(value))
     return trained
 
 
@@ -340,21 +385,14 @@ def _check_size(size_bytes: int) -> None:
         )
 
 
-def _key(
-    reference: Path,
-    candidate: onnx.ModelProto,
-    samples: Samples,
-    settings: RecoverySpec,
-    *,
-    seed: int,
-    batch_size: int,
-) -> str:
+def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, how: str) -> str:
+    """What identifies a recovery; ``how`` are its settings."""
     content = np.frombuffer(serialized(candidate, instead=SMALLER), np.uint8)
     return content_key(
-        "recovery 3",
+        "recovery 4",
         content_digest(reference, load_model(reference)),
         {"candidate": content},
         samples.mask_name or "",
         samples.inputs,
-        f"{settings.model_dump_json()} {seed} {batch_size}",
+        how,
     )

@@ -19,7 +19,8 @@ from scipy.special import logsumexp
 
 from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import DataError, RequestError
-from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY
+from compress_onnx.graph_passes.rewriting.integers import FLOAT_PROPERTY
+from compress_onnx.graph_passes.sites.linear_site import NEURONS_PROPERTY, SITE_PROPERTY
 from compress_onnx.pipeline.data.masking import UNLABELLED
 from compress_onnx.pipeline.recover.distillation import (
     Compared,
@@ -242,12 +243,9 @@ def _has_positions(value: Array, batch: Batch) -> bool:
 
 
 def _common_values(original: ir.Model, candidate: ir.Model) -> list[str]:
-    """Outputs of factored sites: the rewritten values, which kept their names."""
+    """Outputs of factored sites and of networks: the rewritten values, which kept their names."""
     theirs = {
-        value.name
-        for node in candidate.graph
-        if SITE_PROPERTY in node.metadata_props
-        for value in node.outputs
+        value.name for node in candidate.graph if _ends_a_layer(node) for value in node.outputs
     }
     outputs = {value.name for value in original.graph.outputs}
     return [
@@ -256,6 +254,19 @@ def _common_values(original: ir.Model, candidate: ir.Model) -> list[str]:
         for value in node.outputs
         if value.name in theirs - outputs
     ]
+
+
+def _ends_a_layer(node: ir.Node) -> bool:
+    """Whether ``node`` computes all that a rewritten layer does.
+
+    The product of a network's down layer alone lacks what went into its bias and its float branch.
+    """
+    role = node.metadata_props.get(NEURONS_PROPERTY)
+    return (
+        not {SITE_PROPERTY, FLOAT_PROPERTY}.isdisjoint(node.metadata_props)
+        or role == "bias"
+        or (role == "down" and node.op_type == "Gemm")
+    )
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -15,6 +15,7 @@ from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.pipeline.recover.distillation import Distillation
 from compress_onnx.pipeline.recover.optimizer import Adam
 from compress_onnx.pipeline.recover.teacher import Teacher
+from compress_onnx.pipeline.recover.whitening import Whitening
 
 
 class Training:
@@ -26,6 +27,7 @@ class Training:
         teacher: knows the batches, by number, and what the original computes for them.
         batches: to train on.
         held_out: to measure on.
+        whitening: the coordinates in which matrices are moved, by name.
         mixing: the share of the steps that train on mixed samples.
         seed: of the order of the batches, and of the mixing.
 
@@ -47,6 +49,7 @@ class Training:
         teacher: Teacher,
         batches: Sequence[int],
         held_out: Sequence[int],
+        whitening: Mapping[str, Whitening],
         mixing: float,
         seed: int,
     ) -> None:
@@ -57,7 +60,7 @@ class Training:
         self._held_out = held_out
         self._seed = seed
         self._weights = {name: array.copy() for name, array in start.items()}
-        self._adam = Adam(self._weights)
+        self._adam = Adam(self._weights, whitening)
         self.best = {name: array.copy() for name, array in start.items()}
         self.start_loss = self.best_loss = self._held_out_loss()
         self.own_loss = float(np.mean([teacher.own_loss(index) for index in held_out]))
@@ -74,7 +77,10 @@ class Training:
         epoch, position = divmod(self.steps, len(self._batches))
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._batches))
         loss, gradients = self._distillation.gradient(
-            {**self._training_feeds(self._batches[order[position]]), **self._weights}
+            {
+                **self._training_feeds(self._batches[order[position]]),
+                **self._distillation.served(self._weights),
+            }
         )
         self._adam.step(gradients, rate)
         self.steps += 1
@@ -124,8 +130,9 @@ class Training:
         return self._teacher.feeds(index)
 
     def _held_out_loss(self) -> float:
+        served = self._distillation.served(self._weights)
         losses = [
-            self._distillation.loss({**self._teacher.feeds(index), **self._weights})
+            self._distillation.loss({**self._teacher.feeds(index), **served})
             for index in self._held_out
         ]
         return float(np.mean(losses))

@@ -181,3 +181,32 @@ def test_a_recipe_may_name_code_only_where_the_settings_allow_it(tmp_path):
     settings = compress_onnx.RunSettings(allow_code=True)
     report = compress_onnx.run(tmp_path / "recipe.yaml", tmp_path / "bundle", settings=settings)
     assert report.plan.factored
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_recover_trains_what_was_compressed(tmp_path, integers):
+    path = small.save(small.perceptron(), tmp_path / "model.onnx")
+    data, unseen = (small.save_rows(tmp_path / f"{n}.npz", n, seed=n) for n in (600, 50))
+    made = compress_onnx.compress(path, data=data, method="neurons", params=0.4, sequential=False)
+    report = compress_onnx.recover(
+        path, made.model, tmp_path / "out.onnx", data, integers=integers, budget=None, steps=150
+    )
+    assert report.improved
+    before, after = (
+        compress_onnx.validate(path, candidate, np.load(unseen)).outputs[0].relative_l2
+        for candidate in (made.model, tmp_path / "out.onnx")
+    )
+    assert after < before
+    kinds = {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+    assert ("MatMulIntegerToFloat" in kinds) == integers
+
+
+def test_what_recover_refuses(tmp_path):
+    path = small.save(small.perceptron(), tmp_path / "model.onnx")
+    data, output = small.save_rows(tmp_path / "data.npz", 100), tmp_path / "x.onnx"
+    factored = compress_onnx.compress(path, method="svd", params=0.4, rank_multiple=1).model
+    with pytest.raises(compress_onnx.CompressOnnxError, match="recovery has to end"):
+        compress_onnx.recover(path, factored, output, data, budget=None)
+    with pytest.raises(compress_onnx.CompressOnnxError, match="can multiply integers"):
+        compress_onnx.recover(path, factored, output, data, integers=True)
+    assert not output.exists()

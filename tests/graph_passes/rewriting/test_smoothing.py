@@ -24,7 +24,6 @@ NORMS = {
         m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) p = Mul(d, d) v = ReduceMean<axes=[-1]>(p)
         e = Add(v, eps) q = Sqrt(e) u = Div(d, q) t = Mul(u, s) n = Add(t, b)
         y = MatMul(n, w) }}""",
-    "a factor": f"g {TYPES} {{ n = MatMul(x, v) y = MatMul(n, w) }}",
     "two readers": f"""g {TYPES} {{
         n = LayerNormalization(x, s, b) l = MatMul(n, w) r = MatMul(n, v) y = Add(l, r) }}""",
 }
@@ -67,6 +66,17 @@ def test_a_norm_takes_the_division(name: str) -> None:
     before = norm(name)
     after = divided(before, DIVISOR)
     assert operators(after) == operators(canonical_proto(before))
+    assert_parity(before, after, weights(1, x=(2, 3, K)))
+
+
+def test_the_first_of_two_products_takes_the_division() -> None:
+    before = norm("chain", f"g {TYPES} {{ n = MatMul(x, v) y = MatMul(n, w) }}")
+    work = canonical(before)
+    second = find_sites(work).sites[1]
+    assert second.input.name == "n"
+    SmoothingPass({second.name: DIVISOR})(work)
+    after = ir.to_proto(work)
+    assert operators(after) == ["MatMul", "MatMul"]
     assert_parity(before, after, weights(1, x=(2, 3, K)))
 
 

@@ -307,6 +307,12 @@ def test_compress_recovers_for_as_long_as_it_is_told(cli, files):
     assert np.linalg.norm(better - reference) < 0.8 * np.linalg.norm(plain - reference)
 
 
+def test_compress_recovers_neurons_and_factors(cli, files):
+    half = ("-c", "data.npz", "-m", "neurons", "-p", "0.5", "--recover", "2s")
+    text = cli("compress", "model.onnx", "-o", "neurons.onnx", *half).out
+    assert "recovery: distance on held-out batches" in text
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

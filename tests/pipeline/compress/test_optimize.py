@@ -12,16 +12,16 @@ from cli_runner import Cli, error_line
 from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import ModelFileError, ProviderError, RequestError
-from compress_onnx.pipeline.compress import choice
+from compress_onnx.pipeline.compress import choice, forms
 from compress_onnx.pipeline.compress import optimize as module
 from compress_onnx.pipeline.compress.forms import Forms
-from compress_onnx.pipeline.compress.integers import round_model
+from compress_onnx.pipeline.compress.integers import PreparedModel, round_model
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.optimize import optimize
 from compress_onnx.pipeline.compress.rivals import RIVALS, half_floats, rivals
 from compress_onnx.pipeline.files import model_file
 from compress_onnx.pipeline.files.model_file import data_files, load_model, model_size
-from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec
+from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec, RecoverySpec
 from compress_onnx.pipeline.runtime.session import open_session, provider_problems, run
 
 FEATURES, HIDDEN, OUTPUTS = 32, 128, 32
@@ -208,7 +208,8 @@ ON_CUDA = QUICK.model_copy(update={"provider": "cuda"})
 
 def search_on_cuda(learned, held_out, tmp_path):
     """As far as it goes without a GPU: nothing is run there yet."""
-    return module._Search(learned, held_out, OptimizeSpec(), ON_CUDA, metric=None, folder=tmp_path)
+    wanted = Forms(learned, OptimizeSpec(), provider="cuda")
+    return module._Search(wanted, held_out, ON_CUDA, metric=None, folder=tmp_path)
 
 
 def test_on_cuda_half_floats_stand_in_for_integers(learned, held_out, tmp_path, model, monkeypatch):
@@ -261,7 +262,8 @@ def test_accuracy_is_that_of_the_provider(learned, held_out, tmp_path, monkeypat
 
 
 def test_trials_of_another_provider_do_not_count(learned, held_out, tmp_path):
-    on_cpu = module._Search(learned, held_out, OptimizeSpec(), QUICK, metric=None, folder=tmp_path)
+    wanted = Forms(learned, OptimizeSpec())
+    on_cpu = module._Search(wanted, held_out, QUICK, metric=None, folder=tmp_path)
     assert on_cpu._key_of_all() != search_on_cuda(learned, held_out, tmp_path)._key_of_all()
 
 
@@ -317,6 +319,7 @@ class TestCommand:
         [
             ([], "give --calibration"),
             (["-c", "DATA", "--time", "soon"], "is no duration"),
+            (["-c", "DATA", "--recover", "soon"], "is no duration"),
             (["-c", "DATA", "--log", "DATA"], "data.npz"),
             (["-c", "DATA", "-o", "MODEL"], "model.onnx"),
             (["-c", "DATA", "--picture", "front.bmp"], "a picture is a .png or .svg file"),
@@ -347,3 +350,55 @@ def test_models_with_data_files_are_optimized_too(learned, held_out, tmp_path, m
     (data,) = data_files(load_model(tmp_path / "best.onnx"))
     assert data.exists()
     open_session(tmp_path / "best.onnx")
+
+
+# Recovery
+
+
+def recovered(learned, held_out, tmp_path, log=None, **spec):
+    wanted = OptimizeSpec(**({"max_drop": 0.05} | spec))
+    return optimize(
+        learned,
+        held_out,
+        tmp_path / "best.onnx",
+        wanted,
+        benchmark=QUICK,
+        log=log,
+        recovery=RecoverySpec(budget=None, steps=60),
+    ).report
+
+
+def test_what_is_just_beyond_the_drop_is_trained(learned, held_out, tmp_path, monkeypatch):
+    reports = []
+
+    def seen(train):
+        def call(*arguments, **settings):
+            reports.append(train(*arguments, **settings))
+            return reports[-1]
+
+        return call
+
+    monkeypatch.setattr(forms, "recover_in_memory", seen(forms.recover_in_memory))
+    monkeypatch.setattr(PreparedModel, "recover", seen(PreparedModel.recover))
+    report = recovered(learned, held_out, tmp_path)
+    trials = {trial.name: trial for trial in report.trials}
+    trained = {name: trial for name, trial in trials.items() if "recovered" in name}
+    assert len(trained) == len(reports) == module.RECOVERED
+    assert {found.steps for found in reports} == {60}
+    for name, trial in trained.items():
+        untrained = trials[name.removesuffix(", recovered for 60 steps")]
+        assert trial.problem is None
+        assert not untrained.within
+        assert trial.drop.value < 1.02 * untrained.drop.value
+        assert trial.size_bytes == untrained.size_bytes
+        assert trial.family == untrained.family
+
+
+def test_trained_trials_are_logged_too(learned, held_out, tmp_path, monkeypatch):
+    log = tmp_path / "trials.json"
+    first = recovered(learned, held_out, tmp_path, log=log, max_drop=0.02)
+    monkeypatch.setattr(forms, "recover_in_memory", None)
+    monkeypatch.setattr(PreparedModel, "recover", None)
+    monkeypatch.setattr(module, "MOST", 0)
+    again = recovered(learned, held_out, tmp_path, log=log, max_drop=0.02)
+    assert [t.drop for t in again.trials] == [t.drop for t in first.trials]

@@ -118,6 +118,17 @@ def test_a_second_run_finds_its_trials_in_the_cache(folder, tmp_path):
     assert not log.exists()
 
 
+def test_recovery_trains_candidates_on_data_of_its_own(folder, tmp_path):
+    np.savez(folder / "lessons.npz", **samples(FEATURES, 320, seed=3).inputs)
+    lessons = {"kind": "npz", "path": "lessons.npz"}
+    recovery = {"data": lessons, "budget": None, "steps": 20}
+    report = carry_out(folder, tmp_path / "bundle", recovery=recovery)
+    trained = [t for t in report.optimize.trials if t.name.endswith("recovered for 20 steps")]
+    assert trained
+    assert all(trial.drop is not None for trial in trained)
+    assert report.recovery is None  # the winner is not trained a second time
+
+
 def test_a_sweep_varies_what_there_is_without_optimize(folder):
     recipe = Recipe.model_validate(RECIPE | {"benchmark": None})
     variants = grid(recipe.compression.plain, [], {"params": [0.5]}, [])
@@ -132,7 +143,6 @@ def test_a_sweep_varies_what_there_is_without_optimize(folder):
         ({"max_drop": 0.1}, "max_drop is one of optimize"),
         ({"calibration": None}, "add calibration"),
         ({"validation": None, "gates": []}, "and validation to measure on"),
-        ({"recovery": {"steps": 3}}, "drop recovery"),
     ],
 )
 def test_what_contradicts_optimize_is_refused_at_once(folder, tmp_path, changes, message):

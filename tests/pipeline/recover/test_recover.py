@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ffn_forms
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import small_models as small
+from ffn_forms import SPELLINGS
 from pydantic import ValidationError
 
 from compress_onnx.graph_passes.errors import DataError, RequestError
@@ -17,6 +19,7 @@ from compress_onnx.graph_passes.rewriting.trainable import (
     array_of,
     balanced_factors,
     factors,
+    network_weights,
     vectors,
 )
 from compress_onnx.pipeline.compress.learn import learn
@@ -114,7 +117,7 @@ def test_factors_and_vectors_are_found_and_balanced(reference):
 
 
 def test_a_model_without_factors_is_refused(reference, train):
-    with pytest.raises(RequestError, match="no float32 factors"):
+    with pytest.raises(RequestError, match="no float32 weight"):
         train(steps(1), candidate=load_model(reference))
 
 
@@ -342,3 +345,65 @@ def test_labels_are_refused_where_there_are_none(train):
     tokens = Samples(plain.inputs, labels=np.zeros((20, 3), np.int64))
     with pytest.raises(DataError, match=r"needs an output \[samples, positions, tokens\]"):
         train(steps(2, labels=1.0), tokens)
+
+
+# Networks with fewer neurons
+
+
+CHAIN = CompressionSpec(
+    method=MethodSpec(name="svd"), ffns="neurons", params=0.4, rank_multiple=1, sequential=False
+)
+
+
+@pytest.fixture
+def chain(reference, tmp_path):
+    """Fewer neurons and low-rank factors in one model, from its file."""
+    learned = learn(reference, rows(160))
+    plan = learned.compress(CHAIN).write(tmp_path / "chain.onnx")
+    assert [site.decision for site in plan.sites] == ["neurons", "neurons", "factor"]
+    return load_model(tmp_path / "chain.onnx")
+
+
+def test_neurons_and_factors_are_trained_in_one_model(reference, train, chain, tmp_path):
+    before, unseen = arrays(chain), rows(seed=9)
+    start = relative_error(reference, chain, tmp_path / "start.onnx", unseen)
+    model, report = train(steps(150, train="factors", learning_rate=0.01), candidate=chain)
+    after = arrays(model)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    kept = {name for name in before if ".lowrank.bias" not in name and name != "b3"}
+    assert changed == kept  # both layers of the network with their biases, and the factors
+    assert len(changed) == 6
+    assert report.improved
+    assert relative_error(reference, model, tmp_path / "end.onnx", unseen) < 0.9 * start
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_networks_in_every_spelling_are_trained(name, tmp_path):
+    """All that a network lost neurons in: weights, biases, slopes."""
+    path = tmp_path / "model.onnx"
+    onnx.save(ffn_forms.build(name), path)
+    samples = Samples(ffn_forms.feeds(name))
+    request = CompressionSpec(method=MethodSpec(name="neurons"), params=0.3, rank_multiple=1)
+    model = learn(path, samples).compress(request).model
+    before = arrays(model)
+    trained = {value.name for value in network_weights(model)}
+    assert len(trained) >= 2
+    report = recover(
+        path,
+        model,
+        samples,
+        steps(20, train="factors", mixing=0.0, learning_rate=0.003),
+        data_folder=tmp_path,
+        spec=ONE_THREAD,
+    )
+    assert report.parameters == sum(before[name].size for name in trained)
+    after = arrays(model)
+    for key, array in before.items():
+        if key not in trained:
+            assert np.array_equal(array, after[key]), key
+
+
+def test_values_inside_are_compared_where_they_are_the_same(reference, train, chain):
+    """The hidden value of a network is none: it has fewer neurons than the original's."""
+    _, report = train(steps(2, hidden=1.0), candidate=chain)
+    assert report.compared == ("y", "a2")
