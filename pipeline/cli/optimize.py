@@ -50,7 +50,7 @@ class Goal:
         ),
     ] = None
     time: Annotated[
-        str, typer.Option(metavar="TIME", help="Try nothing new after: 90s, 10min, 1h.")
+        str, typer.Option("--time", metavar="TIME", help="Try nothing new after: 90s, 10min, 1h.")
     ] = "15min"
     recover: options.Recover = None
 

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
 from compress_onnx.graph_passes.rewriting.bound_masks import BoundMasksPass
@@ -92,6 +93,8 @@ def half_model(
     halving = HalfPass(floats)
     halving(rewritten)
     CleanupPass()(rewritten)
+    # ONNX Runtime fuses residual sums with norms only where it knows the shapes of both.
+    ShapeInferencePass()(rewritten)
     return HalfModel(rewritten, dict(halving.floats), original)
 
 

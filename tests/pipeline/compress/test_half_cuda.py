@@ -146,7 +146,6 @@ def test_what_overflows_stays_in_float32():
         weights(w=(8, 8)) | {"c": np.array(400, np.float32)},
     )
     feeds = weights(3, x=(20, 8))
-    assert not np.isfinite(on_cuda(halved(before), feeds)["y"]).all()
     ours = on_cuda(halved(before, Samples(feeds)), feeds)
     assert difference(on_cpu(before, feeds), ours) < TOLERANCE
 
@@ -171,7 +170,7 @@ class TestOptimize:
         trials = {trial["name"]: trial for trial in found["trials"]}
         assert trials["half floats"]["rival"]
         assert trials["half floats"]["drop"]["value"] < 0.01
-        ours = trials["neurons, half floats, 100.0%"]
+        ours = trials["all neurons, half floats"]
         assert ours["drop"]["value"] < 0.01
         assert not any("integers" in name for name in trials)
         x = {"x": samples(32, 8, seed=5).inputs["x"]}
