@@ -93,9 +93,19 @@ def half_model(
     halving = HalfPass(floats)
     halving(rewritten)
     CleanupPass()(rewritten)
-    # ONNX Runtime fuses residual sums with norms only where it knows the shapes of both.
-    ShapeInferencePass()(rewritten)
+    _record_shapes(rewritten)
     return HalfModel(rewritten, dict(halving.floats), original)
+
+
+def _record_shapes(model: ir.Model) -> None:
+    """Where none is recorded: ONNX Runtime fuses a sum and a norm only if it knows their shapes."""
+    inferred = model.clone()
+    ShapeInferencePass()(inferred)
+    shapes = {value.name: value.shape for node in inferred.graph for value in node.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is None and not value.is_graph_output():
+                value.shape = shapes.get(value.name)
 
 
 def _beyond(model: ir.Model, largest: Mapping[str, float]) -> Iterator[tuple[str, str]]:
