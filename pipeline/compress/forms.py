@@ -76,6 +76,7 @@ class Family:
 
     Attributes:
         name: in words.
+        whole: the name of the model that keeps all weights.
         numbers: how weights are held.
         build: writes the model of a share, 1 for all of the weights; returns the plan and what it
             stands on, None where there is no plan.
@@ -83,13 +84,14 @@ class Family:
     """
 
     name: str
+    whole: str
     numbers: Numbers
     build: Build
     recover: Build | None = None
 
     def named(self, share: float) -> str:
-        """``neurons, integers, 50.0%``; of all weights, ``all neurons, integers``."""
-        return f"all {self.name}" if share == 1 else f"{self.name}, {share:.1%}"
+        """``neurons, integers, 50.0%``; of all weights, what is the same for each structure."""
+        return self.whole if share == 1 else f"{self.name}, {share:.1%}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,8 @@ class Forms:
                 yield self._family("neurons", "4-bit weights and embeddings")
             yield self._family("neurons", "4-bit weights")
             yield self._family("neurons", "8-bit weights")
-            yield Family("4-bit weights and residual", "4-bit weights", self._with_residual)
+            name = "4-bit weights and residual"
+            yield Family(name, f"{name}, 100.0%", "4-bit weights", self._with_residual)
         if self.provider == "cuda":
             yield self._family("neurons", "half floats")
             yield self._family("both", "half floats")
@@ -156,7 +159,13 @@ class Forms:
         trained = None
         if self.recovery is not None and numbers in {"floats", "integers"}:
             trained = self._builder(structure, numbers, self.recovery)
-        return Family(f"{name}{held}", numbers, self._builder(structure, numbers), trained)
+        return Family(
+            f"{name}{held}",
+            f"all neurons{held}",
+            numbers,
+            self._builder(structure, numbers),
+            trained,
+        )
 
     def _builder(
         self, structure: Structure, numbers: Numbers, recovery: RecoverySpec | None = None

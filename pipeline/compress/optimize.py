@@ -281,6 +281,8 @@ class _Search:
     def _try(self, asked: Trial, build: Build) -> Trial | None:
         """Build and measure, or look up; None after the time is up."""
         name = asked.name
+        if name in self._trials:
+            return self._trials[name]
         self._builders[name] = build
         trial = self._log.get(name)
         if trial is None:

@@ -93,7 +93,8 @@ def main() -> None:
                 subject = by_files(given.model, given.data) if given.model else by_recipe(export)
                 _print(table(subject, Path(folder), given.rounds, rivals=given.rivals))
     found = environment()
-    _print(["", f"{found.processor}, {found.cores} cores, {given.rounds} rounds"])
+    sets = ", ".join(found.instruction_sets)
+    _print(["", f"{found.processor} ({sets}), {found.cores} cores, {given.rounds} rounds"])
 
 
 def _print(lines: Iterator[str] | list[str]) -> None:

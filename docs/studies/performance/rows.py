@@ -17,16 +17,19 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
+from compress_onnx.graph_passes.rewriting.embeddings import EmbeddingsPass
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.compress.rivals import RIVALS, quiet
+from compress_onnx.pipeline.compress.weight_only import round_weights
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.runtime.samples import Samples
 from studies.performance.subject import Material
 
 ORIGINAL = "original"
 DYNAMIC = "dynamic int8"
-SHARES = 0.75, 0.5
+SHARES = 0.75, 0.6, 0.5
 """Of the parameters of feed-forward networks."""
 
 CALIBRATION = 300
@@ -48,6 +51,7 @@ def rows(material: Material, shares: Sequence[float] = SHARES) -> Iterator[Row]:
         yield Row(name, partial(write, original.path))
     yield Row("static QDQ", lambda path: static_qdq(original.path, path, material.samples))
     yield Row(f"{ORIGINAL}, sums and norms apart", lambda path: _save(original.copy(), path))
+    yield Row("ours, 4-bit weights", partial(_save_weight_only, material))
     yield Row("integers", lambda path: _save_rounded(material, original.copy(), path))
     for share in shares:
         fewer = f"{share:.0%} of the neurons"
@@ -93,7 +97,18 @@ def _save_thinned_and_rounded(material: Material, share: float, path: Path) -> N
 
 
 def _save_rounded(material: Material, model: ir.Model, path: Path) -> None:
-    _save(round_model(model, material.samples, material.settings).model, path)
+    _save_small(round_model(model, material.samples, material.settings).model, path)
+
+
+def _save_weight_only(material: Material, path: Path) -> None:
+    _save_small(round_weights(material.original, material.samples, material.settings).model, path)
+
+
+def _save_small(model: ir.Model, path: Path) -> None:
+    """With embedding tables of 8 bits."""
+    EmbeddingsPass(8)(model)
+    CleanupPass()(model)
+    _save(model, path)
 
 
 def _save(model: ir.Model, path: Path) -> None:
