@@ -23,7 +23,7 @@ OUT    ?=
 RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance two-at-once peers reproduce lock wheel clean
+.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance predicted folded-attention cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -94,6 +94,15 @@ performance: $(READY)  ## Measure ours beside ONNX Runtime's own tools (docs/per
 
 two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.two_at_once
+
+predicted: $(READY)  ## Measure the damage of single changes beside what was predicted (docs/forms.md).
+	PYTHONPATH=docs $(BIN)/python -m studies.predicted
+
+folded-attention: $(READY)  ## Measure narrower attention heads beside low rank (docs/forms.md).
+	PYTHONPATH=docs $(BIN)/python -m studies.folded_attention
+
+cuda: $(READY)  ## Measure half floats on a GPU (docs/forms.md); MODEL, DATA.
+	PYTHONPATH=docs $(BIN)/python -m studies.cuda $(MODEL) $(DATA)
 
 stages: $(READY)  ## Measure where stages and rounded factors help (docs/stages.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.rounded_stages docs/stages.md

@@ -22,7 +22,7 @@ from compress_onnx.pipeline.runtime.inputs import (
 )
 from compress_onnx.pipeline.runtime.progress import Progress, Silent
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
+from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, require_provider
 
 T = TypeVar("T")
 
@@ -141,6 +141,7 @@ def measure_latency(
     )
 
     def measure(provider: Provider) -> list[Benchmark]:
+        require_provider(provider)
         return [measure_case(provider, case) for case in cases_of(settings, threads)]
 
     def measure_case(provider: Provider, case: Case) -> Benchmark:

@@ -60,7 +60,7 @@ from compress_onnx.pipeline.results import (
 )
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import Provider
+from compress_onnx.pipeline.runtime.session import Provider, require_provider
 from compress_onnx.pipeline.runtime.stopwatch import Stopwatch
 
 MODEL_NAME = "model.onnx"
@@ -163,6 +163,7 @@ class ModelExperiment:
         samples, settings = self.held_out, self.settings
 
         def measure(provider: Provider) -> ValidationReport:
+            require_provider(provider)
             with settings.progress.step(f"validate on {provider}", len(samples)) as update:
                 return validate(
                     self.reference,
@@ -296,7 +297,8 @@ class ModelExperiment:
             *([timed.provider] if timed else []),
             batch_invariance=asks_for(gates, "batch_invariance"),
         )
-        benchmarks, unmeasured = self.benchmark(candidate, plan)
+        # A plan says what factoring alone should bring: nothing about other forms.
+        benchmarks, unmeasured = self.benchmark(candidate, None if made.optimize else plan)
         size = model_size(self.reference, candidate)
         calibration, session = self.learned.calibration, self.settings.session
         report = RunReport(
