@@ -44,7 +44,7 @@ from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.ranges import input_ranges
 from compress_onnx.pipeline.evidence.settings import RunSettings
-from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
+from compress_onnx.pipeline.files.original import ModelLike, Original, kept, open_original
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.recover import recover_in_memory
 from compress_onnx.pipeline.recover.rounding import Rounding
@@ -149,7 +149,7 @@ class PreparedModel:
 
     def rounded(self, form: IntegerForm = "fused") -> RoundedModel:
         """The model of integers; ``form`` says which operators multiply them."""
-        model = self.model.clone()
+        model = kept(self.model.clone(), self.source)
         IntegersPass(self.scales, form, self.limit)(model)
         CleanupPass()(model)
         return RoundedModel(

@@ -24,6 +24,9 @@ ModelLike = Path | str | onnx.ModelProto | ir.Model
 """A model: the path of an ``.onnx`` file, or the model itself."""
 
 
+_SOURCE = "compress_onnx.source"
+
+
 @dataclass(frozen=True, eq=False)
 class Original:
     """A model on which everything stands that is learned about it.
@@ -51,8 +54,11 @@ class Original:
         return content_digest(self.path, self.model)
 
     def copy(self) -> ir.Model:
-        """The graph once more, to be rewritten; the weights are shared."""
-        return self.model.clone()
+        """The graph once more, to be rewritten; the weights are shared.
+
+        A temporary file that they lie in stays as long as the copy does.
+        """
+        return kept(self.model.clone(), self)
 
     def joined(self, groups: Sequence[Collection[str]]) -> Original:
         """The same with ``groups`` of siblings, by name, written as one site each.
@@ -63,6 +69,12 @@ class Original:
         model = self.copy()
         JoinSiblingsPass(groups)(model)
         return replace(self, model=model, table=find_sites(model))
+
+
+def kept(model: ir.Model, source: Original) -> ir.Model:
+    """``model``, which from now on keeps the file of ``source`` from being deleted."""
+    model.meta[_SOURCE] = source
+    return model
 
 
 def open_original(model: ModelLike) -> Original:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from graphs import model, operators, weights
 
 from compress_onnx.pipeline.compress.integers import RoundedModel, round_model
+from compress_onnx.pipeline.files import model_file
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
@@ -56,3 +58,14 @@ def test_inputs_of_one_reach_are_not(tmp_path: Path) -> None:
     assert rounded.smoothed == ()
     assert "Mul" not in operators(ir.to_proto(rounded.model))
     assert error(tmp_path / "even.onnx", rounded) == pytest.approx(0, abs=0.02)
+
+
+def test_weights_in_a_temporary_file_stay_as_long_as_the_model(tmp_path, monkeypatch) -> None:
+    """A model in memory is written to a file first, which large weights are read from later."""
+    monkeypatch.setattr(model_file, "INLINE_LIMIT_BYTES", 100)
+    monkeypatch.setattr(model_file, "_SMALL_TENSOR_BYTES", 10)
+    path = encoder(tmp_path / "even.onnx", 1.0)
+    rounded = round_model(ir.load(path), data()).model
+    gc.collect()
+    save_model(rounded, tmp_path / "rounded.onnx")
+    assert run(open_session(tmp_path / "rounded.onnx"), data(1).inputs)["y"].shape == (64, 5, K)
