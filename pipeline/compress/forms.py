@@ -66,6 +66,9 @@ Build = Callable[[float, Path], Compressed | None]
 LOW_RANK = "low rank"
 """In the name of every family that has factors."""
 
+OBJECTIVE: Objective = "positions"
+"""What forms are chosen by, whatever the metric: pooled gradients choose worse neurons."""
+
 LARGEST_RESIDUAL = 0.25
 """Of min(K, N): the rank at which 4-bit weights and an int8 residual take what 8-bit weights do."""
 
@@ -101,7 +104,6 @@ class Forms:
     Attributes:
         learned: the model, from calibration data.
         spec: which forms may be taken.
-        objective: what about the outputs matters.
         provider: where the model is to run.
         unfused: whether sums and norms are kept apart.
         recovery: how candidates are trained, where they are.
@@ -110,7 +112,6 @@ class Forms:
 
     learned: Learned
     spec: OptimizeSpec
-    objective: Objective = "positions"
     provider: Provider = "cpu"
     unfused: bool = False
     recovery: RecoverySpec | None = None
@@ -252,7 +253,7 @@ class Forms:
     @cached_property
     def _gradients(self) -> Mapping[str, GradientStats]:
         """By site name; none where the model has none."""
-        basis = self.learned.basis(CompressionSpec(sequential=False, objective=self.objective))
+        basis = self.learned.basis(CompressionSpec(sequential=False, objective=OBJECTIVE))
         return {} if basis.gradients is None else basis.gradients.stats
 
     def _moments(self, compressed: Compressed | None) -> Mapping[str, Float64]:
@@ -271,7 +272,7 @@ class Forms:
         return found
 
     def _thinned(self, structure: Structure, share: float) -> Compressed:
-        request = CompressionSpec(params=share, sequential=False, objective=self.objective)
+        request = CompressionSpec(params=share, sequential=False, objective=OBJECTIVE)
         method = MethodSpec(name="neurons") if structure == "neurons" else request.method
         ffns: Literal["neurons"] = "neurons"
         request = request.model_copy(update={"method": method, "ffns": ffns})

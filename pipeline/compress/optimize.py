@@ -39,7 +39,6 @@ from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.compress.choice import LEAST_GAIN, Race, with_front
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.forms import Family, Forms
-from compress_onnx.pipeline.compress.holdout import objective_of
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import rivals
 from compress_onnx.pipeline.compress.search import drop_of, halves
@@ -142,7 +141,6 @@ def optimize(
         forms = Forms(
             learned,
             spec,
-            objective_of(metric),
             benchmark.device,
             recovery=recovery,
             lessons=lessons,

@@ -6,8 +6,6 @@ that could not be made says why.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from compress_onnx.pipeline.measure.benchmark import (
     speedup,
     speedup_interval,
 )
+from compress_onnx.pipeline.measure.fresh_process import in_fresh_process, save_feeds
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.runtime.progress import Progress
@@ -143,15 +142,12 @@ def accuracy_cells(cosine: float, in_a_batch: float, file_bytes: int) -> dict[st
 def memory(path: Path, feeds: Feeds, spec: SessionSpec) -> dict[str, str]:
     """Size, and what a process of its own takes more once it has run the model."""
     data = path.with_name("memory.npz")
-    np.savez(data, **feeds)  # type: ignore[arg-type]  # by name, none is allow_pickle
-    command = [sys.executable, "-m", "studies.performance.resident", path, data]
-    found = subprocess.run(  # noqa: S603
-        [*map(str, command), str(spec.thread_count)], check=True, capture_output=True, text=True
-    )
+    save_feeds(feeds, data)
+    _, grown_bytes = in_fresh_process(path, data, spec)
     data.unlink()
     return {
         "file": formats.size(model_size(path, path).candidate_bytes),
-        "memory": formats.size(int(found.stdout)),
+        "memory": formats.size(int(grown_bytes)),
     }
 
 
