@@ -128,7 +128,7 @@ class Meter:
         yield self.feeds()
         if self._samples is None:
             for length in _OTHER_LENGTHS:
-                yield self._feeds(self._benchmark.model_copy(update={"length": length}))
+                yield self._feeds(self._benchmark.model_copy(update={"length": (length,)}))
 
     def _feeds(self, benchmark: BenchmarkSpec) -> dict[str, Array]:
         return benchmark_feeds(

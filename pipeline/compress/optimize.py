@@ -16,7 +16,7 @@ Rules:
 2. What chooses never reports.
 3. Trials are logged, by all that decides their outcome: a second call measures none again, but for
    the speed of the rivals and of the best of each family.
-4. No trial starts after the time is up; what was found until then counts.
+4. No trial starts after the time is up, but the first of ours; what was found until then counts.
 5. Accuracy, batch invariance and time are those of the provider that the model is for.
 """
 
@@ -185,8 +185,8 @@ class _Search:
                 Trial(name=UNFUSED, rival=True),
                 lambda path: self._forms.save(original.copy(), path),
             )
-        for family in self._forms.families():
-            self._bisect(family)
+        for index, family in enumerate(self._forms.families()):
+            self._bisect(family, at_least_one=index == 0)
         self._recover()
         finalists = self._finalists()
         others = list(self._others(finalists))
@@ -227,10 +227,10 @@ class _Search:
         path.unlink()
         return speedup(times) >= LEAST_GAIN
 
-    def _bisect(self, family: Family) -> None:
+    def _bisect(self, family: Family, *, at_least_one: bool = False) -> None:
         """Try shares of ``family`` until the smallest within the drop is known to 1/16."""
         low, high = 0.0, 1.0
-        whole = self._try_share(family, 1.0)
+        whole = self._try_share(family, 1.0, in_any_case=at_least_one)
         if whole is None or not whole.within:
             return
         for _ in range(STEPS):
@@ -270,21 +270,23 @@ class _Search:
         seconds = "" if recovery.budget is None else f"{recovery.budget:g} s"
         return f"recovered for {' or '.join(filter(None, [seconds, steps]))}"
 
-    def _try_share(self, family: Family, share: float) -> Trial | None:
+    def _try_share(
+        self, family: Family, share: float, *, in_any_case: bool = False
+    ) -> Trial | None:
         if share == 1 and family.numbers == "floats":
             return Trial(name=ORIGINAL, within=True)  # that is tried already
         trial = Trial(name=family.named(share), family=family.name, share=share)
-        return self._try(trial, partial(family.build, share))
+        return self._try(trial, partial(family.build, share), in_any_case=in_any_case)
 
-    def _try(self, asked: Trial, build: Build) -> Trial | None:
-        """Build and measure, or look up; None after the time is up."""
+    def _try(self, asked: Trial, build: Build, *, in_any_case: bool = False) -> Trial | None:
+        """Build and measure, or look up; None after the time is up, unless ``in_any_case``."""
         name = asked.name
         if name in self._trials:
             return self._trials[name]
         self._builders[name] = build
         trial = self._log.get(name)
         if trial is None:
-            if time.monotonic() > self._deadline:
+            if time.monotonic() > self._deadline and not in_any_case:
                 self._untried.append(name)
                 return None
             trial = self._measured(asked)

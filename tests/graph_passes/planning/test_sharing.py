@@ -289,7 +289,7 @@ def test_a_run_reports_and_recovers_shared_sites(cli):
         "validation": {"kind": "npz", "path": "data.npz"},
         "mask": "attention_mask",
         "compression": {"rank_multiple": 1, "siblings": "auto"},
-        "recovery": {"budget": None, "steps": 20},
+        "recovery": {"budget": None, "steps": 200},
         "benchmark": None,
     }
     Path("recipe.yaml").write_text(json.dumps(recipe))

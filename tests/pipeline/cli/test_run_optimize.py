@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import small_models as small
-from cli_runner import error_line
 
 RECIPE = {
     "name": "tiny",
@@ -51,9 +50,3 @@ def test_a_method_or_a_budget_is_taken_instead(cli, recipe, options):
     cli("run", recipe, "-o", "b", *options)
     assert report()["optimize"] is None
     assert report()["plan"]["sites"]
-
-
-def test_recovery_is_refused_with_what_to_do(cli, recipe):
-    line = error_line(cli("run", recipe, "-o", "b", "--recover", "1min", code=2))
-    assert "give params instead, or drop recovery" in line
-    assert not Path("b").exists()
