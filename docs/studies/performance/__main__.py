@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +16,7 @@ from compress_onnx.pipeline.runtime.session import SessionSpec
 from compress_onnx.pipeline.runtime.threads import limited
 from studies.performance import shapes
 from studies.performance.rivals.rows import openvino_lines, pruned_rows
-from studies.performance.rows import rows
+from studies.performance.rows import DYNAMIC, ORIGINAL, rows
 from studies.performance.subject import Subject, by_files, by_recipe
 from studies.performance.table import (
     Feeds,
@@ -46,10 +46,18 @@ def timed_feeds(subject: Subject) -> dict[str, Feeds]:
     }
 
 
-def table(subject: Subject, folder: Path, rounds: int, *, rivals: bool = False) -> Iterator[str]:
-    """The lines of the table of one model."""
+def table(
+    subject: Subject,
+    folder: Path,
+    rounds: int,
+    *,
+    rivals: bool = False,
+    only: Collection[str] = (),
+) -> Iterator[str]:
+    """The lines of the table of one model; ``only`` names rows, all without."""
     material = subject.material
     wanted = [*rows(material), *(pruned_rows(material, folder) if rivals else ())]
+    wanted = [row for row in wanted if not only or row.name in {ORIGINAL, DYNAMIC, *only}]
     built = build(wanted, folder, material.settings.progress)
     feeds, spec = timed_feeds(subject), SessionSpec()
     paths = list(built.paths.values())
@@ -68,6 +76,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--rivals", action="store_true", help="tools with their own environments")
     parser.add_argument("--shapes", nargs="*", choices=[*shapes.SHAPES], help="full size")
+    parser.add_argument("--only", nargs="+", default=(), help="these rows, beside the two bases")
     parser.add_argument("--rounds", type=int, default=30)
     given = parser.parse_args()
     if (given.model is None) != (given.data is None):
@@ -91,7 +100,8 @@ def main() -> None:
                 export = Path(folder) / "export"
                 export.mkdir()
                 subject = by_files(given.model, given.data) if given.model else by_recipe(export)
-                _print(table(subject, Path(folder), given.rounds, rivals=given.rivals))
+                rivals, only = given.rivals, given.only
+                _print(table(subject, Path(folder), given.rounds, rivals=rivals, only=only))
     found = environment()
     sets = ", ".join(found.instruction_sets)
     _print(["", f"{found.processor} ({sets}), {found.cores} cores, {given.rounds} rounds"])
