@@ -85,9 +85,14 @@ class InputRange:
         return InputScale(step, np.uint8(np.clip(np.rint(-low / float(step)), 0, 255)))
 
     def outliers(self, most: int, ratio: float) -> Indices:
-        """The ``most`` furthest inputs; none unless the scale is ``ratio`` finer without some."""
+        """The ``most`` furthest inputs; none unless the scale is ``ratio`` finer without some.
+
+        Nor where they would be half of all or more: no branch for what is left.
+        """
+        if len(self.low) <= 2 * most:
+            return np.empty(0, dtype=np.intp)
         order = np.argsort(self.magnitude, kind="stable")[::-1]
-        for count in range(1, min(most, len(order) - 1) + 1):
+        for count in range(1, most + 1):
             rest = order[count:]
             spread = max(self.high[rest].max(), 0) - min(self.low[rest].min(), 0)
             whole = max(self.high.max(), 0) - min(self.low.min(), 0)

@@ -69,3 +69,15 @@ def test_weights_in_a_temporary_file_stay_as_long_as_the_model(tmp_path, monkeyp
     gc.collect()
     save_model(rounded, tmp_path / "rounded.onnx")
     assert run(open_session(tmp_path / "rounded.onnx"), data(1).inputs)["y"].shape == (64, 5, K)
+
+
+@pytest.mark.parametrize(("neurons", "aside"), [(8, 0), (16, 0), (17, 8)])
+def test_a_network_of_few_neurons_has_no_branch(tmp_path: Path, neurons: int, aside: int) -> None:
+    numbers = weights(w=(K, neurons), v=(neurons, K))
+    numbers["w"][:, 0] *= 100
+    types = f"g (float[B,T,{K}] x) => (float[B,T,{K}] y)"
+    text = f"{types} {{ a = MatMul(x, w) h = Relu(a) y = MatMul(h, v) }}"
+    onnx.save(model(text, numbers), tmp_path / "few.onnx")
+    rounded = round_model(tmp_path / "few.onnx", data())
+    assert sum(rounded.outliers.values()) == aside
+    assert len(rounded.integers) == 2
