@@ -200,7 +200,8 @@ class _Search:
         else:
             save_model(ir.load(self._path(winner.name)), output)
         timed = {trial.name: trial for trial in race.trials}
-        told = {trial.name: self._told(timed[trial.name]) for trial in finalists}
+        reported = dict.fromkeys([*(trial.name for trial in finalists), winner.name])
+        told = {name: self._told(timed[name]) for name in reported}
         trials = [told.get(n) or timed.get(n) or trial for n, trial in self._trials.items()]
         report = OptimizeReport(
             max_drop=self._spec.max_drop,

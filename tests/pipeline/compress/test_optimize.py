@@ -95,6 +95,27 @@ def test_the_best_file_computes_what_was_reported(learned, held_out, tmp_path):
     assert error == pytest.approx(np.mean([winner.drop.value, winner.reported.value]), rel=0.2)
 
 
+def test_whoever_wins_is_reported(learned, held_out, tmp_path, monkeypatch):
+    """Also one that is not the smallest of its family."""
+    race = module._Search._race
+
+    def all_neurons_are_fastest(self, trials):
+        found = race(self, trials)
+        index = [trial.name for trial in found.trials].index("all neurons, integers")
+        found.times[:, index] = found.times.min() // 10
+        return found
+
+    monkeypatch.setattr(module._Search, "_race", all_neurons_are_fastest)
+    monkeypatch.setattr(
+        choice.Race, "_cost", lambda _, trial: trial.name != "all neurons, integers"
+    )
+    report = call(learned, held_out, tmp_path)
+    assert report.winner == "all neurons, integers"
+    winner = next(trial for trial in report.trials if trial.name == report.winner)
+    assert winner.reported is not None
+    assert winner.batch_invariance is not None
+
+
 def test_a_rival_wins_where_ours_is_not_worth_it(learned, held_out, tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "LEAST_GAIN", 1e9)
     report = call(learned, held_out, tmp_path, objective="size")
