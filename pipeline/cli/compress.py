@@ -28,6 +28,7 @@ from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.compress.outcome import measure_outcome
 from compress_onnx.pipeline.compress.search import Found, smallest_within
 from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.files.model_file import data_files
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
 from compress_onnx.pipeline.report.formats import significant
@@ -267,12 +268,14 @@ def _outcome(
     reference, metric = learned.original.path, None
     if held_out is not None:
         metric = metric_for(reference, held_out, request.objective)
+    # A model above the limit of one file is not loaded twice more without being asked.
+    untimed = output.no_benchmark or bool(data_files(learned.original.model))
     return measure_outcome(
         reference,
         output.output,
         held_out,
         learned.settings,
-        feeds=None if output.no_benchmark else learned.meter.feeds_at_several_sizes(),
+        feeds=None if untimed else learned.meter.feeds_at_several_sizes(),
         metric=metric,
         max_drop=max_drop,
     )

@@ -138,7 +138,7 @@ def _overridden(
     if changes:
         changes["optimize"] = None
     compression = {**recipe.compression.model_dump(), **changes}
-    values = {**recipe.model_dump(), "compression": compression}
+    values = {**recipe.model_dump(exclude_unset=True), "compression": compression}
     if max_drop is not None and compression["optimize"] is not None:
         compression["optimize"] = {**compression["optimize"], "max_drop": max_drop}
     elif max_drop is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
-from compress_onnx.pipeline.recipe import BenchmarkSpec, Recipe, SourceSpec
+from compress_onnx.graph_passes.planning.request import Selection
+from compress_onnx.pipeline.recipe import BenchmarkSpec, Compression, Recipe, SourceSpec
 from compress_onnx.pipeline.recipes.single import ModelExperiment
 from compress_onnx.pipeline.report.formats import MISSING, size
 from compress_onnx.pipeline.results import SweepRow
@@ -29,7 +29,7 @@ def vit_base(place: Workplace) -> tuple[ModelExperiment, str]:
         recipe = Recipe(
             name=_NAME,
             source=SourceSpec(model=str(folder), task="image-classification"),
-            compression=CompressionSpec(select=Selection(exclude=("classifier",))),
+            compression=Compression(select=Selection(exclude=("classifier",))),
             benchmark=place.benchmark(BenchmarkSpec(batch=1, warmup=2, iterations=20)),
         )
         place.prepared[_NAME] = place.prepare(recipe, folder)
