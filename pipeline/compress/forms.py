@@ -264,8 +264,10 @@ class Forms:
             for site in sites
             if site.name in self._gradients
         }
-        for name, folded in compressed.folded().items() if compressed else ():
-            for up in next(ffn for ffn in find_ffns(sites).ffns if ffn.name == name).ups:
+        folded_networks = compressed.folded() if compressed else {}
+        networks = {ffn.name: ffn for ffn in find_ffns(sites).ffns} if folded_networks else {}
+        for name, folded in folded_networks.items():
+            for up in networks[name].ups:
                 node = str(up.node.name)
                 if node in found:
                     found[node] = found[node][np.ix_(folded.kept, folded.kept)]

@@ -21,7 +21,7 @@ the inputs: what is trained is what is served.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,50 +69,47 @@ SMOOTHING_SHARE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class RoundedModel:
-    """A model of integers.
+class _Decided:
+    """What was decided about the layers of a model.
 
     Attributes:
-        model: the graph.
-        integers: the names of the layers that multiply integers.
-        floats: why others do not, by name.
+        model: the graph; it keeps the file that its weights may lie in.
+        floats: why layers do not multiply integers, by name.
         outliers: how many neurons each network has in a branch, by the name of its down layer.
         smoothed: the layers whose inputs are divided.
         damage: what rounding costs, predicted: by the layer's name.
-        source: what it was made of; weights that lie in its file are there as long as it is.
     """
 
     model: ir.Model
-    integers: tuple[str, ...]
     floats: dict[str, str]
     outliers: dict[str, int]
     smoothed: tuple[str, ...]
     damage: dict[str, float]
-    source: Original
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedModel:
-    """A model of floats that is ready to be rounded.
+class RoundedModel(_Decided):
+    """A model of integers.
 
     Attributes:
-        model: the graph, outliers aside and inputs divided; its weights may be trained first.
-        scales: of the inputs, by the name of the layer; the layers that will multiply integers.
-        limit: the largest integer of a weight.
-        floats: why others will not, by name.
-        outliers: how many neurons each network has in a branch, by the name of its down layer.
-        smoothed: the layers whose inputs are divided.
-        damage: what rounding costs, predicted: by the layer's name.
-        source: what it was made of; weights that lie in its file are there as long as it is.
+        integers: the names of the layers that multiply integers.
     """
 
-    model: ir.Model
+    integers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedModel(_Decided):
+    """A model of floats, outliers aside and inputs divided; its weights may be trained first.
+
+    Attributes:
+        scales: of the inputs, by the name of the layer; the layers that will multiply integers.
+        limit: the largest integer of a weight.
+        source: what it was made of.
+    """
+
     scales: dict[str, InputScale]
     limit: int
-    floats: dict[str, str]
-    outliers: dict[str, int]
-    smoothed: tuple[str, ...]
-    damage: dict[str, float]
     source: Original
 
     @property
@@ -152,15 +149,8 @@ class PreparedModel:
         model = kept(self.model.clone(), self.source)
         IntegersPass(self.scales, form, self.limit)(model)
         CleanupPass()(model)
-        return RoundedModel(
-            model,
-            tuple(self.scales),
-            self.floats,
-            self.outliers,
-            self.smoothed,
-            self.damage,
-            self.source,
-        )
+        decided = {field.name: getattr(self, field.name) for field in fields(_Decided)}
+        return RoundedModel(**{**decided, "model": model}, integers=tuple(self.scales))
 
 
 def round_model(
@@ -271,14 +261,14 @@ def prepare_integers(
     CleanupPass()(rewritten)
     scales = _by_site(rewritten, by_node)
     return PreparedModel(
-        rewritten,
-        scales,
-        limit,
-        {name: reason for name, reason in floats.items() if reason is not None},
-        {name: len(neurons) for name, neurons in aside.items()},
-        tuple(smoothed),
-        damage,
-        original,
+        model=rewritten,
+        floats={name: reason for name, reason in floats.items() if reason is not None},
+        outliers={name: len(neurons) for name, neurons in aside.items()},
+        smoothed=tuple(smoothed),
+        damage=damage,
+        scales=scales,
+        limit=limit,
+        source=original,
     )
 
 

@@ -146,6 +146,7 @@ def test_what_overflows_stays_in_float32():
         weights(w=(8, 8)) | {"c": np.array(400, np.float32)},
     )
     feeds = weights(3, x=(20, 8))
+    assert half_model(before, Samples(feeds)).floats
     ours = on_cuda(halved(before, Samples(feeds)), feeds)
     assert difference(on_cpu(before, feeds), ours) < TOLERANCE
 
