@@ -49,14 +49,13 @@ class HalfModel:
     """A model that computes with float16.
 
     Attributes:
-        model: the graph; its inputs and outputs have the names and types that they had.
+        model: the graph; its inputs and outputs have the names and types that they had. It keeps
+            the file that its weights may lie in.
         floats: why nodes stay in float32, by name.
-        source: what it was made of; weights that lie in its file are there as long as it is.
     """
 
     model: ir.Model
     floats: dict[str, str]
-    source: Original
 
 
 def half_model(
@@ -94,7 +93,7 @@ def half_model(
     halving(rewritten)
     CleanupPass()(rewritten)
     _record_shapes(rewritten)
-    return HalfModel(rewritten, dict(halving.floats), original)
+    return HalfModel(rewritten, dict(halving.floats))
 
 
 def _record_shapes(model: ir.Model) -> None:

@@ -38,13 +38,11 @@ class WeightOnlyModel:
         model: the graph.
         damage: of each weight that was rounded, by its key: ``tr(G ΔᵀCΔ)``.
         floats: why other layers stay as they are, by name.
-        source: what it was made of; weights that lie in its file are there as long as it is.
     """
 
     model: ir.Model
     damage: dict[str, float]
     floats: dict[str, str]
-    source: Original
 
 
 def round_weights(
@@ -97,7 +95,7 @@ def round_weights(
     WeightOnlyPass(rounded)(rewritten)
     CleanupPass()(rewritten)
     damage = {key: found.damage for key, found in rounded.items()}
-    return WeightOnlyModel(rewritten, damage, floats, original)
+    return WeightOnlyModel(rewritten, damage, floats)
 
 
 def _known(
