@@ -15,7 +15,7 @@ from compress_onnx.graph_passes.allocation.base import (
     NeuronCandidate,
     round_rank,
 )
-from compress_onnx.graph_passes.allocation.least_damage import least_damage
+from compress_onnx.graph_passes.allocation.least_damage import least_damage, multiplier
 from compress_onnx.graph_passes.allocation.uniform import uniform
 from compress_onnx.graph_passes.errors import RequestError
 
@@ -27,6 +27,7 @@ __all__ = [
     "Damage",
     "NeuronCandidate",
     "get_allocator",
+    "multiplier",
     "round_rank",
 ]
 

@@ -84,6 +84,25 @@ def least_possible(candidates: Sequence[Candidate], budget: int) -> float:
     return max(damage, 0.0)
 
 
+def multiplier(
+    candidates: Sequence[Candidate], ranks: Mapping[str, int | None], multiple: int
+) -> float | None:
+    """The damage that one more unit of the budget would prevent, at ``ranks``.
+
+    That is the multiplier of the module's problem, by which whatever else costs of the same budget
+    can be judged. 0 where all weights are dense; None where no candidate has its damage.
+    """
+    known = [candidate for candidate in candidates if candidate.damage is not None]
+    gains = [0.0]
+    for candidate in known:
+        rank, damage = ranks[candidate.key], candidate.damage
+        if rank is not None and damage is not None:
+            taken = _Size(rank, candidate.price.at(rank), float(damage[rank]))
+            sizes = _sizes(candidate, multiple)
+            gains += [_gain(taken, size) for size in sizes if size.cost > taken.cost]
+    return max(gains) if known else None
+
+
 def _sizes(candidate: Candidate, multiple: int) -> list[_Size]:
     """From the cheapest size to the dense weight; rising in price, never in damage."""
     damage = candidate.damage

@@ -23,6 +23,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,6 +58,13 @@ class Packed:
     storage: Storage
     numbers: Array
     scale: Float32 | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What the file holds."""
+        bits = 4 if self.storage == "int4" else 8 * self.numbers.itemsize
+        scale_bytes = 0 if self.scale is None else self.scale.nbytes
+        return math.ceil(self.numbers.size * bits / 8) + scale_bytes
 
     def values(self, dtype: np.dtype[np.generic]) -> Array:
         """The numbers that a graph of type ``dtype`` computes (rule 4).

@@ -21,6 +21,7 @@ best of all turns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -99,6 +100,18 @@ class WeightOnly:
     residual: Term | None
     bias: Float64 | None
     damage: float
+
+    @property
+    def stored_bytes(self) -> int:
+        """What integers, scales and factors take in the file."""
+        base = self.base
+        scale_bytes = base.scale.size * (2 if base.stored_scale else 4)
+        found = math.ceil(base.numbers.size * base.bits / 8) + scale_bytes
+        if self.residual is None:
+            return found
+        packed = self.residual.packed
+        factors = (self.residual.down, self.residual.up) if packed is None else packed
+        return found + sum(factor.nbytes for factor in factors)
 
 
 def round_weight_only(

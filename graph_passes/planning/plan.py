@@ -103,7 +103,9 @@ class SitePlan(BaseModel):
     (or, where merged biases go, takes from) the file, and ``store`` is how that holds the factors.
     ``siblings`` are the sites that it stands for, with the
     names of their nodes, where they share one ``down``: its weight is then theirs side by side
-    (:mod:`graph_passes.rewriting.join_siblings`).
+    (:mod:`graph_passes.rewriting.join_siblings`). ``damage`` is what the allocation predicts that
+    the weight costs the model's outputs, for a network at its down layer; None where it did not go
+    by damage.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -122,6 +124,7 @@ class SitePlan(BaseModel):
     rank: int | None = None
     ffn: str = ""
     neurons: int | None = None
+    damage: float | None = None
     store: Storage = "same"
     parameters_before: int
     parameters_after: int
@@ -162,6 +165,31 @@ class SitePlan(BaseModel):
         return math.ceil(self.matrices * self.rank * per_rank)
 
 
+class LayerPlan(BaseModel):
+    """One layer of the finished model: how its numbers are held, and what that comes to.
+
+    Attributes:
+        layer: its name; a site that became a chain has a layer for each factor.
+        node: the node of the model before its numbers were changed.
+        numbers: what it multiplies, such as ``int8``.
+        reason: why so.
+        damage: what holding them so costs the model's outputs, as predicted, in the unit of the
+            allocation where gradients are known; None where nothing predicts it.
+        weight_bytes: of the weight as held, with its scales.
+        time_ms: of its kernel in one inference; None where nobody measured it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    layer: str
+    node: str
+    numbers: str
+    reason: str
+    damage: float | None = None
+    weight_bytes: int
+    time_ms: float | None = None
+
+
 class PlanCost(BaseModel):
     """What the weights that could be factored take of the budget, before and after, as predicted.
 
@@ -180,9 +208,11 @@ class CompressionPlan(BaseModel):
 
     ``sequential`` plans are applied with the errors of earlier sites in sight; ``objective`` is
     what gradients are taken of, for methods that need them. ``cost`` is what the budget counts,
-    None where that is parameters. ``error`` is measured when the plan is carried out, on the data
-    that it was made from; ``held_out_error`` on other samples, where there are any. ``notes`` say
-    what the plan had to do without.
+    None where that is parameters; ``multiplier`` is the damage that one more unit of the budget
+    would prevent, None where ranks do not go by damage. ``error`` is measured when the plan is
+    carried out, on the data that it was made from; ``held_out_error`` on other samples, where there
+    are any. ``layers`` are those of a model whose numbers are held in other forms; applying the
+    plan changes the sites alone. ``notes`` say what the plan had to do without.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -191,9 +221,11 @@ class CompressionPlan(BaseModel):
     allocation: str
     budget: str
     cost: PlanCost | None = None
+    multiplier: float | None = None
     sequential: bool = False
     objective: Objective = "positions"
     sites: tuple[SitePlan, ...]
+    layers: tuple[LayerPlan, ...] = ()
     error: PlanError | None = None
     held_out_error: PlanError | None = None
     skipped: tuple[SkippedNode, ...] = ()

@@ -8,13 +8,13 @@ are functions of modules of their own: which sites are selected
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import onnx_ir as ir
 
-from compress_onnx.graph_passes.allocation import get_allocator
+from compress_onnx.graph_passes.allocation import Candidate, get_allocator, multiplier
 from compress_onnx.graph_passes.errors import NothingToCompressError, RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats, make_method
 from compress_onnx.graph_passes.planning.choice import (
@@ -110,16 +110,19 @@ def make_plan(
         for key, sites in open_groups(groups, choices).items()
     ]
     thinned = candidates_of(menus, networks, request.budget) if networks else []
-    ranks = allocate([*candidates, *thinned], request, choices)
+    taking = [*candidates, *thinned]
+    ranks = allocate(taking, request, choices)
+    damages = _damages(taking, ranks)
     choices = without_gain(candidates, request, choices, ranks)
     biases = bias_parameters(open_groups(groups, choices), choices)
     plan = CompressionPlan(
         allocation="fixed rank" if request.rank is not None else request.allocation,
         budget=_why(request),
+        multiplier=multiplier(taking, ranks, request.rank_multiple),
         sequential=bool(request.sequential),
         objective=request.objective or "positions",
         sites=tuple(
-            _thinned_plan(site, request, menus.members[site.name], ranks)
+            _thinned_plan(site, request, menus.members[site.name], ranks, damages)
             if site.name in menus.members
             else _site_plan(
                 site,
@@ -127,6 +130,7 @@ def make_plan(
                 choices[site.weight.key],
                 unselected=unselected[site.name],
                 rank=ranks.get(site.weight.key),
+                damage=damages.get(site.weight.key),
                 bias_parameters=biases.get(site.name, 0),
             )
             for site in table.sites
@@ -135,6 +139,24 @@ def make_plan(
     )
     prices = {**prices, **{c.key: c.quoted for c in thinned if c.quoted is not None}}
     return _with_cost(plan, request, prices) if prices else plan
+
+
+def whole_plan(table: SiteTable) -> CompressionPlan:
+    """The plan that leaves all sites of ``table`` as they are."""
+    reason = "all of it stays"
+    sites = (
+        SitePlan(
+            **_identity(site),
+            decision="dense",
+            reason=reason,
+            parameters_before=(parameters := parameters_of(site, None)[0]),
+            parameters_after=parameters,
+        )
+        for site in table.sites
+    )
+    return CompressionPlan(
+        allocation="none", budget=reason, sites=tuple(sites), skipped=table.skipped
+    )
 
 
 def _closed(request: CompressionSpec, *, measured: bool, weighed: bool) -> CompressionSpec:
@@ -190,8 +212,22 @@ def _beside_networks(
     return changed
 
 
+def _damages(candidates: Sequence[Candidate], ranks: Mapping[str, int | None]) -> dict[str, float]:
+    """What each weight costs the model at its rank, by key; none of those that stay dense."""
+    found: dict[str, float] = {}
+    for candidate in candidates:
+        rank = ranks[candidate.key]
+        if candidate.damage is not None and rank is not None:
+            found[candidate.key] = float(candidate.damage[rank])
+    return found
+
+
 def _thinned_plan(
-    site: LinearSite, request: CompressionSpec, ffn: FFN, ranks: Mapping[str, int | None]
+    site: LinearSite,
+    request: CompressionSpec,
+    ffn: FFN,
+    ranks: Mapping[str, int | None],
+    damages: Mapping[str, float],
 ) -> SitePlan:
     """What becomes of one layer of a network that may lose neurons."""
     neurons = ranks[ffn.down.weight.key]
@@ -214,6 +250,7 @@ def _thinned_plan(
         parameters_before=before,
         parameters_after=before if neurons is None else before * neurons // ffn.neurons,
         bias_parameters=biases if neurons is not None and site is ffn.down else 0,
+        damage=damages.get(site.weight.key) if neurons and site is ffn.down else None,
     )
 
 
@@ -231,6 +268,7 @@ def _site_plan(
     *,
     unselected: str | None,
     rank: int | None,
+    damage: float | None,
     bias_parameters: int,
 ) -> SitePlan:
     """What becomes of one site, from what was decided on its weight."""
@@ -243,6 +281,7 @@ def _site_plan(
         reason=reason or _reason(site, request, choice),
         method=None if rank is None else choice.method,
         rank=rank,
+        damage=None if rank is None else damage,
         store="same" if rank is None else request.store,
         parameters_before=before,
         parameters_after=after,

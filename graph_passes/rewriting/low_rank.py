@@ -47,6 +47,9 @@ from compress_onnx.graph_passes.sites.naming import NAME_SCOPES, UniqueNames, va
 
 Factors = Sequence[tuple[ir.Value, ir.Value]]
 
+DOWN, UP = ".lowrank.down", ".lowrank.up"
+"""What the names of a chain's nodes have behind that of the node whose place they take."""
+
 
 class LowRankPass(ir.passes.InPlacePass):
     """Apply a :class:`CompressionPlan`; on a model that it was applied to already, do nothing.
@@ -156,9 +159,9 @@ class _SiteRewriter:
         site, node = self._site, self._site.node
         output = self._chain(*factors[-1], self._gemm_addend(bias))
         for down, up in factors[:-1]:
-            output = self._node("Add", "sum", [output, self._chain(down, up, None)])
+            output = self._node("Add", ".lowrank.sum", [output, self._chain(down, up, None)])
         if bias is not None and site.bias is None:
-            output = self._node("Add", "bias", [output, bias])
+            output = self._node("Add", ".lowrank.bias", [output, bias])
         assert node.graph is not None
         ir.convenience.replace_nodes_and_values(
             node.graph, node, [node], self._nodes, [node.outputs[0]], [output]
@@ -177,18 +180,18 @@ class _SiteRewriter:
         site = self._site
         # MatMul reads the features of x on the last axis, or on the second-last of a right operand.
         if site.transpose_input == site.on_left:
-            hidden = self._node("MatMul", "down", self._operands(site.input, down))
+            hidden = self._node("MatMul", DOWN, self._operands(site.input, down))
         else:
             transpose = {"transB" if site.on_left else "transA": 1}
-            hidden = self._node("Gemm", "down", self._operands(site.input, down), transpose)
+            hidden = self._node("Gemm", DOWN, self._operands(site.input, down), transpose)
         hidden.type, hidden.shape = site.node.outputs[0].type, self._hidden_shape(down)
         operands = self._operands(hidden, up)
         if site.node.op_type == "MatMul":
-            return self._node("MatMul", "up", operands)
+            return self._node("MatMul", UP, operands)
         if addend is None:
-            return self._node("Gemm", "up", operands, {"alpha": site.alpha})
+            return self._node("Gemm", UP, operands, {"alpha": site.alpha})
         beta = site.beta if addend is site.node.inputs[2] else 1.0
-        return self._node("Gemm", "up", [*operands, addend], {"alpha": site.alpha, "beta": beta})
+        return self._node("Gemm", UP, [*operands, addend], {"alpha": site.alpha, "beta": beta})
 
     def _operands(self, x: ir.Value, factor: ir.Value) -> list[ir.Value]:
         return [factor, x] if self._site.on_left else [x, factor]
@@ -207,13 +210,13 @@ class _SiteRewriter:
     def _node(
         self,
         op_type: str,
-        role: str,
+        suffix: str,
         inputs: Sequence[ir.Value],
         attributes: Mapping[str, int | float] | None = None,
     ) -> ir.Value:
         replaced = self._site.node.outputs[0]
         output = ir.Value(
-            name=self._initializers.names(f"{replaced.name}.lowrank.{role}"),
+            name=self._initializers.names(f"{replaced.name}{suffix}"),
             shape=replaced.shape.copy() if replaced.shape is not None else None,
             type=replaced.type,
         )
@@ -224,7 +227,7 @@ class _SiteRewriter:
                 inputs,
                 ir.convenience.convert_attributes(dict(attributes or {})),
                 outputs=[output],
-                name=self._initializers.names(f"{self._site.node.name}.lowrank.{role}"),
+                name=self._initializers.names(f"{self._site.node.name}{suffix}"),
                 metadata_props=dict(self._properties),
             )
         )

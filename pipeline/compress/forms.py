@@ -22,29 +22,29 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 
-from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import NothingToCompressError
 from compress_onnx.graph_passes.factorization import GradientStats
 from compress_onnx.graph_passes.factorization.rounding import LIMIT, LIMIT_WITHOUT_VNNI
 from compress_onnx.graph_passes.factorization.weight_only import Bits
-from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.plan import LayerPlan, MethodSpec
+from compress_onnx.graph_passes.planning.planner import whole_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Objective
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.embeddings import EmbeddingsPass, tables
 from compress_onnx.graph_passes.rewriting.integers import IntegerForm
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
-from compress_onnx.graph_passes.sites.ffn import find_ffns
 from compress_onnx.graph_passes.sites.linear_site import unmark_factors
 from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.form_times import FormTimes, Speedups, measure_form_times
 from compress_onnx.pipeline.compress.half import half_model
-from compress_onnx.pipeline.compress.integers import prepare_integers
+from compress_onnx.pipeline.compress.integers import Thresholds, prepare_integers
 from compress_onnx.pipeline.compress.learn import Learned
-from compress_onnx.pipeline.compress.weight_only import round_weights
+from compress_onnx.pipeline.compress.moments import output_moments
+from compress_onnx.pipeline.compress.weight_only import WeightOnlyModel, round_weights
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.recipe import OptimizeSpec, RecoverySpec
@@ -71,6 +71,13 @@ OBJECTIVE: Objective = "positions"
 
 LARGEST_RESIDUAL = 0.25
 """Of min(K, N): the rank at which 4-bit weights and an int8 residual take what 8-bit weights do."""
+
+
+class _Held(NamedTuple):
+    """A model in its numbers, and its layers as a plan tells of them."""
+
+    model: ir.Model
+    layers: tuple[LayerPlan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ class Forms:
         unfused: whether sums and norms are kept apart.
         recovery: how candidates are trained, where they are.
         lessons: what they are trained on; the calibration data where that is None.
+        speedups: times models where they are to run; without, nothing that costs time has to be
+            worth it.
     """
 
     learned: Learned
@@ -116,6 +125,7 @@ class Forms:
     unfused: bool = False
     recovery: RecoverySpec | None = None
     lessons: Samples | None = None
+    speedups: Speedups | None = None
 
     def families(self) -> Iterator[Family]:
         """In the order in which they are worth the time."""
@@ -172,22 +182,22 @@ class Forms:
         self, structure: Structure, numbers: Numbers, recovery: RecoverySpec | None = None
     ) -> Build:
         def build(share: float, output: Path) -> Compressed | None:
-            compressed = None if share == 1 else self._thinned(structure, share)
-            model = self.learned.original if compressed is None else compressed.model
+            compressed = self._whole() if share == 1 else self._thinned(structure, share)
+            model = self.learned.original if share == 1 else compressed.model
             if numbers == "floats":
                 held = self._floats(model, recovery)
             elif numbers == "integers":
-                held = self._integers(model, self._moments(compressed), recovery)
+                held = self._integers(model, compressed, recovery)
             else:
                 held = self._held(model, numbers)
-            self.save(held, output)
-            return compressed if numbers == "floats" else _noting(compressed, numbers)
+            self.save(held.model, output)
+            return _noting(compressed, numbers, held.layers)
 
         return build
 
-    def _floats(self, model: ir.Model | Original, recovery: RecoverySpec | None) -> ir.Model:
+    def _floats(self, model: ir.Model | Original, recovery: RecoverySpec | None) -> _Held:
         if isinstance(model, Original):
-            return model.copy()
+            return _Held(model.copy())
         if recovery is not None:
             original = self.learned.original
             recover_in_memory(
@@ -198,33 +208,55 @@ class Forms:
                 self.learned.settings,
                 data_folder=original.data_folder,
             )
-        return model
+        return _Held(model)
 
     def _integers(
-        self,
-        model: ir.Model | Original,
-        moments: Mapping[str, Float64],
-        recovery: RecoverySpec | None,
-    ) -> ir.Model:
+        self, model: ir.Model | Original, compressed: Compressed, recovery: RecoverySpec | None
+    ) -> _Held:
         samples, settings = self.learned.samples, self.learned.settings
         assert samples is not None
         if not isinstance(model, Original):
             unmark_factors(model)
-        prepared = prepare_integers(model, samples, settings, limit=self.limit, moments=moments)
+        prepared = prepare_integers(
+            model,
+            samples,
+            settings,
+            limit=self.limit,
+            moments=output_moments(model, compressed, self._gradients),
+            thresholds=self._thresholds(compressed.plan.multiplier),
+        )
         if not prepared.scales:
             raise NothingToCompressError("no layer can multiply integers")
         if recovery is not None:
             prepared.recover(self.learned.original.path, self._lessons, recovery, settings)
-        # OpenVINO knows QDQ for what it is, and no operators of ONNX Runtime.
-        form: IntegerForm = "qdq" if self.provider == "openvino" else "fused"
-        return _small_tables(prepared.rounded(form).model, 8)
+        rounded = prepared.rounded(self._integer_form)
+        return _Held(_small_tables(rounded.model, 8), rounded.layers)
 
-    def _held(self, model: ir.Model | Original, numbers: Numbers) -> ir.Model:
+    @property
+    def _integer_form(self) -> IntegerForm:
+        # OpenVINO knows QDQ for what it is, and no operators of ONNX Runtime.
+        return "qdq" if self.provider == "openvino" else "fused"
+
+    def _thresholds(self, multiplier: float | None) -> Thresholds | None:
+        """What has to be saved by what takes time; None where no allocation set a multiplier."""
+        if multiplier is None or self._times is None:
+            return None
+        return self._times.thresholds(multiplier)
+
+    @cached_property
+    def _times(self) -> FormTimes | None:
+        if self.speedups is None or self.spec.objective != "latency":
+            return None
+        return measure_form_times(self.learned.original, self.speedups, self._integer_form)
+
+    def _held(self, model: ir.Model | Original, numbers: Numbers) -> _Held:
         if numbers == "half floats":
             settings = replace(self.learned.settings, session=self.session)
-            return half_model(model, self.learned.samples, settings).model
+            halved = half_model(model, self.learned.samples, settings)
+            return _Held(halved.model, halved.layers)
         found = self._rounded(model, 8 if numbers == "8-bit weights" else 4)
-        return _small_tables(found, 4 if numbers == "4-bit weights and embeddings" else 8)
+        bits: Bits = 4 if numbers == "4-bit weights and embeddings" else 8
+        return _Held(_small_tables(found.model, bits), found.layers)
 
     @property
     def _lessons(self) -> Samples:
@@ -232,7 +264,9 @@ class Forms:
         assert lessons is not None
         return lessons
 
-    def _rounded(self, model: ir.Model | Original, bits: Bits, residual: float = 0.0) -> ir.Model:
+    def _rounded(
+        self, model: ir.Model | Original, bits: Bits, residual: float = 0.0
+    ) -> WeightOnlyModel:
         """``model`` with weights of so many ``bits``."""
         rounded = round_weights(
             model,
@@ -244,11 +278,12 @@ class Forms:
         )
         if not rounded.damage:
             raise NothingToCompressError("no layer can keep its weights in few bits")
-        return rounded.model
+        return rounded
 
-    def _with_residual(self, share: float, output: Path) -> None:
+    def _with_residual(self, share: float, output: Path) -> Compressed:
         rounded = self._rounded(self.learned.original, 4, share * LARGEST_RESIDUAL)
-        self.save(_small_tables(rounded, 8), output)
+        self.save(_small_tables(rounded.model, 8), output)
+        return _noting(self._whole(), "4-bit weights", rounded.layers)
 
     @cached_property
     def _gradients(self) -> Mapping[str, GradientStats]:
@@ -256,22 +291,10 @@ class Forms:
         basis = self.learned.basis(CompressionSpec(sequential=False, objective=OBJECTIVE))
         return {} if basis.gradients is None else basis.gradients.stats
 
-    def _moments(self, compressed: Compressed | None) -> Mapping[str, Float64]:
-        """``[N, N]`` of the gradients at the output of each layer, by the name of its node."""
-        sites = self.learned.original.table.sites
-        found = {
-            str(site.node.name): self._gradients[site.name].moment
-            for site in sites
-            if site.name in self._gradients
-        }
-        folded_networks = compressed.folded() if compressed else {}
-        networks = {ffn.name: ffn for ffn in find_ffns(sites).ffns} if folded_networks else {}
-        for name, folded in folded_networks.items():
-            for up in networks[name].ups:
-                node = str(up.node.name)
-                if node in found:
-                    found[node] = found[node][np.ix_(folded.kept, folded.kept)]
-        return found
+    def _whole(self) -> Compressed:
+        """All weights."""
+        basis = self.learned.basis(CompressionSpec(sequential=False, objective=OBJECTIVE))
+        return Compressed(basis, whole_plan(basis.original.table))
 
     def _thinned(self, structure: Structure, share: float) -> Compressed:
         request = CompressionSpec(params=share, sequential=False, objective=OBJECTIVE)
@@ -288,10 +311,10 @@ def _small_tables(model: ir.Model, bits: Bits) -> ir.Model:
     return model
 
 
-def _noting(compressed: Compressed | None, numbers: Numbers) -> Compressed | None:
-    """With a note of what its plan does not say."""
-    if compressed is None:
-        return None
-    note = f"of this plan's model, weights are then held as {numbers}"
+def _noting(compressed: Compressed, numbers: Numbers, layers: tuple[LayerPlan, ...]) -> Compressed:
+    """With what its plan does not say yet."""
     plan = compressed.plan
-    return replace(compressed, plan=plan.model_copy(update={"notes": (*plan.notes, note)}))
+    notes = plan.notes
+    if numbers != "floats":
+        notes += (f"of this plan's model, weights are then held as {numbers}",)
+    return replace(compressed, plan=plan.model_copy(update={"notes": notes, "layers": layers}))

@@ -21,6 +21,7 @@ those of the model that float16 has to hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -28,11 +29,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
+from compress_onnx.graph_passes.planning.plan import LayerPlan
 from compress_onnx.graph_passes.rewriting.bound_masks import BoundMasksPass
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.half import HalfPass
 from compress_onnx.graph_passes.rewriting.half_rules import unfit_magnitude
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass, residual_sums
+from compress_onnx.graph_passes.sites.find import find_sites
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.magnitudes import magnitudes
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
@@ -52,10 +56,12 @@ class HalfModel:
         model: the graph; its inputs and outputs have the names and types that they had. It keeps
             the file that its weights may lie in.
         floats: why nodes stay in float32, by name.
+        layers: all layers, as a plan tells of them.
     """
 
     model: ir.Model
     floats: dict[str, str]
+    layers: tuple[LayerPlan, ...]
 
 
 def half_model(
@@ -93,7 +99,19 @@ def half_model(
     halving(rewritten)
     CleanupPass()(rewritten)
     _record_shapes(rewritten)
-    return HalfModel(rewritten, dict(halving.floats))
+    layers = tuple(_layer(site, halving.floats) for site in find_sites(rewritten).sites)
+    return HalfModel(rewritten, dict(halving.floats), layers)
+
+
+def _layer(site: LinearSite, floats: Mapping[str, str]) -> LayerPlan:
+    node = str(site.node.name)
+    return LayerPlan(
+        layer=site.name,
+        node=node,
+        numbers="float32" if node in floats else "float16",
+        reason=floats.get(node, "a GPU multiplies half floats faster"),
+        weight_bytes=site.weight.itemsize * math.prod(site.weight.shape),
+    )
 
 
 def _record_shapes(model: ir.Model) -> None:

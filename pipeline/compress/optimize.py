@@ -14,8 +14,9 @@ Rules:
 
 1. A rival wins unless ours is worth it (:mod:`~pipeline.compress.choice`).
 2. What chooses never reports.
-3. Trials are logged, by all that decides their outcome: a second call measures none again, but for
-   the speed of the rivals and of the best of each family.
+3. Trials are logged, by all that decides their outcome, what they are timed on included, as forms
+   are chosen by time too: a second call measures none again, but for the speed of the rivals and of
+   the best of each family.
 4. No trial starts after the time is up, but the first of ours; what was found until then counts.
 5. Accuracy, batch invariance and time are those of the provider that the model is for.
 """
@@ -23,7 +24,7 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -38,6 +39,7 @@ from compress_onnx.graph_passes.errors import CompressOnnxError, DataError, Requ
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.compress.choice import LEAST_GAIN, Race, with_front
 from compress_onnx.pipeline.compress.compressed import Compressed
+from compress_onnx.pipeline.compress.form_times import Make
 from compress_onnx.pipeline.compress.forms import Family, Forms
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import rivals
@@ -53,6 +55,7 @@ from compress_onnx.pipeline.measure.benchmark import (
     speedup,
     speedup_interval,
 )
+from compress_onnx.pipeline.measure.kernel_times import layer_times_ms
 from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, OptimizeSpec, RecoverySpec
@@ -78,7 +81,8 @@ REACH = 2.0
 
 ORIGINAL = "original"
 UNFUSED = "original, sums and norms apart"
-_FORMAT = "trial 2"
+_FORMAT = "trial 3"
+_TIMED = "timed: "
 
 Build = Callable[[Path], Compressed | None]
 """Writes a model; returns the plan and what it stands on, None where there is no plan."""
@@ -163,7 +167,7 @@ class _Search:
     ) -> None:
         self._learned, self._spec, self._benchmark = forms.learned, forms.spec, benchmark
         self._metric, self._folder = metric, folder
-        self._forms = forms
+        self._forms = replace(forms, speedups=self._speedups)
         self._reporting, self._choosing = halves(held_out)
         self._log = TrialLog(None, "")
         self._deadline = time.monotonic() + forms.spec.time
@@ -215,7 +219,19 @@ class _Search:
             reported_on=f"{len(self._reporting)} samples of {self._reporting.origin}",
             notes=self._notes,
         )
-        return Optimum(report, self._plans.get(winner.name), self._reporting)
+        return Optimum(report, self._compressed(winner.name), self._reporting)
+
+    def _compressed(self, name: str) -> Compressed | None:
+        """The plan of a trial with the times of its layers; None where it has none."""
+        compressed = self._plans.get(name)
+        if compressed is None or not compressed.plan.layers:
+            return compressed
+        layers = compressed.plan.layers
+        nodes = [layer.node for layer in layers]
+        times_ms = layer_times_ms(self._path(name), self._feeds, self._session, nodes)
+        timed = [x.model_copy(update={"time_ms": times_ms.get(x.node)}) for x in layers]
+        plan = compressed.plan.model_copy(update={"layers": tuple(timed)})
+        return replace(compressed, plan=plan)
 
     def _gains_by_unfusing(self) -> bool:
         """Whether the original is faster without the fusion of sums and norms."""
@@ -393,6 +409,24 @@ class _Search:
             found.append(trial.model_copy(update=measured))
         return Race(found, times, self._spec, seed)
 
+    def _speedups(self, makes: Mapping[str, Make]) -> dict[str, float]:
+        """The speed of each model over the first; logged, as forms are chosen by it."""
+        known = {name: self._log.get(f"{_TIMED}{name}") for name in makes}
+        found = {n: t.speedup for n, t in known.items() if t is not None and t.speedup is not None}
+        if found.keys() == makes.keys():
+            return found
+        with TemporaryDirectory(dir=self._folder) as folder:
+            paths = []
+            for name, make in makes.items():
+                paths.append(Path(folder) / name / "model.onnx")
+                paths[-1].parent.mkdir()
+                self._forms.save(make(), paths[-1])
+            times = self._interleaved(paths)
+        for index, name in enumerate(makes):
+            found[name] = speedup(times[:, [0, index]])
+            self._log.put(Trial(name=f"{_TIMED}{name}", speedup=found[name]))
+        return found
+
     def _invariance(self, path: Path) -> float | None:
         """The batch invariance of a model; None where it cannot be measured, which a note says."""
         try:
@@ -453,7 +487,7 @@ class _Search:
         return content_key(
             f"{_FORMAT} {version('compress-onnx')}",
             self._learned.original.digest,
-            f"{settings.batch_size} {settings.seed} {self._forms.limit} {self._forms.provider}",
+            f"{settings.batch_size} {settings.seed} {self._forms.limit} {self._timed_at}",
             f"{self._learned.samples.mask_name} {self._choosing.mask_name}",
             "" if self._metric is None else self._metric.model_dump_json(),
             self._learned.samples.inputs,

@@ -8,6 +8,7 @@ again: a layer that is shaped as it was when they were is weighed by them still.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from compress_onnx.graph_passes.factorization.weight_only import (
     WeightOnly,
     round_weight_only,
 )
+from compress_onnx.graph_passes.planning.plan import LayerPlan
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.weight_only import WeightOnlyPass, why_not_weight_only
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
@@ -38,11 +40,13 @@ class WeightOnlyModel:
         model: the graph.
         damage: of each weight that was rounded, by its key: ``tr(G ΔᵀCΔ)``.
         floats: why other layers stay as they are, by name.
+        layers: all layers, as a plan tells of them.
     """
 
     model: ir.Model
     damage: dict[str, float]
     floats: dict[str, str]
+    layers: tuple[LayerPlan, ...]
 
 
 def round_weights(
@@ -95,7 +99,25 @@ def round_weights(
     WeightOnlyPass(rounded)(rewritten)
     CleanupPass()(rewritten)
     damage = {key: found.damage for key, found in rounded.items()}
-    return WeightOnlyModel(rewritten, damage, floats)
+    layers = [_layer(s, rounded.get(s.weight.key), floats) for s in original.table.sites]
+    return WeightOnlyModel(rewritten, damage, floats, tuple(layers))
+
+
+def _layer(site: LinearSite, found: WeightOnly | None, floats: Mapping[str, str]) -> LayerPlan:
+    if found is None:
+        numbers, reason = "float32", floats[site.name]
+        held_bytes = site.weight.itemsize * math.prod(site.weight.shape)
+    else:
+        numbers, reason = f"{found.base.bits}-bit weights", "they make the file small"
+        held_bytes = found.stored_bytes
+    return LayerPlan(
+        layer=site.name,
+        node=str(site.node.name),
+        numbers=numbers,
+        reason=reason,
+        damage=None if found is None else found.damage,
+        weight_bytes=held_bytes,
+    )
 
 
 def _known(

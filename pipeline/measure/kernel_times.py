@@ -126,6 +126,42 @@ def ideal_speedup(shares: Mapping[str, float], cost_ratios: Mapping[str, float])
     return 1 / (1 - sum(shares[name] * (1 - ratio) for name, ratio in cost_ratios.items()))
 
 
+def layer_times_ms(
+    model: Path,
+    feeds: Mapping[str, np.ndarray],
+    spec: SessionSpec,
+    layers: Collection[str],
+    runs: int = 20,
+) -> dict[str, float]:
+    """How long the product of each layer takes in one run, with what is fused into it.
+
+    Args:
+        model: the layers' products are named after them: ``X``, or ``X.`` and more.
+        feeds: one array for each input.
+        spec: how it is run.
+        layers: names of nodes; those that cannot be told apart in the profile have no time.
+        runs: the median of so many counts.
+
+    Raises:
+        ProviderError, ModelFileError: the session cannot be opened or run.
+    """
+    if spec.provider != "cpu":
+        return {}
+    taken: dict[str, list[int]] = {}
+    for kernel in profile(model, feeds, spec, runs):
+        if _is_linear(kernel.op_type):
+            taken.setdefault(kernel.name, []).append(kernel.time_us)
+    found: dict[str, float] = {}
+    for kernel_name, times_us in taken.items():
+        name = kernel_name.removeprefix(_FUSED_PREFIX)
+        owners = [n for n in layers if name == n or name.startswith((f"{n}.", f"{n}/"))]
+        if owners:
+            owner = max(owners, key=len)
+            median_us = float(np.median(times_us)) * len(times_us) / runs
+            found[owner] = found.get(owner, 0.0) + median_us / 1000
+    return found
+
+
 def executed_op_counts(model: Path, spec: SessionSpec) -> dict[str, int]:
     """Count the operators that ONNX Runtime really runs, after its own fusions.
 
