@@ -146,7 +146,8 @@ def optimize(
         data: real samples, some hundreds; every fifth is held out to choose and to report on.
         mask: as for :func:`learn`.
         metric: of the drop; None compares raw outputs.
-        how: provider, size of one inference, and repetitions.
+        how: provider, sizes of inferences, and repetitions; of several sizes, the geometric mean
+            of the speed-ups counts.
         settings: as for :func:`learn`.
         log: a file of trials, read and added to.
         recovery: how the best candidates just beyond the drop are trained; None trains none.

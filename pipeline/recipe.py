@@ -239,8 +239,9 @@ class BenchmarkSpec(RecipeModel):
     """How latency is measured.
 
     ``batch`` and ``length`` give the size of the inputs (``length`` for sequence axes), each a
-    number or a list: of lists, every combination is measured. Where one inference stands for all,
-    as in a budget of latency, it is that of the first sizes.
+    number or a list: of lists, every combination is measured. ``optimize`` chooses by the geometric
+    mean of the speed-ups over all of them. Where one inference stands for all, as in a budget of
+    latency, it is that of the first sizes.
     """
 
     provider: Literal["auto", "cpu", "cuda", "openvino"] = "auto"

@@ -309,7 +309,8 @@ class Trial(Result):
 
     ``drop`` is measured on the samples that choose, ``reported`` on others that chose nothing.
     ``family`` is what it has in common with others of other shares. ``speedup`` is over the
-    original, from interleaved runs; those that were out of the running early have none.
+    original, from interleaved runs; those that were out of the running early have none. Of several
+    shapes of inputs it is the geometric mean; ``speedup_at`` then has that of each, by its name.
     ``timed_at`` says on what, and at which shapes. ``on_front`` says that no other is better in
     both the drop and what is to be least.
     ``batch_invariance`` is the least cosine between a sample alone and in a batch.
@@ -326,6 +327,7 @@ class Trial(Result):
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+    speedup_at: dict[str, float] = Field(default_factory=dict)
     timed_at: str = ""
     batch_invariance: float | None = None
     reported: Drop | None = None
@@ -349,6 +351,11 @@ class OptimizeReport(Result):
     chosen_on: str
     reported_on: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """The names of the shapes, where there are several."""
+        return next((tuple(trial.speedup_at) for trial in self.trials if trial.speedup_at), ())
 
 
 class KindShare(Result):

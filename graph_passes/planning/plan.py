@@ -176,7 +176,8 @@ class LayerPlan(BaseModel):
         damage: what holding them so costs the model's outputs, as predicted, in the unit of the
             allocation where gradients are known; None where nothing predicts it.
         weight_bytes: of the weight as held, with its scales.
-        time_ms: of its kernel in one inference; None where nobody measured it.
+        time_ms: of its kernel in one inference, of the first of several sizes; None where nobody
+            measured it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")

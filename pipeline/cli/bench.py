@@ -30,8 +30,6 @@ from compress_onnx.pipeline.report.writer import report_json, write_text
 from compress_onnx.pipeline.results import BenchmarkReport
 from compress_onnx.pipeline.runtime.environment import environment
 
-_SEVERAL = "N[,N…]"
-
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
@@ -44,28 +42,15 @@ def bench(
     provider: Annotated[
         options.Provider, typer.Option(help="Where to run; auto measures on what is there.")
     ] = "auto",
-    batch: Annotated[
-        options.Numbers | None,
-        typer.Option(parser=options.numbers, metavar=_SEVERAL, help="Batch sizes [default: 1]."),
-    ] = None,
-    length: Annotated[
-        options.Numbers | None,
-        typer.Option(
-            parser=options.numbers, metavar=_SEVERAL, help="Sequence lengths [default: 128]."
-        ),
-    ] = None,
+    batch: options.Batches = None,
+    length: options.Lengths = None,
     inputs: Annotated[
         Path | None, typer.Option("--inputs", help=".npz to take rows from [default: made up].")
     ] = None,
     mask: options.Mask = None,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed rounds.")] = 10,
     iterations: Annotated[int, typer.Option(min=5, help="Timed rounds.")] = 100,
-    threads: Annotated[
-        options.Numbers | None,
-        typer.Option(
-            parser=options.numbers, metavar=_SEVERAL, help="Threads [default: all cores]."
-        ),
-    ] = None,
+    threads: options.ThreadCounts = None,
     loads: Annotated[
         int,
         typer.Option(

@@ -333,12 +333,14 @@ def print_steps(steps: Sequence[SearchStep]) -> None:
 
 def print_optimized(report: OptimizeReport) -> None:
     """All trials, those that were timed with their speed, and the verdict."""
-    shown = table("trial", "drop", "reported", "within", "size", "speed-up", "in a batch")
+    shapes = [f"at {shape}" for shape in report.shapes]
+    shown = table("trial", "drop", "reported", "within", "size", "speed-up", *shapes, "in a batch")
     for trial in report.trials:
         speed = ""
         if trial.speedup is not None:
             interval = f"[{trial.speedup_low:.2f}, {trial.speedup_high:.2f}]"
             speed = f"{trial.speedup:.2f}x {interval}"
+        each = (trial.speedup_at.get(shape) for shape in report.shapes)
         shown.add_row(
             trial.name,
             significant(trial.drop.value) if trial.drop else trial.problem or "",
@@ -346,10 +348,14 @@ def print_optimized(report: OptimizeReport) -> None:
             "yes" if trial.within else "no",
             "" if trial.size_bytes is None else formats.size(trial.size_bytes),
             speed,
+            *("" if value is None else f"{value:.2f}x" for value in each),
             "" if trial.batch_invariance is None else f"{trial.batch_invariance:.5f}",
             style="bold" if trial.name == report.winner else "",
         )
     out.print(shown, crop=False, highlight=False)
+    if report.shapes:
+        mean = f"speed-ups are geometric means over {report.inputs}"
+        out.print(mean, markup=False, highlight=False)
     out.print(report.verdict, markup=False, highlight=False)
 
 

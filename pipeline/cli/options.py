@@ -61,6 +61,23 @@ def numbers(text: str) -> Numbers:
     return Numbers(dict.fromkeys(map(int, parts)))
 
 
+_SEVERAL = "N[,N…]"
+Batches = Annotated[
+    Numbers | None,
+    typer.Option("--batch", parser=numbers, metavar=_SEVERAL, help="Batch sizes [default: 1]."),
+]
+Lengths = Annotated[
+    Numbers | None,
+    typer.Option(
+        "--length", parser=numbers, metavar=_SEVERAL, help="Sequence lengths [default: 128]."
+    ),
+]
+ThreadCounts = Annotated[
+    Numbers | None,
+    typer.Option(
+        "--threads", parser=numbers, metavar=_SEVERAL, help="Threads [default: all cores]."
+    ),
+]
 _PROVIDERS = get_args(Provider)
 Providers = Annotated[
     list[str] | None,

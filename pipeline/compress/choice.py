@@ -6,13 +6,16 @@ the smallest. Ours wins where it is worth it:
 1. It is at least :data:`LEAST_GAIN` times as good.
 2. As for speed, the lower end of the 95 % interval of that ratio, from runs in turn, is at least 1.
 
+Where there are several shapes of inputs, the ratio of speeds is the geometric mean of those at
+each, and the verdict says at which of them the winner is slower.
+
 The front are the trials that no other beats in both the drop and what is to be least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,10 +30,15 @@ LEAST_GAIN = 1.02
 
 @dataclass(frozen=True)
 class Gain:
-    """How many times as good one trial is as another; ``low`` ends the 95 % interval."""
+    """How many times as good one trial is as another, with the 95 % interval.
+
+    ``at`` says by the name of each shape how many times as fast, where there are several.
+    """
 
     value: float
     low: float
+    high: float
+    at: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def worth_it(self) -> bool:
@@ -43,26 +51,53 @@ class Race:
     """Trials that ran in turn.
 
     Attributes:
-        trials: the original among them.
-        times: nanoseconds ``[rounds, trials]``.
+        trials: the original first.
+        times: nanoseconds ``[shapes, rounds, trials]``.
         spec: what is wanted.
         seed: of the intervals.
+        shapes: their names; a single one needs none.
     """
 
     trials: Sequence[Trial]
     times: Times
     spec: OptimizeSpec
     seed: int = 0
+    shapes: Sequence[str] = ("",)
+
+    def with_speeds(self, timed_at: str) -> Race:
+        """The same race, whose trials have their speed over the first, the original."""
+        found = []
+        for trial in self.trials:
+            speed = self.speed(trial, self.trials[0])
+            measured = {
+                "speedup": speed.value,
+                "speedup_low": speed.low,
+                "speedup_high": speed.high,
+                "speedup_at": dict(speed.at),
+                "timed_at": timed_at,
+            }
+            found.append(trial.model_copy(update=measured))
+        return replace(self, trials=found)
+
+    def speed(self, ours: Trial, other: Trial) -> Gain:
+        """How many times as fast ``ours`` is."""
+        names = [trial.name for trial in self.trials]
+        pair = self.times[
+            ..., [names.index(other.name), names.index(ours.name)]
+        ]  # [shapes, rounds, 2]
+        at = {shape: speedup(times) for shape, times in zip(self.shapes, pair, strict=True)}
+        return Gain(
+            speedup(pair),
+            *speedup_interval(pair, np.random.default_rng(self.seed)),
+            at=at if len(at) > 1 else {},
+        )
 
     def gain(self, ours: Trial, other: Trial) -> Gain:
         """How many times as good ``ours`` is."""
         if self.spec.objective == "size":
             ratio = (other.size_bytes or 0) / (ours.size_bytes or 1)
-            return Gain(ratio, ratio)
-        names = [trial.name for trial in self.trials]
-        pair = self.times[:, [names.index(other.name), names.index(ours.name)]]
-        rng = np.random.default_rng(self.seed)
-        return Gain(speedup(pair), speedup_interval(pair, rng).low)
+            return Gain(ratio, ratio, ratio)
+        return self.speed(ours, other)
 
     def best(self, trials: Iterable[Trial]) -> Trial | None:
         """The best within the drop; None where none is."""
@@ -104,23 +139,32 @@ class Choice:
         return self.fallback
 
     def verdict(self, winner: Trial, inputs: str, tried: Sequence[Trial] = ()) -> str:
-        """What won, by how much, over what; and that ours or low rank did not, where it did not.
+        """What won, by how much, over what, at which shapes, and where it is slower.
+
+        That ours or low rank did not win is told, too.
 
         Args:
             winner: as it was reported on other samples.
-            inputs: the shapes that latency was measured at.
+            inputs: the shapes that latency was measured at, told where they are one.
             tried: all trials, those that did not run in the race too.
         """
         ours = [trial for trial in (*self.race.trials, *tried) if not trial.rival]
-        if not ours:
-            return f"nothing of ours was tried before the time was up: {self.fallback.name} it is"
-        return "; ".join(filter(None, [self._outcome(winner, inputs), self._low_rank(ours)]))
+        if ours:
+            outcome = self._outcome(winner, inputs)
+        else:
+            outcome = (
+                f"nothing of ours was tried before the time was up: {self.fallback.name} it is"
+            )
+        return "; ".join(filter(None, [outcome, self._slower(), self._low_rank(ours)]))
 
     def _outcome(self, winner: Trial, inputs: str) -> str:
         spec, fallback = self.race.spec, self.fallback.name
-        at = f" at {inputs}" if spec.objective == "latency" else ""
         if self.best is None or self.gain is None:
             return f"nothing of ours stays within {spec.max_drop:g}: {fallback} it is"
+        at = f" at {inputs}" if spec.objective == "latency" else ""
+        if self.gain.at:
+            each = ", ".join(f"{value:.2f} at {shape}" for shape, value in self.gain.at.items())
+            at = f" (geometric mean: {each})"
         times = f"{self.gain.value:.2f} times as {self._good}"
         if winner.name != self.best.name:
             doubt = f"less than {LEAST_GAIN} is not worth it"
@@ -134,6 +178,20 @@ class Choice:
         if (drop := winner.reported) is None:
             return text
         return f"{text}; on samples that chose nothing it loses {drop.value:.3g} ({drop.quantity})"
+
+    def _slower(self) -> str:
+        """At which of several shapes the winner is slower than what there is without it."""
+        if self.race.spec.objective == "size":
+            return ""
+        words = {self.fallback.name: self.fallback.name, self.race.trials[0].name: "the original"}
+        return "; ".join(
+            f"at {shape} {self.winner.name} is slower than {words[other.name]} "
+            f"({value:.3g} times as fast)"
+            for other in self.race.trials
+            if other.name in words
+            for shape, value in self.race.speed(self.winner, other).at.items()
+            if value < 1
+        )
 
     def _low_rank(self, tried: Sequence[Trial]) -> str:
         """That low rank was not worth it, and its figure; empty where it was, or was not tried."""

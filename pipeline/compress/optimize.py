@@ -2,7 +2,8 @@
 
 Of each family of forms (:mod:`~pipeline.compress.forms`) the smallest share within the drop is
 found by bisection, on one half of the held-out samples. Then as many candidates as there is room
-for run against the rivals (:mod:`~pipeline.compress.rivals`), interleaved; the other half reports.
+for run against the rivals (:mod:`~pipeline.compress.rivals`), interleaved, at each shape that the
+benchmark names; the other half reports.
 
 Where recovery is asked for, the first shares beyond the drop of the smallest families are trained,
 and stand beside the others.
@@ -53,10 +54,9 @@ from compress_onnx.pipeline.measure.benchmark import (
     Times,
     interleave,
     speedup,
-    speedup_interval,
 )
 from compress_onnx.pipeline.measure.kernel_times import layer_times_ms
-from compress_onnx.pipeline.measure.latency import benchmark_feeds
+from compress_onnx.pipeline.measure.latency import cases_of, feeds_by_shape, shapes_of
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, OptimizeSpec, RecoverySpec
 from compress_onnx.pipeline.results import Drop, OptimizeReport, Trial
@@ -122,7 +122,7 @@ def optimize(
         held_out: samples that calibration never saw.
         output: the ``.onnx`` file; replaced in one step.
         spec: what is wanted.
-        benchmark: the size of one inference, and how it is run.
+        benchmark: the sizes of inferences, each of which counts alike, and how they are run.
         metric: of the drop; None compares raw outputs.
         log: a file of trials, read and added to; None keeps none.
         recovery: how candidates are trained; None trains none.
@@ -228,7 +228,8 @@ class _Search:
             return compressed
         layers = compressed.plan.layers
         nodes = [layer.node for layer in layers]
-        times_ms = layer_times_ms(self._path(name), self._feeds, self._session, nodes)
+        feeds = next(iter(self._feeds.values()))
+        times_ms = layer_times_ms(self._path(name), feeds, self._session, nodes)
         timed = [x.model_copy(update={"time_ms": times_ms.get(x.node)}) for x in layers]
         plan = compressed.plan.model_copy(update={"layers": tuple(timed)})
         return replace(compressed, plan=plan)
@@ -312,7 +313,8 @@ class _Search:
         within = trial.drop is not None and trial.drop.value <= self._spec.max_drop
         changes: dict[str, object] = {"within": within}
         if trial.timed_at != self._timed_at:
-            changes |= {"speedup": None, "speedup_low": None, "speedup_high": None}
+            changes |= dict.fromkeys(("speedup", "speedup_low", "speedup_high"))
+            changes |= {"speedup_at": {}}
         self._trials[name] = trial.model_copy(update=changes)
         self._learned.settings.on_trial(self._trials[name])
         return self._trials[name]
@@ -395,19 +397,9 @@ class _Search:
     def _race(self, trials: Sequence[Trial]) -> Race:
         """``trials`` with their speed over the first, the original, all interleaved."""
         times = self._interleaved([self._path(trial.name) for trial in trials])
-        seed = self._learned.settings.seed
-        found = []
-        for index, trial in enumerate(trials):
-            pair = times[:, [0, index]]
-            low, high = speedup_interval(pair, np.random.default_rng(seed))
-            measured = {
-                "speedup": speedup(pair),
-                "speedup_low": low,
-                "speedup_high": high,
-                "timed_at": self._timed_at,
-            }
-            found.append(trial.model_copy(update=measured))
-        return Race(found, times, self._spec, seed)
+        seed, shapes = self._learned.settings.seed, tuple(self._feeds)
+        race = Race(trials, times, self._spec, seed=seed, shapes=shapes)
+        return race.with_speeds(self._timed_at)
 
     def _speedups(self, makes: Mapping[str, Make]) -> dict[str, float]:
         """The speed of each model over the first; logged, as forms are chosen by it."""
@@ -423,7 +415,7 @@ class _Search:
                 self._forms.save(make(), paths[-1])
             times = self._interleaved(paths)
         for index, name in enumerate(makes):
-            found[name] = speedup(times[:, [0, index]])
+            found[name] = speedup(times[..., [0, index]])
             self._log.put(Trial(name=f"{_TIMED}{name}", speedup=found[name]))
         return found
 
@@ -436,21 +428,28 @@ class _Search:
             return None
 
     def _interleaved(self, paths: Sequence[Path]) -> Times:
-        """Nanoseconds ``[rounds, models]``."""
+        """Nanoseconds ``[shapes, rounds, models]``; within a shape, the models take turns."""
         benchmark, settings = self._benchmark, self._learned.settings
-        models = [BoundModel(path, self._feeds, self._session) for path in paths]
+        first = next(iter(self._feeds.values()))
+        models = [BoundModel(path, first, self._session) for path in paths]
         rng = np.random.default_rng(settings.seed)
-        with settings.progress.step("time", benchmark.iterations) as update:
-            interleave(models, benchmark.warmup, rng)
-            return interleave(models, benchmark.iterations, rng, progress=update)
+        times = []
+        for name, feeds in self._feeds.items():
+            for model in models:
+                model.bind(feeds)
+            with settings.progress.step(f"time {name}".rstrip(), benchmark.iterations) as update:
+                interleave(models, benchmark.warmup, rng)
+                times.append(interleave(models, benchmark.iterations, rng, progress=update))
+        return np.stack(times)
 
     @property
     def _session(self) -> SessionSpec:
         return SessionSpec(provider=self._forms.provider, threads=self._benchmark.threads)
 
     @cached_property
-    def _feeds(self) -> dict[str, Array]:
-        return benchmark_feeds(
+    def _feeds(self) -> dict[str, dict[str, Array]]:
+        """The inputs of each shape, by its name."""
+        return feeds_by_shape(
             self._learned.original.path,
             self._benchmark,
             samples=self._learned.samples,
@@ -459,8 +458,8 @@ class _Search:
 
     @property
     def _inputs(self) -> str:
-        shapes = (f"{n} {'x'.join(map(str, a.shape)) or 'scalar'}" for n, a in self._feeds.items())
-        return ", ".join(shapes)
+        named = self._feeds.items()
+        return "; ".join(": ".join(filter(None, [n, shapes_of(feeds)])) for n, feeds in named)
 
     @property
     def _timed_at(self) -> str:
@@ -470,7 +469,10 @@ class _Search:
     @property
     def _notes(self) -> tuple[str, ...]:
         untried = f"not tried, as the time was up: {'; '.join(self._untried)}"
-        return tuple(filter(None, [untried if self._untried else None, self._unmeasured]))
+        asked, differ = len(cases_of(self._benchmark)), len(self._feeds)
+        alike = f"of {asked} sizes of inputs {differ} differ: the model or its data fix the others"
+        notes = [untried if self._untried else None, self._unmeasured]
+        return tuple(filter(None, [*notes, alike if differ < asked else None]))
 
     def _told(self, trial: Trial) -> Trial:
         """A finalist with its drop on the samples that report, and its batch invariance."""

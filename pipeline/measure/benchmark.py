@@ -3,7 +3,8 @@
 Each round times both models once, in random order: drift of the machine (frequency, other
 processes) hits both alike and cancels in the ratio. Inputs are bound to the device once and
 outputs stay there, so copies are not measured, and the device is synchronized before the clock is
-read. The interval of the speed-up is a bootstrap over whole rounds, which keeps the pairs.
+read. The interval of the speed-up is a bootstrap over whole rounds, which keeps the pairs. Over
+several shapes of inputs, a speed-up is the geometric mean of those at each.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Interval(NamedTuple):
 class BoundModel:
     """A session with its inputs and outputs bound to its device; calling it runs it once.
 
+    :meth:`bind` binds other inputs to the same session.
+
     Args:
         model: the model's path.
         feeds: one array for each input.
@@ -70,24 +73,32 @@ class BoundModel:
 
     def __init__(self, model: Path, feeds: Mapping[str, np.ndarray], spec: SessionSpec) -> None:
         self._model = model
+        self._device = "cuda" if spec.provider == "cuda" else "cpu"
         self.session = open_session(model, spec, spinning=True)
+        self.bind(feeds)
+
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Run on ``feeds`` from now on.
+
+        Raises:
+            DataError: ``feeds`` has not exactly the model's inputs.
+        """
         names = {i.name for i in self.session.get_inputs()}
         if names != set(feeds):
             raise DataError(
-                f"{model} takes the inputs {', '.join(sorted(names))}; "
+                f"{self._model} takes the inputs {', '.join(sorted(names))}; "
                 f"the data has {', '.join(sorted(feeds))}"
             )
-        self._binding = self.session.io_binding()
-        device = "cuda" if spec.provider == "cuda" else "cpu"
+        self._binding = self.session.io_binding()  # a new one: outputs keep their first shape
         # The binding does not own the values: they live as long as this object.
         self._values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device)
+            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), self._device)
             for name, array in feeds.items()
         }
         for name, value in self._values.items():
             self._binding.bind_ortvalue_input(name, value)
         for output in self.session.get_outputs():
-            self._binding.bind_output(output.name, device)
+            self._binding.bind_output(output.name, self._device)
         self._binding.synchronize_inputs()
 
     def __call__(self) -> None:
@@ -281,12 +292,13 @@ def latency_stats(times_ms: Times) -> LatencyStats:
 
 
 def speedup(times: Times, summary: Summary = np.median) -> float:
-    """The reference's time over the candidate's, ``[rounds, 2]``.
+    """The reference's time over the candidate's, ``[rounds, 2]`` or ``[shapes, rounds, 2]``.
 
-    ``summary`` is over the rounds: their median, or ``np.sum`` where they are of unlike work.
+    ``summary`` is over the rounds: their median, or ``np.sum`` where they are of unlike work. Over
+    shapes, the geometric mean is taken.
     """
-    reference, candidate = summary(times, axis=0)
-    return float(reference / candidate)
+    found = summary(times, axis=-2)  # [..., 2]
+    return float(_geometric_mean(np.atleast_1d(found[..., 0] / found[..., 1])))
 
 
 def speedup_interval(
@@ -294,12 +306,20 @@ def speedup_interval(
 ) -> Interval:
     """A 95 % percentile bootstrap interval of :func:`speedup`.
 
-    Whole rounds are drawn, so that what hits both models alike stays out of the interval. A single
-    round gives a point.
+    Whole rounds are drawn, so that what hits both models alike stays out of the interval; of each
+    shape by itself. A single round gives a point.
     """
-    if len(times) == 1:
+    if times.shape[-2] == 1:
         return Interval(*[speedup(times, summary)] * 2)
-    found = bootstrap(
+    shapes = times.reshape(-1, *times.shape[-2:])  # [shapes, rounds, 2]
+    drawn = np.stack([_drawn(rounds, rng, summary) for rounds in shapes])  # [shapes, resamples]
+    low, high = np.percentile(_geometric_mean(drawn), (2.5, 97.5))
+    return Interval(float(low), float(high))
+
+
+def _drawn(times: Times, rng: np.random.Generator, summary: Summary) -> Times:
+    """The speed-up of each bootstrap sample of ``[rounds, 2]``."""
+    found: Times = bootstrap(
         (times[:, 0], times[:, 1]),
         lambda reference, candidate, axis: (
             summary(reference, axis=axis) / summary(candidate, axis=axis)
@@ -309,8 +329,14 @@ def speedup_interval(
         n_resamples=_RESAMPLES,
         method="percentile",
         rng=rng,
-    ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    ).bootstrap_distribution
+    return found
+
+
+def _geometric_mean(ratios: Times) -> Times:
+    """Over the first axis; a single ratio stays exactly what it is."""
+    found: Times = np.prod(ratios, axis=0) ** (1 / len(ratios))
+    return found
 
 
 def _settings(session: ort.InferenceSession, spec: SessionSpec) -> dict[str, str]:

@@ -85,6 +85,29 @@ def benchmark_feeds(
     )
 
 
+def feeds_by_shape(
+    model: Path, settings: BenchmarkSpec, *, samples: Samples | None, seed: int
+) -> dict[str, dict[str, Array]]:
+    """:func:`benchmark_feeds` of each case, by its name.
+
+    Cases that come to the same shapes, as where the model or the samples fix a size, are one: the
+    first. A single one has no name.
+    """
+    found: dict[str, tuple[str, dict[str, Array]]] = {}
+    for case in cases_of(settings):
+        feeds = benchmark_feeds(model, settings, samples=samples, seed=seed, case=case)
+        found.setdefault(shapes_of(feeds), (case.name, feeds))
+    if len(found) > 1:
+        return dict(found.values())
+    (_, feeds) = next(iter(found.values()))
+    return {"": feeds}
+
+
+def shapes_of(feeds: Mapping[str, Array]) -> str:
+    """The inputs with their shapes, in words."""
+    return ", ".join(f"{n} {'x'.join(map(str, a.shape)) or 'scalar'}" for n, a in feeds.items())
+
+
 def first_that_runs(
     feeds: Iterable[Mapping[str, Array]], action: Callable[[Mapping[str, Array]], T]
 ) -> tuple[Mapping[str, Array], T] | str:

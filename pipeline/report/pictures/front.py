@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compress_onnx.pipeline.report.drawing import (
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 _TICKS = (0, 0.25, 0.5, 0.75, 1, 2, 5, 10, 20, 50, 100)
 """In multiples of the drop that is allowed."""
+
+_TITLE_WIDTH = 90
+"""In characters."""
 
 
 class _Point(NamedTuple):
@@ -71,7 +75,8 @@ def front(report: OptimizeReport) -> Figure:
     quantity = next((t.drop.quantity for t in report.trials if t.drop is not None), "drop")
     panel.set(xlabel=f"{quantity}, on the samples that choose", ylabel=_label(report))
     if report.objective == "latency":
-        panel.set_title(f"{report.provider}, {printable(report.inputs)}", fontsize=7)
+        title = f"{report.provider}, {printable(report.inputs)}"
+        panel.set_title(fill(title, _TITLE_WIDTH), fontsize=7)
     panel.set_ylim(bottom=0)
     # Linear up to what may be lost, logarithmic beyond: some rivals are far away.
     scale = max(report.max_drop, 1e-6)

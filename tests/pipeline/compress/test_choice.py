@@ -24,15 +24,15 @@ def trial(name, drop=0.0, size=100, *, rival=False, family=None, speedup=None):
     )
 
 
-def race(*entrants, noise=0.0, objective="latency"):
-    """A race of ``(trial, milliseconds)``; noise is of each round by itself."""
+def race(*entrants, noise=0.0, objective="latency", shapes=("",), original=10.0):
+    """A race of ``(trial, milliseconds)``, of each shape; noise is of each round by itself."""
     rng = np.random.default_rng(3)
     trials = [trial("original", rival=True), *(entrant for entrant, _ in entrants)]
-    ms = np.array([10.0, *(time for _, time in entrants)])
-    times = 1e6 * ms * np.exp(noise * rng.standard_normal((ROUNDS, len(ms))))
-    speeds = np.median(times[:, :1], axis=0) / np.median(times, axis=0)
-    timed = [t.model_copy(update={"speedup": s}) for t, s in zip(trials, speeds, strict=True)]
-    return Race(timed, times, OptimizeSpec(objective=objective))
+    ms = [np.broadcast_to(time, len(shapes)) for time in (original, *(t for _, t in entrants))]
+    times = 1e6 * np.stack(ms, axis=-1)[:, None]  # [shapes, 1, trials]
+    times = times * np.exp(noise * rng.standard_normal((len(shapes), ROUNDS, len(trials))))
+    spec = OptimizeSpec(objective=objective)
+    return Race(trials, times, spec, shapes=shapes).with_speeds("here")
 
 
 RIVAL = trial("dynamic int8", 0.005, rival=True)
@@ -88,6 +88,95 @@ def test_the_smallest_needs_no_interval():
     choice = race((RIVAL, 1.0), (small, 99.0), noise=0.5, objective="size").choose()
     assert choice.winner.name == "half"
     assert "2.00 times as small as" in choice.verdict(choice.winner, "")
+
+
+SHAPES = ("1x16", "8x128")
+
+
+def at_two(*entrants, **settings):
+    return race(*entrants, shapes=SHAPES, **settings)
+
+
+def test_of_several_shapes_the_geometric_mean_decides():
+    """One candidate is best at the one shape, another at the other, and in the sum of times."""
+    short, long = trial("short", 0.009), trial("long", 0.009)
+    entered = at_two(
+        (RIVAL, (1.0, 100.0)),
+        (short, (0.5, 105.0)),
+        (long, (1.1, 80.0)),
+        noise=0.01,
+        original=(2.0, 200.0),
+    )
+    choice = entered.choose()
+    assert choice.winner.name == "short"
+    assert choice.gain.value == pytest.approx((2 * 100 / 105) ** 0.5, rel=0.01)
+    assert dict(choice.gain.at) == pytest.approx({"1x16": 2.0, "8x128": 100 / 105}, rel=0.02)
+    first_alone = Race(entered.trials, entered.times[:1], entered.spec).with_speeds("here")
+    second_alone = Race(entered.trials, entered.times[1:], entered.spec).with_speeds("here")
+    assert first_alone.choose().winner.name == "short"
+    assert second_alone.choose().winner.name == "long"
+
+
+def test_swapped_shapes_show_in_the_verdict():
+    """The times of one candidate are those of the other shape: the mean alone cannot tell."""
+    right = at_two((RIVAL, (1.0, 9.0)), (OURS, (0.8, 8.0)))
+    swapped = right.times.copy()
+    swapped[..., 2] = swapped[::-1, :, 2]
+    wrong = Race(right.trials, swapped, right.spec, shapes=SHAPES).with_speeds("here").choose()
+    assert wrong.gain.value == pytest.approx(right.choose().gain.value)
+    assert "slower" not in right.choose().verdict(OURS, "x")
+    assert "at 1x16 half is slower than dynamic int8" in wrong.verdict(OURS, "x")
+
+
+def test_a_candidate_that_is_unsure_at_one_shape_does_not_win():
+    entered = at_two((RIVAL, 5.0), (OURS, (5.0, 4.7)))
+    assert entered.choose().winner.name == "half"
+    noise = np.exp(0.5 * np.random.default_rng(2).standard_normal((ROUNDS, len(entered.trials))))
+    unsure = np.stack([entered.times[0] * noise, entered.times[1]])
+    choice = Race(entered.trials, unsure, entered.spec, shapes=SHAPES).choose()
+    assert choice.gain.low < 1 < choice.gain.high
+    assert choice.winner.name == "dynamic int8"
+
+
+def test_trials_have_the_speed_at_each_shape():
+    fast = next(t for t in at_two((OURS, (5.0, 2.5))).trials if t.name == "half")
+    assert fast.speedup == pytest.approx(8**0.5)
+    assert (fast.speedup_low, fast.speedup_high) == pytest.approx((8**0.5, 8**0.5))
+    assert fast.speedup_at == {"1x16": 2, "8x128": 4}
+    alone = next(t for t in race((OURS, 5.0)).trials if t.name == "half")
+    assert (alone.speedup, alone.speedup_at, alone.timed_at) == (2, {}, "here")
+
+
+def test_the_verdict_names_the_shape_where_the_winner_loses():
+    choice = at_two((RIVAL, 5.0), (OURS, (2.0, 6.25))).choose()
+    assert choice.verdict(choice.winner, "x").startswith(
+        "half is 1.41 times as fast as dynamic int8, the best that there is without it "
+        "(geometric mean: 2.50 at 1x16, 0.80 at 8x128); "
+        "at 8x128 half is slower than dynamic int8 (0.8 times as fast)"
+    )
+    everywhere = at_two((RIVAL, 5.0), (OURS, (2.0, 4.0))).choose()
+    assert "slower" not in everywhere.verdict(everywhere.winner, "x")
+
+
+def test_a_rival_that_wins_may_be_slower_than_the_original():
+    choice = at_two((RIVAL, (12.5, 2.0)), (OURS, (12.5, 2.0))).choose()
+    told = choice.verdict(choice.winner, "x")
+    assert told.startswith("dynamic int8 it is: half, the best of ours within 0.01, is 1.00 times")
+    assert "(geometric mean: 1.00 at 1x16, 1.00 at 8x128)" in told
+    assert told.endswith("at 1x16 dynamic int8 is slower than the original (0.8 times as fast)")
+
+
+def test_where_nothing_of_ours_is_left_the_rival_is_looked_at_too():
+    for entrants in [(), ((trial("quarter", 0.2), 2.0),)]:
+        choice = at_two((RIVAL, (12.5, 2.0)), *entrants).choose()
+        assert "at 1x16 dynamic int8 is slower" in choice.verdict(choice.winner, "x")
+
+
+def test_the_smallest_is_not_judged_by_its_speed():
+    small = trial("half", 0.009, size=50)
+    choice = at_two((RIVAL, 1.0), (small, (0.5, 99.0)), objective="size").choose()
+    assert choice.winner.name == "half"
+    assert "slower" not in choice.verdict(choice.winner, "")
 
 
 LOW = trial("neurons and low rank, 75.0%", 0.009, family="neurons and low rank")

@@ -19,9 +19,11 @@ from compress_onnx.pipeline.compress.integers import PreparedModel, round_model
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.optimize import optimize
 from compress_onnx.pipeline.compress.rivals import RIVALS, half_floats, rivals
+from compress_onnx.pipeline.compress.trial_log import TrialLog
 from compress_onnx.pipeline.files import model_file
 from compress_onnx.pipeline.files.model_file import data_files, load_model, model_size
 from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec, RecoverySpec
+from compress_onnx.pipeline.results import Trial
 from compress_onnx.pipeline.runtime.session import open_session, provider_problems, run
 
 FEATURES, HIDDEN, OUTPUTS = 32, 128, 32
@@ -102,7 +104,7 @@ def test_whoever_wins_is_reported(learned, held_out, tmp_path, monkeypatch):
     def all_neurons_are_fastest(self, trials):
         found = race(self, trials)
         index = [trial.name for trial in found.trials].index("all neurons, integers")
-        found.times[:, index] = found.times.min() // 10
+        found.times[..., index] = found.times.min() // 10
         return found
 
     monkeypatch.setattr(module._Search, "_race", all_neurons_are_fastest)
@@ -169,6 +171,57 @@ def test_without_time_the_first_of_ours_alone_is_tried(learned, held_out, tmp_pa
     report = call(learned, held_out, tmp_path, time=1e-9)
     assert {trial.name for trial in report.trials} == {"original", "all neurons, integers"}
     assert any("the time was up" in note for note in report.notes)
+
+
+def test_several_shapes_are_each_timed(learned, held_out, tmp_path):
+    grid = QUICK.model_copy(update={"batch": (1, 4)})
+    spec = OptimizeSpec(max_drop=0.05)
+    report = optimize(learned, held_out, tmp_path / "best.onnx", spec, benchmark=grid).report
+    assert report.shapes == ("1x3", "4x3")
+    assert report.inputs == f"1x3: x 1x3x{FEATURES}; 4x3: x 4x3x{FEATURES}"
+    timed = [trial for trial in report.trials if trial.speedup is not None]
+    assert len(timed) > 1
+    for trial in timed:
+        assert list(trial.speedup_at) == ["1x3", "4x3"]
+        assert trial.speedup == pytest.approx(np.prod(list(trial.speedup_at.values())) ** 0.5)
+        assert trial.speedup_low <= trial.speedup <= trial.speedup_high
+        assert report.inputs in trial.timed_at
+    assert "(geometric mean: " in report.verdict
+    assert not report.notes
+
+
+def test_speeds_at_other_shapes_are_not_taken_from_the_log(learned, held_out, tmp_path):
+    """Also where the first shape is the same."""
+    two, three = (QUICK.model_copy(update={"batch": sizes}) for sizes in ((2, 4), (2, 4, 8)))
+    searches = [
+        module._Search(Forms(learned, OptimizeSpec()), held_out, spec, metric=None, folder=tmp_path)
+        for spec in (two, three)
+    ]
+    at = searches[0]._timed_at
+    timed = Trial(name="timed", speedup=2.0, speedup_at={"2x3": 2.0, "4x3": 2.0}, timed_at=at)
+    TrialLog(tmp_path / "log.jsonl", "").put(timed)
+    for search in searches:
+        search._log = TrialLog(tmp_path / "log.jsonl", "")
+    same, other = (search._try(Trial(name="timed"), None) for search in searches)
+    assert (same.speedup, same.speedup_at) == (2, timed.speedup_at)
+    assert (other.speedup, other.speedup_at) == (None, {})
+
+
+def test_sizes_that_the_model_fixes_are_told(learned, held_out, tmp_path):
+    fixed = onnx.load(learned.original.path)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    (tmp_path / "fixed").mkdir()
+    path = saved(tmp_path / "fixed", fixed)
+    grid = QUICK.model_copy(update={"batch": (2, 4)})
+    report = optimize(
+        learn(path, samples(FEATURES, 100)),
+        held_out,
+        tmp_path / "best.onnx",
+        OptimizeSpec(time=1e-9),
+        benchmark=grid,
+    ).report
+    assert report.shapes == ()
+    assert "of 2 sizes of inputs 1 differ: the model or its data fix the others" in report.notes
 
 
 def test_integers_can_be_forbidden(learned, held_out, tmp_path):
@@ -317,6 +370,19 @@ class TestCommand:
         open_session(best)
         cli(*given, "--report", report, "--log", log)
 
+    def test_several_sizes_are_columns_of_the_table(self, cli, model, data, tmp_path):
+        report = tmp_path / "r.json"
+        sizes = ["--batch", "1,2,8", "--length", "4"]
+        options = [*sizes, "--time", "1s", "--iterations", "5", "--no-cache"]
+        given = ["optimize", model, "-c", data, *options, "-o", tmp_path / "best.onnx"]
+        printed = " ".join(cli(*given, "--report", report).out.split())
+        shapes = ["1x4", "2x4", "8x4"]
+        assert " ".join(f"at {shape}" for shape in shapes) in printed
+        assert f"geometric means over 1x4: x 1x3x{FEATURES}; 2x4: x 2x3x{FEATURES};" in printed
+        for trial in json.loads(report.read_text())["trials"]:
+            if trial["speedup"] is not None:
+                assert list(trial["speedup_at"]) == shapes
+
     @pytest.mark.parametrize("ending", ["png", "svg"])
     def test_it_draws_and_writes_the_front_and_may_do_so_again(
         self, cli, model, data, tmp_path, ending
@@ -342,6 +408,7 @@ class TestCommand:
             (["-c", "DATA", "--time", "soon"], "is no duration"),
             (["-c", "DATA", "--recover", "soon"], "is no duration"),
             (["-c", "DATA", "--log", "DATA"], "data.npz"),
+            (["-c", "DATA", "--batch", "1,0"], "is no number above zero, nor several"),
             (["-c", "DATA", "-o", "MODEL"], "model.onnx"),
             (["-c", "DATA", "--picture", "front.bmp"], "a picture is a .png or .svg file"),
             pytest.param(

@@ -14,6 +14,7 @@ from onnx import numpy_helper, parser
 
 from compress_onnx.graph_passes.errors import DataError, ModelFileError, ProviderError
 from compress_onnx.pipeline.measure.benchmark import (
+    BoundModel,
     Interval,
     benchmark,
     doubts,
@@ -211,6 +212,21 @@ def test_doubtful_measurements_say_so() -> None:
 def test_feeds_that_do_not_fit(model: Path, feeds: dict[str, np.ndarray]) -> None:
     with pytest.raises(DataError, match=r"model\.onnx"):
         benchmark(model, model, feeds, SPEC, warmup=0, iterations=5, seed=0)
+
+
+def test_one_session_runs_on_inputs_of_several_shapes(model: Path) -> None:
+    bound = BoundModel(model, FEEDS, SPEC)
+    session = bound.session
+    for rows in (2, 5, 1, 2):
+        feeds = {"x": np.full((rows, 64), rows, np.float32)}
+        bound.bind(feeds)
+        bound()
+        bound()
+        (found,) = bound._binding.copy_outputs_to_cpu()
+        np.testing.assert_array_equal(found, session.run(None, feeds)[0])
+    assert bound.session is session
+    with pytest.raises(DataError, match=r"model\.onnx takes the inputs x"):
+        bound.bind({"y": FEEDS["x"]})
 
 
 def test_missing_candidate(model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ import pytest
 import small_models as small
 from pydantic import ValidationError
 
-from compress_onnx.pipeline.measure.latency import benchmark_feeds, cases_of, measure_latency
+from compress_onnx.pipeline.measure.latency import (
+    benchmark_feeds,
+    cases_of,
+    feeds_by_shape,
+    measure_latency,
+    shapes_of,
+)
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -89,3 +95,25 @@ def test_one_inference_stands_for_a_grid_at_its_first_sizes(encoder):
         feeds = benchmark_feeds(encoder, settings, samples=samples, seed=0)
         assert {array.shape for array in feeds.values()} == {(2, 5)}
         assert all(np.issubdtype(array.dtype, np.integer) for array in feeds.values())
+
+
+def test_each_shape_has_inputs_of_its_size(encoder):
+    settings = BenchmarkSpec(batch=(2, 8), length=(5, 3))
+    found = feeds_by_shape(encoder, settings, samples=None, seed=0)
+    shapes = {name: {array.shape for array in feeds.values()} for name, feeds in found.items()}
+    assert shapes == {"2x5": {(2, 5)}, "2x3": {(2, 3)}, "8x5": {(8, 5)}, "8x3": {(8, 3)}}
+    (alone,) = feeds_by_shape(encoder, BenchmarkSpec(batch=2, length=5), samples=None, seed=0)
+    assert alone == ""
+    assert shapes_of({"x": np.zeros((2, 5)), "n": np.array(1)}) == "x 2x5, n scalar"
+
+
+def test_sizes_that_the_model_fixes_are_no_shapes_of_their_own(encoder):
+    model = onnx.load(encoder)
+    for end in model.graph.input:
+        end.type.tensor_type.shape.dim[0].dim_value = 5
+    onnx.save(model, encoder)
+    settings = BenchmarkSpec(batch=(2, 8), length=(5, 3))
+    found = feeds_by_shape(encoder, settings, samples=None, seed=0)
+    assert list(found) == ["2x5", "2x3"]
+    alone = feeds_by_shape(encoder, BenchmarkSpec(batch=(2, 8)), samples=None, seed=0)
+    assert list(alone) == [""]

@@ -75,6 +75,19 @@ def test_the_bundle_holds_the_winner_and_how_it_was_found(folder, tmp_path):
     assert "dynamic int8" in summary
 
 
+def test_a_grid_of_the_benchmark_is_what_speed_is_chosen_by(folder, tmp_path):
+    compression = {"optimize": {"max_drop": 0.05, "time": 1e-9}}
+    benchmark = RECIPE["benchmark"] | {"batch": [1, 4]}
+    report = carry_out(
+        folder, tmp_path / "bundle", compression=compression, benchmark=benchmark, gates=[]
+    )
+    assert report.optimize.shapes == ("1x3", "4x3")
+    assert [row.case for row in report.benchmarks] == ["1x3", "4x3"]
+    assert read_report(tmp_path / "bundle") == report
+    summary = (tmp_path / "bundle" / "summary.md").read_text()
+    assert "| speed-up | at 1x3 | at 4x3 |" in summary
+
+
 def test_only_the_half_that_chose_nothing_reports(folder, tmp_path):
     report = carry_out(folder, tmp_path / "bundle")
     with np.load(folder / "held-out.npz") as data:

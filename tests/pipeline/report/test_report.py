@@ -499,6 +499,27 @@ def test_candidates_and_the_verdict_are_in_the_summary(tmp_path):
     assert "## Sites" not in summary
 
 
+def test_the_speed_at_each_of_several_shapes_is_in_the_summary(tmp_path):
+    at = {"1x16": 4.0, "8x128": 0.97}
+    trials = make_optimize().trials
+    timed = [t.model_copy(update={"speedup_at": at if t.speedup else {}}) for t in trials]
+    found = make_optimize(trials=tuple(timed), inputs="1x16: x 1x16; 8x128: x 8x128")
+    report = make_report(optimize=found, plan=None)
+    write_report(report, tmp_path)
+    assert read_report(tmp_path) == report
+    summary = (tmp_path / "summary.md").read_text()
+    header, *rows = table_with(summary, ["Candidate", "drop"])
+    assert [text_of(cell) for cell in header][5:8] == ["speed-up", "at 1x16", "at 8x128"]
+    taken = next(row for row in cells(summary, "Candidate", "drop") if "(taken)" in row[0])
+    assert taken[6:8] == ["4.00×", "0.970×"]
+    assert taken[9] == "yes"
+    assert {len(row) for row in (header, *rows)} == {10}
+    assert "at 1x16: x 1x16; 8x128: x 8x128, and their geometric mean." in summary
+    points = json.loads((tmp_path / "pareto.json").read_text())["points"]
+    assert points[0]["speedup_at"] == at
+    assert points[-1]["speedup_at"] == {}
+
+
 def test_the_front_is_drawn_with_every_rival(tmp_path):
     report = make_report(optimize=make_optimize())
     drawn = draw_pictures(report, [], tmp_path)
