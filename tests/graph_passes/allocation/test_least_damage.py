@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compress_onnx.graph_passes.allocation import Candidate
-from compress_onnx.graph_passes.allocation.least_damage import least_damage
+from compress_onnx.graph_passes.allocation.least_damage import least_damage, multiplier
 from compress_onnx.graph_passes.errors import RequestError
 
 MULTIPLE = 2
@@ -92,3 +92,35 @@ def test_equal_bargains_follow_the_order_of_candidates():
 def test_needs_damage():
     with pytest.raises(RequestError, match="uniform"):
         least_damage([Candidate("a", 8, 8)], 0.5, 1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_multiplier_is_what_one_more_step_saves_at_best(seed):
+    found = candidates(seed)
+    ranks = least_damage(found, 0.6, MULTIPLE)
+    best = 0.0
+    for c in found:
+        if ranks[c.key] is None:
+            continue
+        larger = [r for r in range(ranks[c.key] + 1, c.max_rank + 1) if r % MULTIPLE == 0]
+        larger = [r for r in larger if r * c.cost < c.dense]
+        for rank in [*larger, None]:
+            saved = damage(c, ranks[c.key]) - damage(c, rank)
+            best = max(best, saved / (cost(c, rank) - cost(c, ranks[c.key])))
+    assert multiplier(found, ranks, MULTIPLE) == pytest.approx(best)
+    assert best > 0
+
+
+def test_the_multiplier_falls_as_the_budget_rises_and_is_nothing_at_its_end():
+    found = candidates(3, count=6)
+    values = [
+        multiplier(found, least_damage(found, share, MULTIPLE), MULTIPLE)
+        for share in (0.4, 0.6, 0.8, 1.0)
+    ]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] == 0
+
+
+def test_nothing_is_known_of_a_multiplier_without_damage():
+    plain = [Candidate("a", 8, 8), Candidate("b", 8, 8)]
+    assert multiplier(plain, {"a": 2, "b": None}, MULTIPLE) is None
