@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from compress_onnx.graph_passes.arrays import Float64
+from compress_onnx.graph_passes.arrays import Float64, Indices
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats, Known, Method, make_method
 from compress_onnx.graph_passes.factorization.base import Decomposition
@@ -118,19 +118,24 @@ class Decompositions:
             )
         return self._orders[key]
 
+    def kept_neurons(self, down: LinearSite, plan: SitePlan) -> Indices:
+        """``[k]`` those that stay in the network that ends in ``down``, rising.
+
+        Raises:
+            RequestError: there are no statistics.
+        """
+        assert plan.neurons is not None
+        with_gradients = _with_gradients(plan)
+        return self.neurons(down, with_gradients=with_gradients).kept(plan.neurons)
+
     def folded(self, down: LinearSite, plan: SitePlan) -> Folded:
         """What stands for ``down`` where ``plan`` lets some neurons stay.
 
         Raises:
             RequestError: there are no statistics.
         """
-        neurons, method = plan.neurons, plan.method
-        assert neurons is not None
-        assert method is not None
-        with_gradients = make_method(method.name, method.options).needs_gradients
-        kept = self.neurons(down, with_gradients=with_gradients).kept(neurons)
-        stats = self._seen(down, with_gradients=with_gradients)
-        return fold(down.weight.array(), stats, kept)
+        stats = self._seen(down, with_gradients=_with_gradients(plan))
+        return fold(down.weight.array(), stats, self.kept_neurons(down, plan))
 
     def _seen(self, down: LinearSite, *, with_gradients: bool) -> ActivationStats:
         (stats,) = self.known([down])
@@ -146,6 +151,12 @@ class Decompositions:
         other._kept, other._least, other._shelf = self._kept, self._least, self._shelf
         other._orders = self._orders
         return other
+
+
+def _with_gradients(plan: SitePlan) -> bool:
+    """Whether the neurons of ``plan`` count by what they do to the model's outputs."""
+    assert plan.method is not None
+    return make_method(plan.method.name, plan.method.options).needs_gradients
 
 
 def _names(sites: Sequence[LinearSite]) -> Sites:

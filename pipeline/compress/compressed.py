@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
+from compress_onnx.graph_passes.arrays import Indices
 from compress_onnx.graph_passes.errors import ModelFileError
 from compress_onnx.graph_passes.factorization import Factorization, make_method
 from compress_onnx.graph_passes.factorization.neurons import Folded
@@ -105,6 +106,19 @@ class Compressed:
                 method = make_method(site.method.name, site.method.options)
                 decomposition = kept.of(method, groups[site.weight], site.rank)
                 found[site.weight] = decomposition.factorize(site.rank, site.store)
+        return found
+
+    def kept_neurons(self) -> Mapping[str, Indices]:
+        """``[k]`` the neurons that stay in each network that loses some, by its down layer."""
+        downs = {site.name: site for site in self.basis.original.table.sites}
+        found: dict[str, Indices] = {}
+        for site in self.plan.thinned:
+            repaired = self.repaired.networks.get(site.site)
+            if repaired is None:
+                decompositions = self.basis.decompositions
+                found[site.site] = decompositions.kept_neurons(downs[site.site], site)
+            else:
+                found[site.site] = repaired.kept
         return found
 
     def folded(self) -> Mapping[str, Folded]:

@@ -62,6 +62,14 @@ class FormTimes:
     branch: float
     float_parameter: float
 
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"a division takes as long as {self.division:,.0f} parameters of layers that multiply "
+            f"integers, a branch of outliers as long as {self.branch:,.0f}; a parameter in float "
+            f"takes as long as {1 + self.float_parameter:.1f}"
+        )
+
     def thresholds(self, multiplier: float) -> Thresholds:
         """The damage that each has to save, where a parameter saves ``multiplier``."""
         return Thresholds(

@@ -239,12 +239,13 @@ class Forms:
 
     def _thresholds(self, multiplier: float | None) -> Thresholds | None:
         """What has to be saved by what takes time; None where no allocation set a multiplier."""
-        if multiplier is None or self._times is None:
+        if multiplier is None or self.times is None:
             return None
-        return self._times.thresholds(multiplier)
+        return self.times.thresholds(multiplier)
 
     @cached_property
-    def _times(self) -> FormTimes | None:
+    def times(self) -> FormTimes | None:
+        """What parts of rounded models take; None where nothing has to be worth its time."""
         if self.speedups is None or self.spec.objective != "latency":
             return None
         return measure_form_times(self.learned.original, self.speedups, self._integer_form)

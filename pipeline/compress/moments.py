@@ -42,11 +42,11 @@ def output_moments(
     if isinstance(model, Original):
         return found
     networks = {ffn.name: ffn for ffn in find_ffns(sites).ffns}
-    for name, folded in compressed.folded().items():
+    for name, kept in compressed.kept_neurons().items():
         for up in networks[name].ups:
             node = str(up.node.name)
             if node in found:
-                found[node] = found[node][np.ix_(folded.kept, folded.kept)]
+                found[node] = found[node][np.ix_(kept, kept)]
     for site in find_sites(model).sites:
         node, chain, another = str(site.node.name).partition(UP)
         if chain and not another and node in found:

@@ -176,6 +176,7 @@ class _Search:
         self._trials: dict[str, Trial] = {}
         self._untried: list[str] = []
         self._unmeasured: str | None = None
+        self._priced = False
 
     def run(self, output: Path, log: Path | None) -> Optimum:
         """Try, choose, write, report."""
@@ -403,6 +404,7 @@ class _Search:
 
     def _speedups(self, makes: Mapping[str, Make]) -> dict[str, float]:
         """The speed of each model over the first; logged, as forms are chosen by it."""
+        self._priced = True
         known = {name: self._log.get(f"{_TIMED}{name}") for name in makes}
         found = {n: t.speedup for n, t in known.items() if t is not None and t.speedup is not None}
         if found.keys() == makes.keys():
@@ -471,8 +473,13 @@ class _Search:
         untried = f"not tried, as the time was up: {'; '.join(self._untried)}"
         asked, differ = len(cases_of(self._benchmark)), len(self._feeds)
         alike = f"of {asked} sizes of inputs {differ} differ: the model or its data fix the others"
-        notes = [untried if self._untried else None, self._unmeasured]
-        return tuple(filter(None, [*notes, alike if differ < asked else None]))
+        notes = [
+            untried if self._untried else None,
+            self._unmeasured,
+            alike if differ < asked else None,
+            str(self._forms.times or "") if self._priced else None,
+        ]
+        return tuple(filter(None, notes))
 
     def _told(self, trial: Trial) -> Trial:
         """A finalist with its drop on the samples that report, and its batch invariance."""

@@ -68,6 +68,7 @@ def test_each_part_is_counted_in_parameters(path):
     assert found.division == pytest.approx(0.1 / parameter)
     assert found.branch == pytest.approx(0.25 / parameter)
     assert found.float_parameter == pytest.approx(1 / PARAMETERS / parameter)
+    assert "a division takes as long as 2,048 parameters" in str(found)
     counts = {name: operators(ir.to_proto(model)) for name, model in built.items()}
     assert counts["floats"].count("MatMulIntegerToFloat") == 0
     assert all(counts[n].count("MatMulIntegerToFloat") == 2 for n in counts.keys() - {"floats"})
