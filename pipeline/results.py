@@ -338,7 +338,8 @@ class OptimizeReport(Result):
     """What ``optimize`` tried, what won, and over what.
 
     ``inputs`` are the shapes that latency was measured at; ``verdict`` says in words what won, by
-    how much, over what.
+    how much, over what. ``plan`` is the winner's, with the numbers, damage, time and bytes of each
+    layer; None where a rival won, or where it stands elsewhere in a report.
     """
 
     max_drop: float
@@ -350,6 +351,7 @@ class OptimizeReport(Result):
     verdict: str
     chosen_on: str
     reported_on: str
+    plan: CompressionPlan | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -208,6 +208,7 @@ class _Search:
         reported = dict.fromkeys([*(trial.name for trial in finalists), winner.name])
         told = {name: self._told(timed[name]) for name in reported}
         trials = [told.get(n) or timed.get(n) or trial for n, trial in self._trials.items()]
+        compressed = self._compressed(winner.name)
         report = OptimizeReport(
             max_drop=self._spec.max_drop,
             objective=self._spec.objective,
@@ -218,9 +219,10 @@ class _Search:
             verdict=choice.verdict(told[winner.name], self._inputs, trials),
             chosen_on=f"{len(self._choosing)} samples of {self._choosing.origin}",
             reported_on=f"{len(self._reporting)} samples of {self._reporting.origin}",
+            plan=None if compressed is None else compressed.plan,
             notes=self._notes,
         )
-        return Optimum(report, self._compressed(winner.name), self._reporting)
+        return Optimum(report, compressed, self._reporting)
 
     def _compressed(self, name: str) -> Compressed | None:
         """The plan of a trial with the times of its layers; None where it has none."""

@@ -270,12 +270,12 @@ class ModelExperiment:
                 recovery=self.recipe.recovery,
                 lessons=None if self.training is self.learned.samples else self.training,
             )
-            compressed = found.compressed
-            made = (
-                _Made(optimize=found.report)
-                if compressed is None
-                else _Made(compressed.basis, compressed.evaluated(), optimize=found.report)
-            )
+            made = _Made(optimize=found.report.model_copy(update={"plan": None}))
+            if found.compressed is not None:
+                basis, plan = found.compressed.basis, found.compressed.plan
+                # Errors are those of factors and neurons: where all weights stay, there are none.
+                plan = found.compressed.evaluated() if plan.changed else plan
+                made = replace(made, basis=basis, plan=plan)
         return replace(self, held_out=found.reporting)._report(bundle, heading, made)
 
     def _trial_log(self) -> Path | None:

@@ -20,7 +20,7 @@ from report_factory import (
 )
 
 from compress_onnx.graph_passes.errors import OutputError, RequestError
-from compress_onnx.graph_passes.planning.plan import PlanCost, SiteError
+from compress_onnx.graph_passes.planning.plan import LayerPlan, PlanCost, SiteError
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.find import SkippedNode
 from compress_onnx.pipeline.report import (
@@ -518,6 +518,23 @@ def test_the_speed_at_each_of_several_shapes_is_in_the_summary(tmp_path):
     points = json.loads((tmp_path / "pareto.json").read_text())["points"]
     assert points[0]["speedup_at"] == at
     assert points[-1]["speedup_at"] == {}
+
+
+def test_every_layer_of_the_finished_model_is_in_the_summary(tmp_path):
+    layers = (
+        LayerPlan(
+            layer="a|b", node="a", numbers="int8", reason="*fast*", damage=0.25, weight_bytes=2000
+        ),
+        LayerPlan(layer="c", node="c", numbers="float32", reason="lost", weight_bytes=8, time_ms=2),
+    )
+    report = make_report(
+        optimize=make_optimize(), plan=make_plan().model_copy(update={"layers": layers})
+    )
+    write_report(report, tmp_path)
+    assert read_report(tmp_path) == report
+    first, second = cells((tmp_path / "summary.md").read_text(), "Layer", "numbers")
+    assert first == ["a|b", "int8", "0.2500", formats.MISSING, "2.00 kB", "*fast*"]
+    assert second[1:5] == ["float32", formats.MISSING, "2.000 ms", "8 B"]
 
 
 def test_the_front_is_drawn_with_every_rival(tmp_path):
