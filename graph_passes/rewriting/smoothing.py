@@ -5,9 +5,8 @@
 Rules:
 
 1. All layers that read one value in one graph are divided alike.
-2. Where nothing else reads the value, the division goes into what makes it, and no node is added:
-   a scale (and shift) for each input, such as a norm's, or the columns of a weight, such as the
-   first factor of a low-rank chain. Else one Mul stands in front of the layers.
+2. Where nothing else reads the value, the division goes into the constants that make it, if there
+   are such (:mod:`graph_passes.rewriting.folding`). Else one Mul stands in front of the layers.
 3. A weight that layers of other inputs read as well stays, and so do its layers; so do stacks, and
    layers with their weight on the left.
 4. No initializer is edited in place.
@@ -22,15 +21,14 @@ import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.rewriting.folding import Operand, operands
 from compress_onnx.graph_passes.rewriting.initializers import Initializers, Sink, in_memory
-from compress_onnx.graph_passes.rewriting.neurons import as_read
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
-from compress_onnx.graph_passes.sites.weights import STANDARD_DOMAINS, read
+from compress_onnx.graph_passes.sites.weights import Weight, read, resolve
 
 _ROLE = "smoothed"
-_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
 Readers = Sequence[LinearSite]
 
@@ -87,30 +85,52 @@ class SmoothingPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(self._divisors))
 
 
+def folds(group: Readers) -> bool:
+    """Whether the input of ``group``, one of :func:`shared_inputs`, is divided without a node."""
+    return bool(_makers(group))
+
+
+def _makers(group: Readers) -> list[Operand]:
+    """The constants that make the value which ``group`` reads, and nothing else."""
+    return operands(group[0].input, {(site.node, 0) for site in group}, group[0].in_features)
+
+
 def _divide(group: Readers, divisor: Float64, initializers: Initializers) -> None:
     """Divide the value that ``group`` reads."""
-    value = group[0].input
-    made: dict[ir.Value, ir.Value] = {}
+    made: dict[tuple[ir.Value | None, bool], ir.Value] = {}
     for site in group:
-        owner = site.weight.initializer
-        if owner not in made:
-            weight = divisor[:, None] * site.weight.array().astype(np.float64)
-            made[owner] = _placed(owner, as_read(site, weight), initializers)
-        site.node.replace_input_with(site.weight_index, made[owner])
-    constants = _constants(value, {site.node for site in group}, divisor.size)
-    if constants:
-        for node, index in constants:
-            old = node.inputs[index]
-            assert old is not None
-            assert old.const_value is not None
-            new = _placed(old, read(old.const_value).astype(np.float64) / divisor, initializers)
-            node.replace_input_with(index, new)
-        return
-    _multiply(group, divisor, initializers)
+        transposed = bool(site.node.attributes.get_int("transB", 0))
+        key = site.node.inputs[site.weight_index], transposed
+        if key not in made:
+            rows = divisor if transposed else divisor[:, None]
+            made[key] = _multiplied(key[0], rows, initializers)
+        site.node.replace_input_with(site.weight_index, made[key])
+    makers = _makers(group)
+    for maker in makers:
+        factor = 1 / maker.divisor(divisor)
+        new = _multiplied(maker.node.inputs[maker.index], factor, initializers)
+        maker.node.replace_input_with(maker.index, new)
+    if not makers:
+        _multiply(group, divisor, initializers)
+
+
+def _multiplied(constant: ir.Value | None, factor: Float64, initializers: Initializers) -> ir.Value:
+    """``constant``, a vector or what stands for a weight, with other numbers.
+
+    The numbers are those that the graph has now: those of a weight change twice where its inputs
+    and its outputs are divided.
+    """
+    assert constant is not None
+    weight = resolve(constant)
+    if isinstance(weight, Weight):
+        return _placed(weight.initializer, factor * weight.array().astype(np.float64), initializers)
+    assert constant.const_value is not None
+    numbers = read(constant.const_value).astype(np.float64)
+    return _placed(constant, factor * numbers, initializers)
 
 
 def _multiply(group: Readers, divisor: Float64, initializers: Initializers) -> None:
-    """Rule 2, without a norm: one Mul in front of the layers."""
+    """Rule 2, without such constants: one Mul in front of the layers."""
     value, owner = group[0].input, group[0].weight.initializer
     factor = _placed(owner, 1 / divisor, initializers)
     graph = _graph_of(group[0])
@@ -125,53 +145,6 @@ def _multiply(group: Readers, divisor: Float64, initializers: Initializers) -> N
     graph.insert_before(next(other for other in graph if other in readers), node)
     for site in group:
         site.node.replace_input_with(1 if site.on_left else 0, output)
-
-
-def _constants(value: ir.Value, readers: set[ir.Node], size: int) -> list[tuple[ir.Node, int]]:
-    """The operands that make ``value``, of ``size`` inputs, if only ``readers`` read it."""
-    node = value.producer()
-    if node is None or value.is_graph_output() or any(n not in readers for n, _ in value.uses()):
-        return []
-    if node.op_type in _NORMS and len(node.inputs) > 1:
-        operands = [
-            index for index in (1, 2) if node.inputs[index : index + 1] not in ((), (None,))
-        ]
-        axis = node.attributes.get_int("axis", -1)
-        whole = axis == -1 or (value.shape is not None and axis == len(value.shape) - 1)
-        constant = all(_is_vector(node.inputs[index], size) for index in operands)
-        return [(node, index) for index in operands] if whole and constant else []
-    if node.domain in STANDARD_DOMAINS and node.op_type == "MatMul":
-        return [(node, 1)] if _columns(node.inputs[1]) == size else []
-    if node.domain in STANDARD_DOMAINS and node.op_type in {"Add", "Mul"}:
-        return _affine(node, size)
-    return []
-
-
-def _affine(node: ir.Node, size: int) -> list[tuple[ir.Node, int]]:
-    """The same for what scales, or shifts what is scaled before."""
-    for index in (0, 1):
-        other = node.inputs[1 - index]
-        if _is_vector(node.inputs[index], size) and other is not None:
-            if node.op_type == "Mul":
-                return [(node, index)]
-            before = _constants(other, {node}, size)
-            return [(node, index), *before] if before else []
-    return []
-
-
-def _is_vector(value: ir.Value | None, size: int) -> bool:
-    """Whether ``value`` is a constant with a number for each of ``size`` inputs."""
-    if value is None or value.const_value is None:
-        return False
-    shape = value.const_value.shape.numpy()
-    return bool(shape) and shape[-1] == size and int(np.prod(shape)) == shape[-1]
-
-
-def _columns(value: ir.Value | None) -> int | None:
-    """Of a constant matrix."""
-    if value is None or value.const_value is None or len(value.const_value.shape) != 2:
-        return None
-    return int(value.const_value.shape.numpy()[1])
 
 
 def _placed(owner: ir.Value, numbers: Array, initializers: Initializers) -> ir.Value:

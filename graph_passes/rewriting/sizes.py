@@ -1,0 +1,156 @@
+"""Sizes of the last axes of values, where constants or recorded shapes tell them.
+
+Exporters that trace record no shapes of intermediate values. Yet a Reshape says that its last axes
+are heads and their channels, and what is behind it follows. No shape is added to the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+
+import onnx_ir as ir
+
+from compress_onnx.graph_passes.sites.weights import STANDARD_DOMAINS
+
+Sizes = tuple[int | None, ...]
+"""Of the last axes, as many as are known to exist; None for a size that is unknown."""
+
+_DEPTH = 8
+"""How many nodes back to look."""
+
+
+def last_sizes(value: ir.Value | None, depth: int = _DEPTH) -> Sizes:
+    """Those of ``value`` that follow from constants, else those that are recorded."""
+    if value is None:
+        return ()
+    node = value.producer()
+    found: Sizes = ()
+    if depth and node is not None and node.domain in STANDARD_DOMAINS:
+        rule = _RULES.get(node.op_type)
+        if rule is not None and (value is node.outputs[0] or node.op_type == "Split"):
+            found = rule(node, [last_sizes(operand, depth - 1) for operand in node.inputs])
+    recorded: Sizes = ()
+    if value.const_value is not None:
+        recorded = tuple(int(size) for size in value.const_value.shape.numpy())
+    elif value.shape is not None:
+        recorded = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return _merged(_merged(found, _read_by_weights(value)), recorded)
+
+
+def _merged(one: Sizes, other: Sizes) -> Sizes:
+    """``one``, and what it does not know from ``other``."""
+    pairs = zip_longest(one[::-1], other[::-1])
+    return tuple(a if a is not None else b for a, b in pairs)[::-1]
+
+
+def _read_by_weights(value: ir.Value) -> Sizes:
+    """The rows of a weight that multiplies ``value``."""
+    for node, index in value.uses():
+        if node.op_type == "MatMul" and node.domain in STANDARD_DOMAINS and index == 0:
+            weight = node.inputs[1]
+            if weight is not None and weight.const_value is not None:
+                shape = weight.const_value.shape.numpy()
+                return tuple(int(size) for size in shape[-2:-1])
+    return ()
+
+
+def permutation(transpose: ir.Node) -> Sequence[int] | None:
+    """Which axis each axis of the output was; None if nobody knows how many there are."""
+    if "perm" in transpose.attributes:
+        return transpose.attributes["perm"].as_ints()
+    value = transpose.inputs[0]
+    return None if value is None or value.shape is None else range(len(value.shape))[::-1]
+
+
+def has_equal_heads(attention: ir.Node) -> bool:
+    """By the attributes of an Attention, which it has where its operands have three dimensions."""
+    heads = [attention.attributes.get_int(f"{kind}_num_heads", None) for kind in ("q", "kv")]
+    return heads[0] == heads[1]
+
+
+def integers(value: ir.Value | None) -> list[int] | None:
+    """The numbers of a constant vector."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
+
+
+_Rule = Callable[[ir.Node, Sequence[Sizes]], Sizes]
+"""The sizes of a node's first output, given those of what it reads."""
+
+
+def _same(_: ir.Node, read: Sequence[Sizes]) -> Sizes:
+    return read[0]
+
+
+def _elementwise(_: ir.Node, read: Sequence[Sizes]) -> Sizes:
+    return _broadcast(*read)
+
+
+def _broadcast(*operands: Sizes) -> Sizes:
+    """A size above one is that of the result."""
+    axes = zip_longest(*(sizes[::-1] for sizes in operands))
+    return tuple(
+        next((size for size in axis if size is not None and size > 1), None) for axis in axes
+    )[::-1]
+
+
+def _matmul(_: ir.Node, read: Sequence[Sizes]) -> Sizes:
+    left, right = read
+    if len(right) < 2:  # it may be a vector, and leave no axis
+        return ()
+    rows = (*_broadcast(left[:-2], right[:-2]), left[-2]) if len(left) > 1 else ()
+    return (*rows, right[-1])
+
+
+def _gemm(node: ir.Node, read: Sequence[Sizes]) -> Sizes:
+    if len(read[1]) < 2:
+        return (None, None)
+    return (None, read[1][-2 if node.attributes.get_int("transB", 0) else -1])
+
+
+def _split(_: ir.Node, read: Sequence[Sizes]) -> Sizes:
+    return (None,) * len(read[0])
+
+
+def _transpose(node: ir.Node, read: Sequence[Sizes]) -> Sizes:
+    order = permutation(node)
+    if order is None:
+        return ()
+    padded = (None,) * (len(order) - len(read[0])) + read[0]
+    return tuple(padded[axis] for axis in order)
+
+
+def _reshape(node: ir.Node, _: Sequence[Sizes]) -> Sizes:
+    """What it asks for: the constants at the end, which may be joined to what is computed."""
+    wanted = node.inputs[1]
+    joined = None if wanted is None else wanted.producer()
+    is_joined = joined is not None and joined.op_type == "Concat"
+    parts: list[int] = []
+    for part in reversed(joined.inputs if joined is not None and is_joined else [wanted]):
+        found = integers(part)
+        if found is None:
+            maker = None if part is None else part.producer()
+            if maker is None or maker.op_type != "Unsqueeze":
+                break
+            found = [-1]  # the size of one axis
+        parts = [*found, *parts]
+    return tuple(size if size > 0 else None for size in parts)
+
+
+def _attention(node: ir.Node, read: Sequence[Sizes]) -> Sizes:
+    return (*read[0][:-1], *read[2][-1:]) if has_equal_heads(node) else ()
+
+
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(("Cast", "Dropout", "Identity", "Softmax"), _same),
+    **dict.fromkeys(("Add", "Div", "Mul", "Sub", "Where"), _elementwise),
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Split": _split,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Attention": _attention,
+}
