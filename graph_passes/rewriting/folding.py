@@ -35,8 +35,8 @@ from compress_onnx.graph_passes.arrays import Float64, Indices
 from compress_onnx.graph_passes.rewriting.sizes import (
     Sizes,
     has_equal_heads,
-    integers,
     last_sizes,
+    parts,
     permutation,
 )
 from compress_onnx.graph_passes.sites.weights import STANDARD_DOMAINS, Weight, readers, resolve
@@ -193,26 +193,13 @@ def _transposed(node: ir.Node, _: ir.Value, channels: Indices) -> _Step | None:
 
 def _joined(node: ir.Node, value: ir.Value, channels: Indices) -> _Step | None:
     """Of one part of a Split along the last axis."""
-    part, sizes = node.outputs.index(value), _split(node)
-    if channels.ndim > 1 or len(sizes) != len(node.outputs) or sizes[part] != channels.size:
+    part, sizes = node.outputs.index(value), parts(node)
+    if channels.ndim > 1 or not sizes or sizes[part] != channels.size:
         return None
     joined = np.full(sum(sizes), -1)
     start = sum(sizes[:part])
     joined[start : start + channels.size] = channels
     return _Step(0, joined)
-
-
-def _split(node: ir.Node) -> list[int]:
-    """How large the parts of a Split along the last axis are; nothing if that is unknown."""
-    whole, axis = node.inputs[0], node.attributes.get_int("axis", 0)
-    if whole is None or (axis != -1 and (whole.shape is None or axis != len(whole.shape) - 1)):
-        return []
-    if "split" in node.attributes:
-        return list(node.attributes["split"].as_ints())
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        return integers(node.inputs[1]) or []
-    size, count = next(iter(last_sizes(whole)[-1:]), None), len(node.outputs)
-    return [] if size is None or size % count else [size // count] * count
 
 
 def _reshaped(node: ir.Node, value: ir.Value, channels: Indices) -> _Step | None:

@@ -27,9 +27,11 @@ def last_sizes(value: ir.Value | None, depth: int = _DEPTH) -> Sizes:
     node = value.producer()
     found: Sizes = ()
     if depth and node is not None and node.domain in STANDARD_DOMAINS:
-        rule = _RULES.get(node.op_type)
-        if rule is not None and (value is node.outputs[0] or node.op_type == "Split"):
-            found = rule(node, [last_sizes(operand, depth - 1) for operand in node.inputs])
+        read = [last_sizes(operand, depth - 1) for operand in node.inputs]
+        if value is node.outputs[0] and node.op_type in _RULES:
+            found = _RULES[node.op_type](node, read)
+        elif node.op_type == "Split" and (sizes := parts(node)):
+            found = (*read[0][:-1], sizes[node.outputs.index(value)])
     recorded: Sizes = ()
     if value.const_value is not None:
         recorded = tuple(int(size) for size in value.const_value.shape.numpy())
@@ -63,13 +65,29 @@ def permutation(transpose: ir.Node) -> Sequence[int] | None:
     return None if value is None or value.shape is None else range(len(value.shape))[::-1]
 
 
+def parts(split: ir.Node) -> list[int]:
+    """How large the parts of a Split along the last axis are; nothing if that is unknown."""
+    whole, axis = split.inputs[0], split.attributes.get_int("axis", 0)
+    if whole is None or (axis != -1 and (whole.shape is None or axis != len(whole.shape) - 1)):
+        return []
+    count = len(split.outputs)
+    if "split" in split.attributes:
+        sizes = list(split.attributes["split"].as_ints())
+    elif len(split.inputs) > 1 and split.inputs[1] is not None:
+        sizes = _integers(split.inputs[1]) or []
+    else:
+        size = next(iter(last_sizes(whole)[-1:]), None)
+        sizes = [] if size is None or size % count else [size // count] * count
+    return sizes if len(sizes) == count else []
+
+
 def has_equal_heads(attention: ir.Node) -> bool:
     """By the attributes of an Attention, which it has where its operands have three dimensions."""
     heads = [attention.attributes.get_int(f"{kind}_num_heads", None) for kind in ("q", "kv")]
     return heads[0] == heads[1]
 
 
-def integers(value: ir.Value | None) -> list[int] | None:
+def _integers(value: ir.Value | None) -> list[int] | None:
     """The numbers of a constant vector."""
     if value is None or value.is_graph_input():
         return None
@@ -111,10 +129,6 @@ def _gemm(node: ir.Node, read: Sequence[Sizes]) -> Sizes:
     return (None, read[1][-2 if node.attributes.get_int("transB", 0) else -1])
 
 
-def _split(_: ir.Node, read: Sequence[Sizes]) -> Sizes:
-    return (None,) * len(read[0])
-
-
 def _transpose(node: ir.Node, read: Sequence[Sizes]) -> Sizes:
     order = permutation(node)
     if order is None:
@@ -130,7 +144,7 @@ def _reshape(node: ir.Node, _: Sequence[Sizes]) -> Sizes:
     is_joined = joined is not None and joined.op_type == "Concat"
     parts: list[int] = []
     for part in reversed(joined.inputs if joined is not None and is_joined else [wanted]):
-        found = integers(part)
+        found = _integers(part)
         if found is None:
             maker = None if part is None else part.producer()
             if maker is None or maker.op_type != "Unsqueeze":
@@ -149,7 +163,6 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("Add", "Div", "Mul", "Sub", "Where"), _elementwise),
     "MatMul": _matmul,
     "Gemm": _gemm,
-    "Split": _split,
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Attention": _attention,
