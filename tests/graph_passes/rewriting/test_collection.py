@@ -19,7 +19,7 @@ from compress_onnx.graph_passes.errors import ModelFileError
 from compress_onnx.graph_passes.factorization.neurons import Folded
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass
-from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, shared_inputs
+from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, folds, shared_inputs
 from compress_onnx.graph_passes.sites.ffn import find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.pipeline.compress.half import half_model
@@ -51,8 +51,8 @@ def graphs_of(architecture: str) -> list[Graph]:
     ]
 
 
-def tolerance(graph: Graph) -> float:
-    return 1e-2 if graph.part == "fp16" else 1e-3
+def tolerance(graph: Graph, exact: float = 1e-3) -> float:
+    return 1e-2 if graph.part == "fp16" else exact
 
 
 def runs_at(graph: Graph, before: onnx.ModelProto, batch: int, length: int) -> bool:
@@ -113,14 +113,42 @@ def test_divided_inputs_are_what_they_were(architecture: str) -> None:
     for graph in graphs_of(architecture):
         before = load(graph)
         model = canonical(before)
+        products = products_in(model)
         groups = shared_inputs(find_sites(model).sites)
+        multiplied = sum(not folds(group) for group in groups)
         found = {g[0].name: np.exp(rng.uniform(-1, 1, g[0].in_features)) for g in groups}
         SmoothingPass(found)(model)
+        assert products_in(model) == products + multiplied, graph
         CleanupPass()(model)
         after = ir.to_proto(model)
         assert interface(before) == interface(after), graph
         for feeds in graph.feeds(2, 8):
-            assert parity(before, after, feeds) <= tolerance(graph), graph
+            assert parity(before, after, feeds) <= tolerance(graph, exact=1e-5), graph
+
+
+def products_in(model: ir.Model) -> int:
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return sum(node.op_type == "Mul" for node in nodes)
+
+
+OUT_PROJECTIONS = {
+    **dict.fromkeys(("bert", "bert-eager", "vit"), "attention.output.dense"),
+    "distilbert": "attention.out_lin",
+    "packed-qkv": "out_proj",
+    "swin": "attention.output.dense",
+}
+
+
+@pytest.mark.parametrize("architecture", OUT_PROJECTIONS)
+def test_contexts_are_divided_without_a_node(architecture: str) -> None:
+    for graph in graphs_of(architecture):
+        if graph.part in {"ort", "int8", "bf16"}:
+            continue
+        sites = find_sites(canonical(load(graph))).sites
+        ends = OUT_PROJECTIONS[architecture]
+        groups = [g for g in shared_inputs(sites) if g[0].name.endswith(ends)]
+        assert groups, graph
+        assert all(map(folds, groups)), graph
 
 
 def float_bytes(proto: onnx.ModelProto) -> int:

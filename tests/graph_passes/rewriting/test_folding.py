@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, folds, shared_inputs
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.pipeline.runtime.session import open_session
 
 F, N, HEADS, CHANNELS = 6, 5, 4, 3
 ROLES = ("wv", "wo")
@@ -238,7 +240,7 @@ def test_a_cast_that_changes_nothing_is_passed(kind: int) -> None:
         "vr = Reshape(v,", f"e = Cast<to={kind}>(v) vr = Reshape(r,"
     )
     before = build(body.replace("vr =", "r = Cast<to=1>(e) vr ="))
-    size = ["B", "T", HEADS * CHANNELS]
+    size: list[str | int | None] = ["B", "T", HEADS * CHANNELS]
     before.graph.value_info.extend(
         onnx.helper.make_tensor_value_info(name, type_, size)
         for name, type_ in {"v": 1, "e": kind}.items()
@@ -266,3 +268,51 @@ def test_unknown_heads_are_left() -> None:
     before = build(body.replace("vr =", "size = Shape(qr) vr ="))
     assert not context_folds(before)
     assert_parity(before, divided(before), FEEDS, 1e-5)
+
+
+def _norm(value: str, output: str, prefix: str) -> str:
+    """A LayerNormalization, spelled out."""
+    text = f""" _m = ReduceMean<axes=[-1]>({value}) _d = Sub({value}, _m) _p = Pow(_d, square)
+        _s = ReduceMean<axes=[-1]>(_p) _e = Add(_s, epsilon) _r = Sqrt(_e) _n = Div(_d, _r)
+        _g = Mul(_n, gamma) {output} = Add(_g, beta)"""
+    return text.replace(" _", f" {prefix}_").replace("(_", f"({prefix}_")
+
+
+CLASSIC = """g (float[B,T,12] x, int64[B,T] mask) => (float[B,T,12] y) {
+    NORM_IN
+    qm = MatMul(n, wq) q = Add(qm, bq) qr = Reshape(q, heads) qt = Transpose<perm=[0,2,1,3]>(qr)
+    km = MatMul(n, wk) k = Add(km, bk) kr = Reshape(k, heads) kt = Transpose<perm=[0,2,3,1]>(kr)
+    vm = MatMul(n, wv) v = Add(vm, bv) vr = Reshape(v, heads) vt = Transpose<perm=[0,2,1,3]>(vr)
+    rows = Unsqueeze<axes=[1]>(mask) all = Unsqueeze<axes=[2]>(rows) seen = Cast<to=1>(all)
+    hidden = Sub(unit, seen) far = Mul(hidden, large)
+    s = MatMul(qt, kt) d = Div(s, root) a = Add(d, far) p = Softmax<axis=3>(a)
+    c = MatMul(p, vt) ct = Transpose<perm=[0,2,1,3]>(c) f = Reshape(ct, flat)
+    om = MatMul(f, wo) o = Add(om, bo) r = Add(o, n)
+    NORM_OUT }"""
+"""What the exporters of BERT wrote when ONNX Runtime's fusion was."""
+
+
+def executed(proto: onnx.ModelProto, folder: Path) -> Counter[str]:
+    open_session(proto.SerializeToString(), optimized_path=folder / "optimized.onnx")
+    return Counter(operators(onnx.load(folder / "optimized.onnx")))
+
+
+def test_onnx_runtime_still_fuses_attention(tmp_path: Path) -> None:
+    k = HEADS * CHANNELS
+    text = CLASSIC.replace("NORM_IN", _norm("x", "n", "i")).replace(
+        "NORM_OUT", _norm("r", "y", "o")
+    )
+    used = {
+        **weights(**dict.fromkeys(("wq", "wk", "wv", "wo"), (k, k))),
+        **weights(2, **dict.fromkeys(("bq", "bk", "bv", "bo", "gamma", "beta"), (k,))),
+        **{name: numbers()[name] for name in ("heads", "flat")},
+        "square": np.float32(2), "epsilon": np.float32(1e-5), "unit": np.float32(1),
+        "large": np.float32(-10000), "root": np.float32(np.sqrt(CHANNELS)),
+    }  # fmt: skip
+    before = model(text, {name: np.asarray(value) for name, value in used.items()}, opset=12)
+    after = divided(before, only_context=True)
+    feeds = {**weights(1, x=(2, 3, k)), "mask": np.array([[1, 1, 1], [1, 1, 0]])}
+    assert_parity(before, after, feeds, 1e-5)
+    found = executed(before, tmp_path)
+    assert found["Attention"] == 1
+    assert executed(after, tmp_path) == found

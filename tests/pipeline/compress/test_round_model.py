@@ -53,6 +53,35 @@ def test_far_inputs_are_divided(tmp_path: Path) -> None:
     assert error(path, divided) < error(path, plain) / 2
 
 
+ATTENTION = f"""g (float[B,T,{K}] x) => (float[B,T,{K}] y) {{
+    n = LayerNormalization(x, s, b)
+    q = MatMul(n, wq) qr = Reshape(q, heads) qt = Transpose<perm=[0,2,1,3]>(qr)
+    k = MatMul(n, wk) kr = Reshape(k, heads) kt = Transpose<perm=[0,2,3,1]>(kr)
+    a = MatMul(qt, kt) p = Softmax<axis=-1>(a)
+    m = MatMul(n, wv) v = Add(m, bv) vr = Reshape(v, heads) vt = Transpose<perm=[0,2,1,3]>(vr)
+    c = MatMul(p, vt) ct = Transpose<perm=[0,2,1,3]>(c) f = Reshape(ct, flat)
+    y = MatMul(f, wo) }}"""
+
+
+def test_both_sides_of_a_weight_are_divided_without_a_node(tmp_path: Path) -> None:
+    """The projection of V: the rows of its weight by the norm, its columns by the context."""
+    square = {name: array / 6 for name, array in weights(wq=(K, K), wk=(K, K)).items()}
+    numbers = weights(1, s=(K,), b=(K,), wv=(K, K), bv=(K,), wo=(K, K)) | square
+    numbers["s"] = np.ones(K, np.float32)
+    numbers["s"][3] = 40
+    numbers["wv"][3] /= 40
+    numbers["wv"][:, 5] *= 40
+    for name in ("wq", "wk"):
+        numbers[name][3] /= 40
+    shapes = {"heads": np.array([0, 0, 4, K // 4]), "flat": np.array([0, 0, K])}
+    path = tmp_path / "attention.onnx"
+    onnx.save(model(ATTENTION, numbers | shapes), path)
+    plain, divided = (round_model(path, data(), smoothing=on) for on in (False, True))
+    assert len(divided.smoothed) == len(divided.integers) == 4
+    assert "Mul" not in operators(ir.to_proto(divided.model))
+    assert error(path, divided) < error(path, plain) / 2
+
+
 def test_inputs_of_one_reach_are_not(tmp_path: Path) -> None:
     rounded = round_model(encoder(tmp_path / "even.onnx", 1.0), data())
     assert rounded.smoothed == ()
