@@ -7,7 +7,7 @@ followed back until constants take the division::
     Add of a constant               so is the constant, and the other operand in turn
     MatMul or Gemm by a weight      the columns of the weight and the bias are divided
     MatMul of two values            the right one: (P·V) / d = P·(V / d), d alike in all rows of V
-    Attention of opset 23           the same for V, where all heads of queries have their own
+    Attention of opset 23           the same for V
     Reshape, Transpose, Split       what they read, with the channels where they were there
     Identity, Cast to the same      what they read
 
@@ -34,7 +34,6 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.arrays import Float64, Indices
 from compress_onnx.graph_passes.rewriting.sizes import (
     Sizes,
-    has_equal_heads,
     last_sizes,
     parts,
     permutation,
@@ -173,13 +172,10 @@ def _alike_in_rows(channels: Indices) -> bool:
 
 
 def _attention(node: ir.Node, value: ir.Value, channels: Indices) -> _Step | None:
-    """Not one that joins V with a past, or whose heads of queries share heads of V.
-
-    In four dimensions the sizes on the way tell how many heads V has.
-    """
+    """Not one that joins V with a past. Where heads share V, it has too few channels."""
     past = [operand for operand in node.inputs[4:6] if operand is not None]
     present = [output for output in node.outputs[1:3] if output.uses() or output.is_graph_output()]
-    plain = value is node.outputs[0] and not past and not present and has_equal_heads(node)
+    plain = value is node.outputs[0] and not past and not present
     return _Step(2, channels) if plain and _alike_in_rows(channels) else None
 
 

@@ -81,12 +81,6 @@ def parts(split: ir.Node) -> list[int]:
     return sizes if len(sizes) == count else []
 
 
-def has_equal_heads(attention: ir.Node) -> bool:
-    """By the attributes of an Attention, which it has where its operands have three dimensions."""
-    heads = [attention.attributes.get_int(f"{kind}_num_heads", None) for kind in ("q", "kv")]
-    return heads[0] == heads[1]
-
-
 def _integers(value: ir.Value | None) -> list[int] | None:
     """The numbers of a constant vector."""
     if value is None or value.is_graph_input():
@@ -155,7 +149,9 @@ def _reshape(node: ir.Node, _: Sequence[Sizes]) -> Sizes:
 
 
 def _attention(node: ir.Node, read: Sequence[Sizes]) -> Sizes:
-    return (*read[0][:-1], *read[2][-1:]) if has_equal_heads(node) else ()
+    """In three dimensions the channels of all heads are on one axis, and V may have fewer heads."""
+    heads = {node.attributes.get_int(f"{kind}_num_heads", None) for kind in ("q", "kv")}
+    return (*read[0][:-1], *read[2][-1:]) if len(heads) == 1 else ()
 
 
 _RULES: Mapping[str, _Rule] = {

@@ -262,6 +262,13 @@ def test_v_that_leaves_the_graph_stays() -> None:
     assert_parity(before, divided(before), FEEDS, 1e-5)
 
 
+def test_v_behind_a_past_is_left() -> None:
+    """ONNX Runtime runs no such node."""
+    body = MULTIPLIED["attention with a past"]
+    before = build(body.replace("c, pk, pv =", "c =").replace(PRESENT, OUT))
+    assert not context_folds(before)
+
+
 def test_unknown_heads_are_left() -> None:
     """Nothing says where the heads are: their number is computed when the model runs."""
     body = FOLDED["as exported"].replace("Reshape(v, heads)", "Reshape(v, size)")
