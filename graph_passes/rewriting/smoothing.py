@@ -97,6 +97,7 @@ def _makers(group: Readers) -> list[Operand]:
 
 def _divide(group: Readers, divisor: Float64, initializers: Initializers) -> None:
     """Divide the value that ``group`` reads."""
+    makers = _makers(group)
     made: dict[tuple[ir.Value | None, bool], ir.Value] = {}
     for site in group:
         transposed = bool(site.node.attributes.get_int("transB", 0))
@@ -105,7 +106,6 @@ def _divide(group: Readers, divisor: Float64, initializers: Initializers) -> Non
             rows = divisor if transposed else divisor[:, None]
             made[key] = _multiplied(key[0], rows, initializers)
         site.node.replace_input_with(site.weight_index, made[key])
-    makers = _makers(group)
     for maker in makers:
         factor = 1 / maker.divisor(divisor)
         new = _multiplied(maker.node.inputs[maker.index], factor, initializers)

@@ -135,7 +135,6 @@ OUT_PROJECTIONS = {
     **dict.fromkeys(("bert", "bert-eager", "vit"), "attention.output.dense"),
     "distilbert": "attention.out_lin",
     "packed-qkv": "out_proj",
-    "swin": "attention.output.dense",
 }
 
 
