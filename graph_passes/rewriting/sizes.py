@@ -127,7 +127,7 @@ def _transpose(node: ir.Node, read: Sequence[Sizes]) -> Sizes:
     order = permutation(node)
     if order is None:
         return ()
-    padded = (None,) * (len(order) - len(read[0])) + read[0]
+    padded = ((None,) * len(order) + read[0])[-len(order) :]
     return tuple(padded[axis] for axis in order)
 
 
@@ -136,7 +136,7 @@ def _reshape(node: ir.Node, _: Sequence[Sizes]) -> Sizes:
     wanted = node.inputs[1]
     joined = None if wanted is None else wanted.producer()
     is_joined = joined is not None and joined.op_type == "Concat"
-    parts: list[int] = []
+    target: list[int] = []
     for part in reversed(joined.inputs if joined is not None and is_joined else [wanted]):
         found = _integers(part)
         if found is None:
@@ -144,8 +144,8 @@ def _reshape(node: ir.Node, _: Sequence[Sizes]) -> Sizes:
             if maker is None or maker.op_type != "Unsqueeze":
                 break
             found = [-1]  # the size of one axis
-        parts = [*found, *parts]
-    return tuple(size if size > 0 else None for size in parts)
+        target = [*found, *target]
+    return tuple(size if size > 0 else None for size in target)
 
 
 def _attention(node: ir.Node, read: Sequence[Sizes]) -> Sizes:
