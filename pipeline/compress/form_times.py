@@ -31,7 +31,7 @@ from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.integers import IntegerForm, IntegersPass, why_float
 from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass
 from compress_onnx.graph_passes.rewriting.outliers import OutliersPass
-from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, shared_inputs
+from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, folds, shared_inputs
 from compress_onnx.graph_passes.sites.ffn import FFN, find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
@@ -121,9 +121,10 @@ def _rounds(site: LinearSite) -> bool:
 
 
 def _divisible(sites: Sequence[LinearSite], networks: Sequence[FFN]) -> list[list[LinearSite]]:
-    """Layers that share an input that no network makes."""
+    """Layers that share an input that no network makes, and whose division takes a Mul."""
     hidden = {ffn.down.input for ffn in networks}
-    return shared_inputs([site for site in sites if site.input not in hidden])
+    groups = shared_inputs([site for site in sites if site.input not in hidden])
+    return [group for group in groups if not folds(group)]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from compress_onnx.graph_passes.planning.plan import LayerPlan
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.integers import IntegerForm, IntegersPass, why_float
 from compress_onnx.graph_passes.rewriting.outliers import OutliersPass
-from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, shared_inputs
+from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, folds, shared_inputs
 from compress_onnx.graph_passes.sites.ffn import FFN, find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
@@ -76,7 +76,7 @@ class Thresholds:
     """The damage that has to be saved by what takes time.
 
     Attributes:
-        division: a Mul in front of layers.
+        division: a Mul in front of layers; a division that costs no node has to save anything.
         division_gain: how many times less it has to make what rounding costs these layers.
         branch: outliers of a network in float.
         float_parameter: a layer that stays in float, for each of its parameters.
@@ -368,15 +368,16 @@ class _Deciding:
                 self._ranges[name], self.damage[name] = whole, before
 
     def divide(self, groups: Sequence[Sequence[LinearSite]], threshold: float, gain: float) -> None:
-        """Inputs that layers share, where that saves ``threshold`` and all but 1 / ``gain``."""
+        """Inputs that layers share, where that saves enough (see :class:`Thresholds`)."""
         for group in groups:
             names = [site.name for site in group if site.name in self._sites]
-            if sum(self.damage[name] for name in names) <= threshold:
+            least = 0.0 if folds(group) else threshold
+            if sum(self.damage[name] for name in names) <= least:
                 continue
             readers = [self._reader(name) for name in names]
             choice = smooth(self._ranges[names[0]], readers, self._limit)
             saved = choice.damage_before - choice.damage
-            if saved <= threshold or gain * choice.damage > choice.damage_before:
+            if saved <= least or gain * choice.damage > choice.damage_before:
                 continue
             self.divisors[str(group[0].node.name)] = choice.divisor
             self.smoothed += [site.name for site in group]
