@@ -9,24 +9,17 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.session import SessionSpec
 from compress_onnx.pipeline.runtime.threads import limited
 from studies.performance import shapes
-from studies.performance.rivals.rows import openvino_lines, pruned_rows
-from studies.performance.rows import DYNAMIC, ORIGINAL, rows
+from studies.performance.rivals.rows import COMPILED, openvino_lines, pruned_rows
+from studies.performance.rows import Row, calibrated, ours, theirs
 from studies.performance.subject import Subject, by_files, by_recipe
-from studies.performance.table import (
-    Feeds,
-    Line,
-    accuracy,
-    build,
-    render,
-    speeds_of,
-    time_models,
-)
+from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds
 
 SIZES = (1, 16), (1, 128), (8, 128)
 FIGURES = "cosine", "in a batch", "file"
@@ -34,16 +27,24 @@ FIGURES = "cosine", "in a batch", "file"
 
 def timed_feeds(subject: Subject) -> dict[str, Feeds]:
     """The inputs that models are timed on, by batch and tokens."""
-    material = subject.material
     return {
         f"{batch}×{length}": benchmark_feeds(
-            material.original.path,
+            subject.original,
             BenchmarkSpec(batch=batch, length=length),
-            samples=material.samples,
+            samples=subject.samples,
             seed=0,
         )
         for batch, length in SIZES
     }
+
+
+def rows(subject: Subject, folder: Path, *, rivals: bool) -> Iterator[Row]:
+    """All models that ONNX Runtime runs; ``folder`` is for files in between."""
+    yield from theirs(subject.learned.original)
+    yield calibrated(subject.learned.original, subject.samples)
+    if rivals:
+        yield from pruned_rows(subject, folder)
+    yield from ours(subject.learned)
 
 
 def table(
@@ -54,17 +55,21 @@ def table(
     rivals: bool = False,
     only: Collection[str] = (),
 ) -> Iterator[str]:
-    """The lines of the table of one model; ``only`` names rows, all without."""
-    material = subject.material
-    wanted = [*rows(material), *(pruned_rows(material, folder) if rivals else ())]
-    wanted = [row for row in wanted if not only or row.name in {ORIGINAL, DYNAMIC, *only}]
-    built = build(wanted, folder, material.settings.progress)
-    feeds, spec = timed_feeds(subject), SessionSpec()
-    paths = list(built.paths.values())
-    times = {name: time_models(paths, given, spec, rounds) for name, given in feeds.items()}
-    speeds = speeds_of(times, list(built.paths))
-    lines = [Line(n, accuracy(subject, p), speeds[n]) for n, p in built.paths.items()]
-    if rivals:
+    """The lines of the tables of one model; ``only`` names rows, all without.
+
+    Raises:
+        RequestError: there is no row of such a name.
+    """
+    wanted = list(rows(subject, folder, rivals=rivals))
+    names = [row.name for row in wanted] + ([COMPILED] if rivals else [])
+    if unknown := set(only) - set(names):
+        raise RequestError(f"no row is called {min(unknown)}; there are: {', '.join(names)}")
+    wanted = [row for row in wanted if not only or row.name in {*BASES, *only}]
+    built = build(wanted, folder)
+    feeds = timed_feeds(subject)
+    fast = speeds(built.paths, feeds, SessionSpec(), rounds)
+    lines = [Line(n, accuracy(subject, p), fast[n]) for n, p in built.paths.items()]
+    if rivals and (not only or COMPILED in only):
         lines += openvino_lines(subject, built.paths, feeds, folder=folder, rounds=rounds)
     yield from render([*lines, *built.missing], FIGURES, list(feeds))
 
@@ -82,19 +87,14 @@ def main() -> None:
     if (given.model is None) != (given.data is None):
         parser.error("give both, a model and its data, or none")
     # ONNX Runtime's quantizers set up logging of their own when they are imported.
-    logging.basicConfig(level=logging.WARNING, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("studies").setLevel(logging.INFO)
     with limited():
         if given.shapes is not None:
             for name in given.shapes or shapes.SHAPES:
                 with TemporaryDirectory() as folder:
-                    _print(
-                        [
-                            "",
-                            name,
-                            "",
-                            *shapes.table(shapes.SHAPES[name], Path(folder), given.rounds),
-                        ]
-                    )
+                    _print(["", f"## {name}", ""])
+                    _print(shapes.table(shapes.SHAPES[name], Path(folder), given.rounds))
         else:
             with TemporaryDirectory() as folder:
                 export = Path(folder) / "export"
@@ -104,7 +104,7 @@ def main() -> None:
                 _print(table(subject, Path(folder), given.rounds, rivals=rivals, only=only))
     found = environment()
     sets = ", ".join(found.instruction_sets)
-    _print(["", f"{found.processor} ({sets}), {found.cores} cores, {given.rounds} rounds"])
+    _print(["", f"{found.processor} ({sets}), {found.cores} cores, {given.rounds} rounds."])
 
 
 def _print(lines: Iterator[str] | list[str]) -> None:
