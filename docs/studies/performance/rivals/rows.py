@@ -12,8 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
+from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.measure.batch_invariance import SAMPLES
 from compress_onnx.pipeline.recipe import EmbeddingMetric
 from compress_onnx.pipeline.runtime.inputs import load_structure
@@ -49,7 +52,7 @@ def pruned_rows(subject: Subject, folder: Path) -> Iterator[Row]:
     """Half of the neurons by onnxsim, and these in integers; pruned once, for both."""
     integers = folder / "onnxsim-integers.onnx"
     yield Row(PRUNED, partial(_prune, subject, integers))
-    yield Row(f"{PRUNED}, integers", partial(_moved, integers))
+    yield Row(f"{PRUNED}, integers", partial(_tidied, integers))
 
 
 def _prune(subject: Subject, integers: Path, path: Path) -> None:
@@ -65,10 +68,12 @@ def _prune(subject: Subject, integers: Path, path: Path) -> None:
     answer(python, _HERE / "onnxsim_pruning.py", request, path.parent)
 
 
-def _moved(source: Path, path: Path) -> None:
+def _tidied(source: Path, path: Path) -> None:
     if not source.is_file():
         raise RivalUnavailableError("for the reason above")
-    source.rename(path)
+    model = ir.load(source)
+    CleanupPass()(model)  # onnxsim leaves the floats of rounded weights in the file
+    save_model(model, path)
 
 
 def openvino_lines(
