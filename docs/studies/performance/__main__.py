@@ -6,10 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.compress.form_times import Speedups
 from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.environment import environment
@@ -19,9 +21,12 @@ from studies.performance import shapes
 from studies.performance.rivals.rows import COMPILED, openvino_lines, pruned_rows
 from studies.performance.rows import Row, calibrated, ours, theirs
 from studies.performance.subject import Subject, by_files, by_recipe
-from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds
+from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds, speedups
 
 SIZES = (1, 16), (1, 128), (8, 128)
+CHOSEN_AT = 1
+"""The index of the size that forms of ours are chosen at: that of ``optimize`` by itself."""
+
 FIGURES = "cosine", "in a batch", "file"
 
 
@@ -38,13 +43,20 @@ def timed_feeds(subject: Subject) -> dict[str, Feeds]:
     }
 
 
-def rows(subject: Subject, folder: Path, *, rivals: bool) -> Iterator[Row]:
-    """All models that ONNX Runtime runs; ``folder`` is for files in between."""
+def rows(subject: Subject, folder: Path, chosen_by: Speedups, *, rivals: bool) -> Iterator[Row]:
+    """All models that ONNX Runtime runs.
+
+    Args:
+        subject: what they are made of.
+        folder: for files in between.
+        chosen_by: times the models that forms of ours are chosen by.
+        rivals: whether those with an environment of their own are among them.
+    """
     yield from theirs(subject.learned.original)
     yield calibrated(subject.learned.original, subject.samples)
     if rivals:
         yield from pruned_rows(subject, folder)
-    yield from ours(subject.learned)
+    yield from ours(subject.learned, chosen_by)
 
 
 def table(
@@ -60,14 +72,16 @@ def table(
     Raises:
         RequestError: there is no row of such a name.
     """
-    wanted = list(rows(subject, folder, rivals=rivals))
+    feeds, spec = timed_feeds(subject), SessionSpec()
+    chosen_at = list(feeds.values())[CHOSEN_AT]
+    chosen_by = partial(speedups, feeds=chosen_at, spec=spec, rounds=rounds)
+    wanted = list(rows(subject, folder, chosen_by, rivals=rivals))
     names = [row.name for row in wanted] + ([COMPILED] if rivals else [])
     if unknown := set(only) - set(names):
         raise RequestError(f"no row is called {min(unknown)}; there are: {', '.join(names)}")
     wanted = [row for row in wanted if not only or row.name in {*BASES, *only}]
     built = build(wanted, folder)
-    feeds = timed_feeds(subject)
-    fast = speeds(built.paths, feeds, SessionSpec(), rounds)
+    fast = speeds(built.paths, feeds, spec, rounds)
     lines = [Line(n, accuracy(subject, p), fast[n]) for n, p in built.paths.items()]
     if rivals and (not only or COMPILED in only):
         lines += openvino_lines(subject, built.paths, feeds, folder=folder, rounds=rounds)

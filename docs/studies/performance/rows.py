@@ -20,6 +20,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from compress_onnx.pipeline.compress.form_times import Speedups
 from compress_onnx.pipeline.compress.forms import Forms
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import RIVALS, quiet
@@ -56,10 +57,16 @@ def calibrated(original: Original, samples: Samples) -> Row:
     return Row("static QDQ", partial(static_qdq, original.path, samples=samples))
 
 
-def ours(learned: Learned) -> Iterator[Row]:
-    """The forms of the product, at all of the neurons and at a few shares."""
-    forms = Forms(learned, OptimizeSpec(objective="size"), unfused=True)
-    build = {family.name: family.build for family in forms.families()}
+def ours(learned: Learned, speedups: Speedups) -> Iterator[Row]:
+    """The forms of the product, at all of the neurons and at a few shares.
+
+    Args:
+        learned: the model.
+        speedups: times the models that forms are chosen by.
+    """
+    small = Forms(learned, OptimizeSpec(objective="size"), unfused=True)
+    fast = Forms(learned, OptimizeSpec(), unfused=True, speedups=speedups)
+    build = {f.name: f.build for forms in (small, fast) for f in forms.families()}
     yield Row(f"{ORIGINAL}, sums and norms apart", partial(build["neurons"], 1.0))
     yield Row("integers", partial(build["neurons, integers"], 1.0))
     for share in SHARES:

@@ -12,14 +12,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import CompressOnnxError
-from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
+from compress_onnx.pipeline.compress.form_times import Make
+from compress_onnx.pipeline.files.model_file import model_size, save_model
 from compress_onnx.pipeline.measure.batch_invariance import batch_invariance
 from compress_onnx.pipeline.measure.benchmark import (
     BoundModel,
@@ -111,6 +115,23 @@ def speeds(
         times = {inputs: time_models(group, given, spec, rounds) for inputs, given in feeds.items()}
         found = {**speeds_of(times, names), **found}
     return found
+
+
+def speedups(
+    makes: Mapping[str, Make], feeds: Feeds, spec: SessionSpec, rounds: int
+) -> dict[str, float]:
+    """What ``optimize`` chooses forms by: the speed of each model over the first."""
+
+    def write(make: Make, path: Path) -> None:
+        model = make()
+        UnfuseNormsPass()(model)
+        save_model(model, path)
+
+    with TemporaryDirectory() as folder:
+        rows = [Row(name, partial(write, make)) for name, make in makes.items()]
+        paths = build(rows, Path(folder)).paths
+        times = time_models(list(paths.values()), feeds, spec, rounds)
+    return {name: speedup(times[:, [0, index]]) for index, name in enumerate(paths)}
 
 
 def groups(paths: Mapping[str, Path]) -> Iterator[list[str]]:
