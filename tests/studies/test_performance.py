@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from studies.performance import __main__ as study
 from studies.performance import rows as made
@@ -29,14 +31,15 @@ FEATURES = 32
 @pytest.fixture
 def subject(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SIZES", ((1, 2), (2, 3)))
+    monkeypatch.setattr(study, "speedups", known)
     path = saved(tmp_path, two_layers((FEATURES, 64, FEATURES))[0])
     learned = learn(path, samples(FEATURES, 100))
     return Subject(learned, samples(FEATURES, 20, seed=3), None)
 
 
-def even(makes):
-    """All models are as fast."""
-    return dict.fromkeys(makes, 1.0)
+def known(makes, **_):
+    """Speeds that do not depend on the machine: integers are worth it."""
+    return {name: {"fewer": 1.5, "floats": 0.5}.get(name, 1.0) for name in makes}
 
 
 def table(subject, tmp_path, base=ORIGINAL, **options) -> dict[str, list[str]]:
@@ -81,16 +84,16 @@ def test_rows_can_be_chosen(subject, tmp_path):
 
 
 def test_ours_are_what_the_product_makes(subject, tmp_path):
-    forms = Forms(subject.learned, OptimizeSpec(), unfused=True, speedups=even)
+    forms = Forms(subject.learned, OptimizeSpec(), unfused=True, speedups=known)
     build = {family.name: family.build for family in forms.families()}
-    rows = {row.name: row for row in ours(subject.learned, even)}
+    rows = {row.name: row for row in ours(subject.learned, known)}
     build["neurons, integers"](0.5, tmp_path / "theirs.onnx")
     rows["50% of the neurons, integers"].build(tmp_path / "ours.onnx")
     assert (tmp_path / "ours.onnx").read_bytes() == (tmp_path / "theirs.onnx").read_bytes()
 
 
 def test_half_of_the_neurons_are_half_of_them(subject, tmp_path):
-    rows = {row.name: row for row in ours(subject.learned, even)}
+    rows = {row.name: row for row in ours(subject.learned, known)}
     rows["50% of the neurons"].build(tmp_path / "half.onnx")
     (ffn,) = find_ffns(open_original(tmp_path / "half.onnx").table.sites).ffns
     assert ffn.neurons == 32
@@ -176,6 +179,23 @@ def test_the_text_of_tables():
         "|:---|---:|",
         "| a | 2 |",
     ]
+
+
+def test_forms_are_chosen_by_the_speed_over_the_first(monkeypatch):
+    sizes = []
+
+    def timed(paths, *_):
+        sizes.extend(tables.file_bytes(path) for path in paths)
+        return np.tile([8.0, 4.0], (10, 1))
+
+    monkeypatch.setattr(tables, "time_models", timed)
+    makes = {
+        name: partial(ir.from_proto, two_layers((6, width, 6))[0])
+        for name, width in (("plain", 64), ("fewer", 8))
+    }
+    found = tables.speedups(makes, {}, SessionSpec(), 10)
+    assert found == {"plain": 1.0, "fewer": 2.0}
+    assert sizes[0] > sizes[1]
 
 
 def test_without_dynamic_int8_there_is_one_table():
