@@ -16,6 +16,7 @@ MODEL ?=
 DATA ?=
 SHAPES ?=
 RIVALS ?=
+ROUNDS ?=
 # One process a core; tests of a group run in the same one and share what they prepare.
 WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
@@ -88,9 +89,9 @@ gradients: $(READY)  ## Try gradients on the collection of strangers' graphs aga
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	PYTHONPATH=docs $(BIN)/python -m studies.memory
 
-performance: $(READY)  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); MODEL, DATA, RIVALS=1, SHAPES=1.
+performance: $(READY)  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); MODEL, DATA, RIVALS=1, SHAPES=1, ROUNDS=30.
 	PYTHONPATH=docs $(BIN)/python -m studies.performance $(MODEL) $(DATA) \
-	    $(if $(SHAPES),--shapes) $(if $(RIVALS),--rivals)
+	    $(if $(SHAPES),--shapes) $(if $(RIVALS),--rivals) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.two_at_once

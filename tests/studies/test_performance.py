@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from studies.performance import __main__ as study
 from studies.performance import rows as made
-from studies.performance.rows import DYNAMIC, ORIGINAL
-from studies.performance.subject import Subject, material_of
-from studies.performance.table import Line, absent, ratios, render, speeds_of
+from studies.performance import table as tables
+from studies.performance.rows import DYNAMIC, ORIGINAL, ours
+from studies.performance.subject import Subject
+from studies.performance.table import Line, absent, groups, ratios, render, speeds_of
 from tiny_models import samples, saved, two_layers
 
-from compress_onnx.graph_passes.errors import ModelFileError
+from compress_onnx.graph_passes.errors import ModelFileError, RequestError
+from compress_onnx.graph_passes.sites.ffn import find_ffns
+from compress_onnx.pipeline.compress.forms import Forms
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.rivals import RIVALS
+from compress_onnx.pipeline.files.original import open_original
+from compress_onnx.pipeline.recipe import OptimizeSpec
+from compress_onnx.pipeline.runtime.session import SessionSpec
 
 FEATURES = 32
 
@@ -23,28 +31,72 @@ FEATURES = 32
 @pytest.fixture
 def subject(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SIZES", ((1, 2), (2, 3)))
+    monkeypatch.setattr(study, "speedups", known)
     path = saved(tmp_path, two_layers((FEATURES, 64, FEATURES))[0])
     learned = learn(path, samples(FEATURES, 100))
-    return Subject(material_of(learned), samples(FEATURES, 20, seed=3), None)
+    return Subject(learned, samples(FEATURES, 20, seed=3), None)
 
 
-def table(subject, tmp_path) -> dict[str, list[str]]:
-    folder = tmp_path / "built"
+def known(makes, **_):
+    """Speeds that do not depend on the machine: integers are worth it."""
+    return {name: {"fewer": 1.5, "floats": 0.5}.get(name, 1.0) for name in makes}
+
+
+def table(subject, tmp_path, base=ORIGINAL, **options) -> dict[str, list[str]]:
+    """The cells of the table over ``base``, by row."""
+    folder = tmp_path / base
     folder.mkdir()
-    lines = list(study.table(subject, folder, rounds=3))
+    text = "\n".join(study.table(subject, folder, rounds=3, **options))
+    over = {ORIGINAL: f"Over the {ORIGINAL}:", DYNAMIC: f"Over {DYNAMIC}:"}[base]
+    lines = text.split(over)[1].strip().split("\n\n")[0].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     return {row[0]: row[1:] for row in cells}
 
 
 def test_every_rival_stands_beside_ours(subject, tmp_path):
     found = table(subject, tmp_path)
-    ours = {"integers", "50% of the neurons, integers"}
-    assert {ORIGINAL, "static QDQ", *RIVALS, *ours} <= found.keys()
+    expected = {
+        "original, sums and norms apart",
+        "integers",
+        "75% of the neurons",
+        "50% of the neurons, integers",
+        "ours, 4-bit weights",
+    }
+    assert {ORIGINAL, "static QDQ", *RIVALS, *expected} <= found.keys()
     assert found[ORIGINAL][0] == "1.0000"
     assert all(float(row[0]) > 0.8 for row in found.values())
-    assert all(len(row) == 7 for row in found.values())
+    assert all(len(row) == 5 for row in found.values())
     assert found[ORIGINAL][3] == "1.00 [1.00, 1.00]"
-    assert found[DYNAMIC][5] == "1.00 [1.00, 1.00]"
+
+
+def test_a_table_over_dynamic_int8_stands_behind(subject, tmp_path):
+    found = table(subject, tmp_path, DYNAMIC)
+    assert {ORIGINAL, "integers"} <= found.keys()
+    assert DYNAMIC not in found
+    assert all(len(row) == 2 and "[" in row[0] for row in found.values())
+
+
+def test_rows_can_be_chosen(subject, tmp_path):
+    found = table(subject, tmp_path, only=["integers"])
+    assert list(found) == [ORIGINAL, DYNAMIC, "integers"]
+    with pytest.raises(RequestError, match="no row is called rubbish; there are: original, "):
+        list(study.table(subject, tmp_path, rounds=3, only=["rubbish"]))
+
+
+def test_ours_are_what_the_product_makes(subject, tmp_path):
+    forms = Forms(subject.learned, OptimizeSpec(), unfused=True, speedups=known)
+    build = {family.name: family.build for family in forms.families()}
+    rows = {row.name: row for row in ours(subject.learned, known)}
+    build["neurons, integers"](0.5, tmp_path / "theirs.onnx")
+    rows["50% of the neurons, integers"].build(tmp_path / "ours.onnx")
+    assert (tmp_path / "ours.onnx").read_bytes() == (tmp_path / "theirs.onnx").read_bytes()
+
+
+def test_half_of_the_neurons_are_half_of_them(subject, tmp_path):
+    rows = {row.name: row for row in ours(subject.learned, known)}
+    rows["50% of the neurons"].build(tmp_path / "half.onnx")
+    (ffn,) = find_ffns(open_original(tmp_path / "half.onnx").table.sites).ffns
+    assert ffn.neurons == 32
 
 
 def test_a_damaged_model_shows(subject, tmp_path, monkeypatch):
@@ -82,14 +134,70 @@ def test_a_base_that_is_not_there_has_no_speeds():
     assert found["x"] == {(ORIGINAL, "1×16"): "2.00 [2.00, 2.00]"}
 
 
-def test_the_text_of_a_table():
+def test_groups_hold_so_many_bytes_beside_the_bases(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "GROUP_BYTES", 10)
+    monkeypatch.setattr(tables, "file_bytes", lambda path: int(path.name))
+    sizes = {"a": 4, ORIGINAL: 50, "b": 6, "c": 1, DYNAMIC: 9, "huge": 11, "d": 2}
+    paths = {name: tmp_path / str(size) for name, size in sizes.items()}
+    found = list(groups(paths))
+    assert [names[:2] for names in found] == [[ORIGINAL, DYNAMIC]] * 4
+    assert [names[2:] for names in found] == [["a", "b"], ["c"], ["huge"], ["d"]]
+    assert list(groups({ORIGINAL: tmp_path / "1"})) == [[ORIGINAL]]
+
+
+def test_each_group_has_its_own_ratios(monkeypatch):
+    monkeypatch.setattr(tables, "GROUP_BYTES", 0)
+    monkeypatch.setattr(tables, "file_bytes", lambda _: 1)
+    runs = iter([[8.0, 4.0, 2.0], [80.0, 60.0, 10.0]])
+    monkeypatch.setattr(tables, "time_models", lambda *_: np.tile(next(runs), (10, 1)))
+    paths = {name: Path(name) for name in (ORIGINAL, DYNAMIC, "x", "y")}
+    found = tables.speeds(paths, {"1×16": {}}, SessionSpec(), 10)
+    assert found["x"][ORIGINAL, "1×16"] == "4.00 [4.00, 4.00]"
+    assert found["y"][ORIGINAL, "1×16"] == "8.00 [8.00, 8.00]"
+    assert found["y"][DYNAMIC, "1×16"] == "6.00 [6.00, 6.00]"
+    assert found[DYNAMIC][ORIGINAL, "1×16"] == "2.00 [2.00, 2.00]"
+
+
+def test_the_text_of_tables():
     lines = [
-        Line("a", {"file": "1 MB"}, {(ORIGINAL, "1×16"): "2", (DYNAMIC, "1×16"): "1"}),
+        Line(DYNAMIC, {"file": "2 MB"}, {(ORIGINAL, "1×16"): "2", (DYNAMIC, "1×16"): "1"}),
+        Line("a", {"file": "1 MB"}, {(ORIGINAL, "1×16"): "4", (DYNAMIC, "1×16"): "2"}),
         absent("b", "pip said | no"),
     ]
     assert list(render(lines, ["file"], ["1×16"])) == [
-        "|  | file | 1×16 | 1×16, over dynamic int8 |",
-        "|:---|---:|---:|---:|",
-        "| a | 1 MB | 2 | 1 |",
-        "| b: not measured, pip said / no | – | – | – |",
+        "Over the original:",
+        "",
+        "|  | file | 1×16 |",
+        "|:---|---:|---:|",
+        "| dynamic int8 | 2 MB | 2 |",
+        "| a | 1 MB | 4 |",
+        "| b: not measured, pip said / no | – | – |",
+        "",
+        "Over dynamic int8:",
+        "",
+        "|  | 1×16 |",
+        "|:---|---:|",
+        "| a | 2 |",
     ]
+
+
+def test_forms_are_chosen_by_the_speed_over_the_first(monkeypatch):
+    sizes = []
+
+    def timed(paths, *_):
+        sizes.extend(tables.file_bytes(path) for path in paths)
+        return np.tile([8.0, 4.0], (10, 1))
+
+    monkeypatch.setattr(tables, "time_models", timed)
+    makes = {
+        name: partial(ir.from_proto, two_layers((6, width, 6))[0])
+        for name, width in (("plain", 64), ("fewer", 8))
+    }
+    found = tables.speedups(makes, {}, SessionSpec(), 10)
+    assert found == {"plain": 1.0, "fewer": 2.0}
+    assert sizes[0] > sizes[1]
+
+
+def test_without_dynamic_int8_there_is_one_table():
+    lines = [Line("a", {}, {(ORIGINAL, "1×16"): "4"})]
+    assert "Over dynamic int8:" not in list(render(lines, [], ["1×16"]))

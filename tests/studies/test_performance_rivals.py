@@ -9,12 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import onnx
 import pytest
 from studies.performance.rivals import environment
 from studies.performance.rivals import rows as asking
 from studies.performance.rivals.environment import RivalUnavailableError, answer, python_with
 from studies.performance.rows import DYNAMIC, ORIGINAL
-from studies.performance.subject import Subject, material_of
+from studies.performance.subject import Subject
 from tiny_models import samples, saved, two_layers
 
 from compress_onnx.pipeline.compress.learn import learn
@@ -74,6 +75,13 @@ def test_a_script_that_fails_says_why_in_one_line(tmp_path):
 
 
 @pytest.fixture
+def pruning(monkeypatch):
+    """onnxsim's script, whose reading of samples needs no onnxsim."""
+    monkeypatch.setitem(sys.modules, "onnxsim", ModuleType("onnxsim"))
+    return importlib.import_module("studies.performance.rivals.onnxsim_pruning")
+
+
+@pytest.fixture
 def script(monkeypatch):
     """OpenVINO's script, whose pure parts need neither OpenVINO nor NNCF."""
     for name in ("openvino", "nncf"):
@@ -119,11 +127,11 @@ def test_the_script_takes_turns(script):
 @pytest.fixture
 def subject(tmp_path):
     learned = learn(saved(tmp_path, two_layers()[0]), samples(FEATURES, 50))
-    return Subject(material_of(learned), samples(FEATURES, 20, seed=3), None)
+    return Subject(learned, samples(FEATURES, 20, seed=3), None)
 
 
 def ask(subject, tmp_path):
-    paths = dict.fromkeys((ORIGINAL, DYNAMIC, "other"), subject.material.original.path)
+    paths = dict.fromkeys((ORIGINAL, DYNAMIC, "other"), subject.original)
     feeds = {"1×2": {"x": np.zeros((1, 2, FEATURES), np.float32)}}
     return asking.openvino_lines(subject, paths, feeds, folder=tmp_path, rounds=3)
 
@@ -154,18 +162,41 @@ def test_answers_become_lines(subject, tmp_path, monkeypatch):
 
 def test_pruned_once_and_rounded(subject, tmp_path, monkeypatch):
     def answered(_python, _script, request, _folder):
-        for kind in ("output", "integers"):
-            Path(request[kind]).write_text(kind)
+        model = onnx.load(request["original"])
+        onnx.save(model, request["output"])
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(9), "left over"))
+        onnx.save(model, request["integers"])
 
     monkeypatch.setattr(asking, "python_with", lambda *_: Path("python"))
     monkeypatch.setattr(asking, "answer", answered)
-    first, second = asking.pruned_rows(subject.material, tmp_path)
+    first, second = asking.pruned_rows(subject, tmp_path)
+    with pytest.raises(RivalUnavailableError):
+        second.build(tmp_path / "too early.onnx")
     first.build(tmp_path / "pruned.onnx")
     second.build(tmp_path / "rounded.onnx")
-    assert (tmp_path / "pruned.onnx").read_text() == "output"
-    assert (tmp_path / "rounded.onnx").read_text() == "integers"
-    with pytest.raises(RivalUnavailableError):
-        second.build(tmp_path / "again.onnx")
+    names = [weight.name for weight in onnx.load(tmp_path / "pruned.onnx").graph.initializer]
+    rounded = onnx.load(tmp_path / "rounded.onnx").graph.initializer
+    assert {weight.name for weight in rounded} == set(names)
+
+
+def test_samples_of_one_length_are_one_batch(pruning, tmp_path):
+    mask = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 1]])
+    tokens = np.arange(9).reshape(3, 3)
+    np.savez(tmp_path / "samples.npz", mask=mask, tokens=tokens, other=np.arange(3))
+    short, long = pruning.batches(str(tmp_path / "samples.npz"), "mask")
+    np.testing.assert_array_equal(short["tokens"], [[4]])
+    np.testing.assert_array_equal(long["tokens"], [[0, 1], [7, 8]])
+    np.testing.assert_array_equal(long["mask"], np.ones((2, 2)))
+    np.testing.assert_array_equal(long["other"], [0, 2])
+
+
+def test_samples_without_a_mask_are_taken_whole(pruning, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "BATCH", 2)
+    pixels = np.arange(12).reshape(3, 4)
+    np.savez(tmp_path / "samples.npz", pixels=pixels)
+    found = [batch["pixels"] for batch in pruning.batches(str(tmp_path / "samples.npz"), None)]
+    assert [len(batch) for batch in found] == [2, 1]
+    np.testing.assert_array_equal(np.concatenate(found), pixels)
 
 
 def test_an_environment_that_is_not_there_is_a_line(subject, tmp_path, monkeypatch):

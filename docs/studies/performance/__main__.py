@@ -6,44 +6,57 @@ import argparse
 import logging
 import sys
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.compress.form_times import Speedups
 from compress_onnx.pipeline.measure.latency import benchmark_feeds
 from compress_onnx.pipeline.recipe import BenchmarkSpec
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.session import SessionSpec
 from compress_onnx.pipeline.runtime.threads import limited
 from studies.performance import shapes
-from studies.performance.rivals.rows import openvino_lines, pruned_rows
-from studies.performance.rows import DYNAMIC, ORIGINAL, rows
+from studies.performance.rivals.rows import COMPILED, openvino_lines, pruned_rows
+from studies.performance.rows import Row, calibrated, ours, theirs
 from studies.performance.subject import Subject, by_files, by_recipe
-from studies.performance.table import (
-    Feeds,
-    Line,
-    accuracy,
-    build,
-    render,
-    speeds_of,
-    time_models,
-)
+from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds, speedups
 
 SIZES = (1, 16), (1, 128), (8, 128)
+CHOSEN_AT = 1
+"""The index of the size that forms of ours are chosen at: that of ``optimize`` by itself."""
+
 FIGURES = "cosine", "in a batch", "file"
 
 
 def timed_feeds(subject: Subject) -> dict[str, Feeds]:
     """The inputs that models are timed on, by batch and tokens."""
-    material = subject.material
     return {
         f"{batch}×{length}": benchmark_feeds(
-            material.original.path,
+            subject.original,
             BenchmarkSpec(batch=batch, length=length),
-            samples=material.samples,
+            samples=subject.samples,
             seed=0,
         )
         for batch, length in SIZES
     }
+
+
+def rows(subject: Subject, folder: Path, chosen_by: Speedups, *, rivals: bool) -> Iterator[Row]:
+    """All models that ONNX Runtime runs.
+
+    Args:
+        subject: what they are made of.
+        folder: for files in between.
+        chosen_by: times the models that forms of ours are chosen by.
+        rivals: whether those with an environment of their own are among them.
+    """
+    yield from theirs(subject.learned.original)
+    yield calibrated(subject.learned.original, subject.samples)
+    if rivals:
+        yield from pruned_rows(subject, folder)
+    yield from ours(subject.learned, chosen_by)
 
 
 def table(
@@ -54,17 +67,23 @@ def table(
     rivals: bool = False,
     only: Collection[str] = (),
 ) -> Iterator[str]:
-    """The lines of the table of one model; ``only`` names rows, all without."""
-    material = subject.material
-    wanted = [*rows(material), *(pruned_rows(material, folder) if rivals else ())]
-    wanted = [row for row in wanted if not only or row.name in {ORIGINAL, DYNAMIC, *only}]
-    built = build(wanted, folder, material.settings.progress)
+    """The lines of the tables of one model; ``only`` names rows, all without.
+
+    Raises:
+        RequestError: there is no row of such a name.
+    """
     feeds, spec = timed_feeds(subject), SessionSpec()
-    paths = list(built.paths.values())
-    times = {name: time_models(paths, given, spec, rounds) for name, given in feeds.items()}
-    speeds = speeds_of(times, list(built.paths))
-    lines = [Line(n, accuracy(subject, p), speeds[n]) for n, p in built.paths.items()]
-    if rivals:
+    chosen_at = list(feeds.values())[CHOSEN_AT]
+    chosen_by = partial(speedups, feeds=chosen_at, spec=spec, rounds=rounds)
+    wanted = list(rows(subject, folder, chosen_by, rivals=rivals))
+    names = [row.name for row in wanted] + ([COMPILED] if rivals else [])
+    if unknown := set(only) - set(names):
+        raise RequestError(f"no row is called {min(unknown)}; there are: {', '.join(names)}")
+    wanted = [row for row in wanted if not only or row.name in {*BASES, *only}]
+    built = build(wanted, folder)
+    fast = speeds(built.paths, feeds, spec, rounds)
+    lines = [Line(n, accuracy(subject, p), fast[n]) for n, p in built.paths.items()]
+    if rivals and (not only or COMPILED in only):
         lines += openvino_lines(subject, built.paths, feeds, folder=folder, rounds=rounds)
     yield from render([*lines, *built.missing], FIGURES, list(feeds))
 
@@ -82,19 +101,14 @@ def main() -> None:
     if (given.model is None) != (given.data is None):
         parser.error("give both, a model and its data, or none")
     # ONNX Runtime's quantizers set up logging of their own when they are imported.
-    logging.basicConfig(level=logging.WARNING, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("studies").setLevel(logging.INFO)
     with limited():
         if given.shapes is not None:
             for name in given.shapes or shapes.SHAPES:
                 with TemporaryDirectory() as folder:
-                    _print(
-                        [
-                            "",
-                            name,
-                            "",
-                            *shapes.table(shapes.SHAPES[name], Path(folder), given.rounds),
-                        ]
-                    )
+                    _print(["", f"## {name}", ""])
+                    _print(shapes.table(shapes.SHAPES[name], Path(folder), given.rounds))
         else:
             with TemporaryDirectory() as folder:
                 export = Path(folder) / "export"
@@ -104,7 +118,7 @@ def main() -> None:
                 _print(table(subject, Path(folder), given.rounds, rivals=rivals, only=only))
     found = environment()
     sets = ", ".join(found.instruction_sets)
-    _print(["", f"{found.processor} ({sets}), {found.cores} cores, {given.rounds} rounds"])
+    _print(["", f"{found.processor} ({sets}), {found.cores} cores, {given.rounds} rounds."])
 
 
 def _print(lines: Iterator[str] | list[str]) -> None:

@@ -1,9 +1,12 @@
-"""What a table has rows of: models that ONNX Runtime's own tools make, and ours."""
+"""What a table has rows of: models that ONNX Runtime's own tools make, and ours.
+
+Ours are written by the product itself (:mod:`pipeline.compress.forms`), as ``optimize`` tries them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,20 +20,19 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
-from compress_onnx.graph_passes.rewriting.embeddings import EmbeddingsPass
-from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
-from compress_onnx.pipeline.compress.integers import round_model
+from compress_onnx.pipeline.compress.form_times import Speedups
+from compress_onnx.pipeline.compress.forms import Forms
+from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import RIVALS, quiet
-from compress_onnx.pipeline.compress.weight_only import round_weights
 from compress_onnx.pipeline.files.model_file import save_model
+from compress_onnx.pipeline.files.original import Original
+from compress_onnx.pipeline.recipe import OptimizeSpec
 from compress_onnx.pipeline.runtime.samples import Samples
-from studies.performance.subject import Material
 
 ORIGINAL = "original"
 DYNAMIC = "dynamic int8"
 SHARES = 0.75, 0.6, 0.5
-"""Of the parameters of feed-forward networks."""
+"""Of the parameters of feed-forward networks, which are in proportion to their neurons."""
 
 CALIBRATION = 300
 """How many samples other tools calibrate on: the number that NNCF takes by itself."""
@@ -40,23 +42,40 @@ class Row(NamedTuple):
     """A model of the table; ``build`` writes it."""
 
     name: str
-    build: Callable[[Path], None]
+    build: Callable[[Path], object]
 
 
-def rows(material: Material, shares: Sequence[float] = SHARES) -> Iterator[Row]:
-    """The original, what ONNX Runtime's tools make of it, and ours."""
-    original = material.original
+def theirs(original: Original) -> Iterator[Row]:
+    """The original, and what ONNX Runtime's tools make of it without data."""
     yield Row(ORIGINAL, lambda path: save_model(original.copy(), path))
     for name, write in RIVALS.items():
         yield Row(name, partial(write, original.path))
-    yield Row("static QDQ", lambda path: static_qdq(original.path, path, material.samples))
-    yield Row(f"{ORIGINAL}, sums and norms apart", lambda path: _save(original.copy(), path))
-    yield Row("ours, 4-bit weights", partial(_save_weight_only, material))
-    yield Row("integers", lambda path: _save_rounded(material, original.copy(), path))
-    for share in shares:
+
+
+def calibrated(original: Original, samples: Samples) -> Row:
+    """What ``quantize_static`` makes of the original."""
+    return Row("static QDQ", partial(static_qdq, original.path, samples=samples))
+
+
+def ours(learned: Learned, speedups: Speedups) -> Iterator[Row]:
+    """The forms of the product, at all of the neurons and at a few shares.
+
+    Args:
+        learned: the model.
+        speedups: times the models that forms are chosen by.
+    """
+    small = Forms(learned, OptimizeSpec(objective="size"), unfused=True)
+    fast = Forms(learned, OptimizeSpec(), unfused=True, speedups=speedups)
+    build = {f.name: f.build for forms in (small, fast) for f in forms.families()}
+    yield Row(f"{ORIGINAL}, sums and norms apart", partial(build["neurons"], 1.0))
+    yield Row("integers", partial(build["neurons, integers"], 1.0))
+    for share in SHARES:
         fewer = f"{share:.0%} of the neurons"
-        yield Row(fewer, partial(_save_thinned, material, share))
-        yield Row(f"{fewer}, integers", partial(_save_thinned_and_rounded, material, share))
+        yield Row(fewer, partial(build["neurons"], share))
+        yield Row(f"{fewer}, integers", partial(build["neurons, integers"], share))
+    for numbers in "4-bit weights", "4-bit weights and embeddings":
+        if f"neurons, {numbers}" in build:  # embeddings: where there are any
+            yield Row(f"ours, {numbers}", partial(build[f"neurons, {numbers}"], 1.0))
 
 
 def static_qdq(model: Path, output: Path, samples: Samples) -> None:
@@ -86,31 +105,3 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         with contextlib.suppress(StopIteration):
             return next(self._batches).feeds
         return None
-
-
-def _save_thinned(material: Material, share: float, path: Path) -> None:
-    _save(material.thinned(share), path)
-
-
-def _save_thinned_and_rounded(material: Material, share: float, path: Path) -> None:
-    _save_rounded(material, material.thinned(share), path)
-
-
-def _save_rounded(material: Material, model: ir.Model, path: Path) -> None:
-    _save_small(round_model(model, material.samples, material.settings).model, path)
-
-
-def _save_weight_only(material: Material, path: Path) -> None:
-    _save_small(round_weights(material.original, material.samples, material.settings).model, path)
-
-
-def _save_small(model: ir.Model, path: Path) -> None:
-    """With embedding tables of 8 bits."""
-    EmbeddingsPass(8)(model)
-    CleanupPass()(model)
-    _save(model, path)
-
-
-def _save(model: ir.Model, path: Path) -> None:
-    UnfuseNormsPass()(model)
-    save_model(model, path)

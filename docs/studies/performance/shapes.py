@@ -12,9 +12,8 @@ Of the neurons, the first ones stay: nothing is learned that random weights coul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +23,13 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization.neurons import Folded
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
+from compress_onnx.graph_passes.rewriting.embeddings import EmbeddingsPass
 from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass
+from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.graph_passes.sites.ffn import find_ffns
-from compress_onnx.pipeline.compress.rivals import RIVALS
-from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.compress.integers import round_model
 from compress_onnx.pipeline.export import export
+from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.files.original import Original, open_original
 from compress_onnx.pipeline.recipe import SourceSpec
 from compress_onnx.pipeline.runtime.inputs import (
@@ -41,21 +42,14 @@ from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
 from compress_onnx.pipeline.translate.export_parts import export_encoder_decoder
 from compress_onnx.pipeline.translate.generation import DECODER_WITH_PAST
-from studies.performance.rows import ORIGINAL, rows
-from studies.performance.subject import Material
-from studies.performance.table import Line, build, memory, render, speeds_of, time_models
+from studies.performance.rows import Row, theirs
+from studies.performance.table import Line, build, memory, render, speeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHARES = (0.5,)
-ROWS = (
-    ORIGINAL,
-    *RIVALS,
-    "integers",
-    "50% of the neurons, integers",
-)
-"""Few enough that all of them are in memory at once."""
+SHARE = 0.5
+"""Of the neurons."""
 
 SAMPLES = 4
 """How many made-up samples ranges are found on."""
@@ -155,28 +149,36 @@ def first_neurons(original: Original, share: float) -> ir.Model:
     return model
 
 
-def material_of(path: Path, shape: Shape) -> Material:
-    """What rows are made of, from a model and made-up samples."""
-    original = open_original(path)
+def made_up_samples(path: Path, shape: Shape) -> Samples:
+    """What ranges are found on."""
     _, length = next(iter(shape.sizes.values()))
     feeds = made_up(path, SAMPLES, length, seed=1)
     constants = constants_among(feeds, model_inputs(load_structure(path)))
-    samples = Samples(feeds, origin="made-up inputs", constants=constants)
-    thinned: Callable[[float], ir.Model] = partial(first_neurons, original)
-    return Material(original, samples, RunSettings(), thinned)
+    return Samples(feeds, origin="made-up inputs", constants=constants)
+
+
+def rows(original: Original, samples: Samples) -> Iterator[Row]:
+    """Few: a shape has no accuracy, and what has the same operators has the same speed."""
+
+    def write(model: ir.Model | Original, path: Path) -> None:
+        rounded = round_model(model, samples).model
+        for change in EmbeddingsPass(8), CleanupPass(), UnfuseNormsPass():
+            change(rounded)
+        save_model(rounded, path)
+
+    yield from theirs(original)
+    yield Row("integers", lambda path: write(original, path))
+    fewer = f"{SHARE:.0%} of the neurons, integers"
+    yield Row(fewer, lambda path: write(first_neurons(original, SHARE), path))
 
 
 def table(shape: Shape, folder: Path, rounds: int) -> Iterator[str]:
-    """The lines of the table of one shape."""
-    path = exported(shape, folder)
-    material = material_of(path, shape)
-    wanted = [row for row in rows(material, SHARES) if row.name in ROWS]
-    built = build(wanted, folder, material.settings.progress)
-    names, paths = list(built.paths), list(built.paths.values())
-    spec = SessionSpec()
+    """The lines of the tables of one shape."""
+    path, spec = exported(shape, folder), SessionSpec()
+    original = open_original(path)
+    built = build(rows(original, made_up_samples(path, shape)), folder)
     feeds = {name: made_up(path, *size) for name, size in shape.sizes.items()}
-    times = {name: time_models(paths, given, spec, rounds) for name, given in feeds.items()}
-    speeds = speeds_of(times, names)
+    fast = speeds(built.paths, feeds, spec, rounds)
     largest = list(feeds.values())[-1]
-    lines = [Line(n, memory(p, largest, spec), speeds[n]) for n, p in built.paths.items()]
+    lines = [Line(n, memory(p, largest, spec), fast[n]) for n, p in built.paths.items()]
     yield from render([*lines, *built.missing], ["file", "memory"], list(feeds))

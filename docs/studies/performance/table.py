@@ -1,21 +1,29 @@
 """A table: every row measured, the timed ones interleaved, each figure with its interval.
 
-Speeds are ratios of medians, over the original and over dynamic int8, with 95 % intervals. A row
-that could not be made says why.
+Speeds are ratios of medians with 95 % intervals: one table is over the original, with accuracy or
+memory, one over dynamic int8. A row that could not be made says why.
+
+Not all models fit in memory at once. They run in groups, each interleaved with both bases, so that
+every ratio is of two models that took turns.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import CompressOnnxError
-from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
+from compress_onnx.pipeline.compress.form_times import Make
+from compress_onnx.pipeline.files.model_file import model_size, save_model
 from compress_onnx.pipeline.measure.batch_invariance import batch_invariance
 from compress_onnx.pipeline.measure.benchmark import (
     BoundModel,
@@ -27,16 +35,22 @@ from compress_onnx.pipeline.measure.benchmark import (
 from compress_onnx.pipeline.measure.fresh_process import in_fresh_process, save_feeds
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.report import formats
-from compress_onnx.pipeline.runtime.progress import Progress
 from compress_onnx.pipeline.runtime.session import SessionSpec
 from studies.performance.rows import DYNAMIC, ORIGINAL, Row
 from studies.performance.subject import Subject
+
+_log = logging.getLogger(__name__)
 
 WARMUP = 5
 BASES = ORIGINAL, DYNAMIC
 """What speeds are ratios over."""
 
+GROUP_BYTES = 1_000_000_000
+"""How large the files may be together that run in turn with the bases. In memory they take more."""
+
 Feeds = Mapping[str, Array]
+Speeds = dict[tuple[str, str], str]
+"""By base and by inputs."""
 
 
 class Line(NamedTuple):
@@ -45,7 +59,7 @@ class Line(NamedTuple):
     Attributes:
         name: of the model.
         figures: accuracy, memory, size: what stands in front of the speeds.
-        speeds: by base and by inputs.
+        speeds: ratios over the bases.
     """
 
     name: str
@@ -61,16 +75,16 @@ class Built:
     missing: tuple[Line, ...]
 
 
-def build(rows: Iterable[Row], folder: Path, progress: Progress) -> Built:
+def build(rows: Iterable[Row], folder: Path) -> Built:
     """Write all models into ``folder``."""
     paths: dict[str, Path] = {}
     missing: list[Line] = []
     for index, row in enumerate(rows):
         path = folder / str(index) / "model.onnx"
         path.parent.mkdir()
+        _log.info("building %s", row.name)
         try:
-            with progress.step(f"build {row.name}"):
-                row.build(path)
+            row.build(path)
         except CompressOnnxError as problem:
             missing.append(absent(row.name, str(problem)))
         else:
@@ -81,6 +95,64 @@ def build(rows: Iterable[Row], folder: Path, progress: Progress) -> Built:
 def absent(name: str, reason: str) -> Line:
     """The line of a model that there is none of."""
     return Line(f"{name}: not measured, {reason.replace('|', '/')}", {})
+
+
+def speeds(
+    paths: Mapping[str, Path], feeds: Mapping[str, Feeds], spec: SessionSpec, rounds: int
+) -> dict[str, Speeds]:
+    """By model; the bases' are those of the first group.
+
+    Args:
+        paths: the models by name, the bases among them.
+        feeds: what they are timed on, by the name of the inputs.
+        spec: how they are run.
+        rounds: how often.
+    """
+    found: dict[str, Speeds] = {}
+    for names in groups(paths):
+        _log.info("timing %s", ", ".join(names))
+        group = [paths[name] for name in names]
+        times = {inputs: time_models(group, given, spec, rounds) for inputs, given in feeds.items()}
+        found = {**speeds_of(times, names), **found}
+    return found
+
+
+def speedups(
+    makes: Mapping[str, Make], feeds: Feeds, spec: SessionSpec, rounds: int
+) -> dict[str, float]:
+    """What ``optimize`` chooses forms by: the speed of each model over the first."""
+
+    def write(make: Make, path: Path) -> None:
+        model = make()
+        UnfuseNormsPass()(model)
+        save_model(model, path)
+
+    with TemporaryDirectory() as folder:
+        rows = [Row(name, partial(write, make)) for name, make in makes.items()]
+        paths = build(rows, Path(folder)).paths
+        times = time_models(list(paths.values()), feeds, spec, rounds)
+    return {name: speedup(times[:, [0, index]]) for index, name in enumerate(paths)}
+
+
+def groups(paths: Mapping[str, Path]) -> Iterator[list[str]]:
+    """The names of the models that run in turn: the bases, and at most so many bytes of others."""
+    bases = [name for name in BASES if name in paths]
+    group: list[str] = []
+    taken_bytes = 0
+    for name, path in paths.items():
+        if name in bases:
+            continue
+        if group and taken_bytes + file_bytes(path) > GROUP_BYTES:
+            yield [*bases, *group]
+            group, taken_bytes = [], 0
+        group.append(name)
+        taken_bytes += file_bytes(path)
+    yield [*bases, *group]
+
+
+def file_bytes(path: Path) -> int:
+    """The size of a model, its external data included."""
+    return model_size(path, path).candidate_bytes
 
 
 def time_models(paths: Sequence[Path], feeds: Feeds, spec: SessionSpec, rounds: int) -> Times:
@@ -103,11 +175,9 @@ def ratios(times: Times, names: Sequence[str]) -> Iterator[tuple[str, str, str]]
             yield name, base, f"{speedup(pair):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def speeds_of(
-    times: Mapping[str, Times], names: Sequence[str]
-) -> dict[str, dict[tuple[str, str], str]]:
-    """By model, the speeds of :class:`Line`; ``times`` are by inputs."""
-    found: dict[str, dict[tuple[str, str], str]] = {name: {} for name in names}
+def speeds_of(times: Mapping[str, Times], names: Sequence[str]) -> dict[str, Speeds]:
+    """By model, of those that took turns; ``times`` are by inputs."""
+    found: dict[str, Speeds] = {name: {} for name in names}
     for inputs, measured in times.items():
         for name, base, text in ratios(measured, names):
             found[name][base, inputs] = text
@@ -116,9 +186,9 @@ def speeds_of(
 
 def accuracy(subject: Subject, path: Path) -> dict[str, str]:
     """Held-out cosine, batch invariance and size of one model."""
-    settings = subject.material.settings
+    settings = subject.learned.settings
     report = validate(
-        subject.material.original.path,
+        subject.original,
         path,
         subject.held_out,
         metric=subject.metric,
@@ -127,15 +197,15 @@ def accuracy(subject: Subject, path: Path) -> dict[str, str]:
     )
     cosine = report.metrics.get("cosine", min(row.cosine or 0 for row in report.outputs))
     alike = batch_invariance(path, subject.held_out, settings.session)
-    return accuracy_cells(cosine, alike, model_size(path, path).candidate_bytes)
+    return accuracy_cells(cosine, alike, file_bytes(path))
 
 
-def accuracy_cells(cosine: float, in_a_batch: float, file_bytes: int) -> dict[str, str]:
+def accuracy_cells(cosine: float, in_a_batch: float, size_bytes: int) -> dict[str, str]:
     """The figures of a model whose accuracy is measured."""
     return {
         "cosine": f"{cosine:.4f}",
         "in a batch": f"{in_a_batch:.5f}",
-        "file": formats.size(file_bytes),
+        "file": formats.size(size_bytes),
     }
 
 
@@ -146,18 +216,31 @@ def memory(path: Path, feeds: Feeds, spec: SessionSpec) -> dict[str, str]:
     _, grown_bytes = in_fresh_process(path, data, spec)
     data.unlink()
     return {
-        "file": formats.size(model_size(path, path).candidate_bytes),
+        "file": formats.size(file_bytes(path)),
         "memory": formats.size(int(grown_bytes)),
     }
 
 
 def render(lines: Sequence[Line], figures: Sequence[str], inputs: Sequence[str]) -> Iterator[str]:
-    """Markdown; speeds over the original have their inputs as heading, others their base too."""
-    columns = [(base, size) for base in BASES for size in inputs]
-    heads = [size if base == ORIGINAL else f"{size}, over {base}" for base, size in columns]
-    yield f"| {' | '.join(['', *figures, *heads])} |"
-    yield f"|:---|{'---:|' * (len(figures) + len(heads))}"
+    """Markdown: a table over the original with all figures, then one over dynamic int8."""
+    yield from (f"Over the {ORIGINAL}:", "")
+    yield from _table(lines, figures, inputs, ORIGINAL)
+    others = [line for line in lines if line.name != DYNAMIC and _has(line, DYNAMIC)]
+    if others:
+        yield from ("", f"Over {DYNAMIC}:", "")
+        yield from _table(others, (), inputs, DYNAMIC)
+
+
+def _has(line: Line, base: str) -> bool:
+    return any(over == base for over, _ in line.speeds)
+
+
+def _table(
+    lines: Iterable[Line], figures: Sequence[str], inputs: Sequence[str], base: str
+) -> Iterator[str]:
+    yield f"| {' | '.join(['', *figures, *inputs])} |"
+    yield f"|:---|{'---:|' * (len(figures) + len(inputs))}"
     for line in lines:
         cells = [line.figures.get(name, formats.MISSING) for name in figures]
-        cells += [line.speeds.get(column, formats.MISSING) for column in columns]
+        cells += [line.speeds.get((base, name), formats.MISSING) for name in inputs]
         yield f"| {' | '.join([line.name, *cells])} |"

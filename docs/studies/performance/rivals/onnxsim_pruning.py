@@ -16,23 +16,34 @@ import numpy as np
 import onnx
 import onnxsim
 
+Feeds = dict[str, np.ndarray[Any, Any]]
 
-def samples(path: str, mask: str | None) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """One feed a sample, without its padding."""
+
+BATCH = 32
+"""Samples of a batch at most."""
+
+
+def batches(path: str, mask: str | None) -> list[Feeds]:
+    """Samples without their padding, those of one length together: each batch opens a session."""
     with np.load(path) as file:
         arrays = dict(file)
-    width = arrays[mask].shape[1] if mask else None
-    feeds: list[dict[str, np.ndarray[Any, Any]]] = []
-    for index in range(len(next(iter(arrays.values())))):
-        feed = {name: array[index : index + 1] for name, array in arrays.items()}
-        if mask:
-            used = feed[mask][0].astype(bool)
-            feed = {
-                name: array[:, used] if array.ndim > 1 and array.shape[1] == width else array
-                for name, array in feed.items()
-            }
-        feeds.append(feed)
-    return feeds
+    count = len(next(iter(arrays.values())))
+    used = arrays[mask].astype(bool) if mask else np.ones((count, 0), bool)  # [samples, positions]
+    lengths = used.sum(axis=1)
+    found: list[Feeds] = []
+    for length in np.unique(lengths):
+        alike = np.flatnonzero(lengths == length)
+        for start in range(0, len(alike), BATCH):
+            taken = alike[start : start + BATCH]
+            found.append(
+                {
+                    name: array[taken][used[taken]].reshape(len(taken), length, *array.shape[2:])
+                    if mask and array.shape[:2] == used.shape
+                    else array[taken]
+                    for name, array in arrays.items()
+                }
+            )
+    return found
 
 
 def main() -> None:
@@ -40,7 +51,7 @@ def main() -> None:
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model = onnxsim.apply_structured_wanda_pruning(
         onnx.load(asked["original"]),
-        calibration_data=samples(asked["calibration"], asked["mask"]),
+        calibration_data=batches(asked["calibration"], asked["mask"]),
         sparsity=asked["sparsity"],
     )
     onnx.save(model, asked["output"])

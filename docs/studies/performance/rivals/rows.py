@@ -12,8 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
+from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
+from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.measure.batch_invariance import SAMPLES
 from compress_onnx.pipeline.recipe import EmbeddingMetric
 from compress_onnx.pipeline.runtime.inputs import load_structure
@@ -21,7 +24,7 @@ from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
 from studies.performance.rivals.environment import RivalUnavailableError, answer, python_with
 from studies.performance.rows import CALIBRATION, Row
-from studies.performance.subject import Material, Subject
+from studies.performance.subject import Subject
 from studies.performance.table import (
     BASES,
     WARMUP,
@@ -45,18 +48,18 @@ COMPILED = "OpenVINO"
 QUANTIZED = "OpenVINO, int8 by NNCF"
 
 
-def pruned_rows(material: Material, folder: Path) -> Iterator[Row]:
+def pruned_rows(subject: Subject, folder: Path) -> Iterator[Row]:
     """Half of the neurons by onnxsim, and these in integers; pruned once, for both."""
     integers = folder / "onnxsim-integers.onnx"
-    yield Row(PRUNED, partial(_prune, material, integers))
-    yield Row(f"{PRUNED}, integers", partial(_moved, integers))
+    yield Row(PRUNED, partial(_prune, subject, integers))
+    yield Row(f"{PRUNED}, integers", partial(_tidied, integers))
 
 
-def _prune(material: Material, integers: Path, path: Path) -> None:
+def _prune(subject: Subject, integers: Path, path: Path) -> None:
     request = {
-        "original": str(material.original.path.resolve()),
-        "calibration": _saved(material.samples.take(CALIBRATION), path.with_name("samples.npz")),
-        "mask": material.samples.mask_name,
+        "original": str(subject.original.resolve()),
+        "calibration": _saved(subject.samples.take(CALIBRATION), path.with_name("samples.npz")),
+        "mask": subject.samples.mask_name,
         "sparsity": 0.5,
         "integers": str(integers),
         "output": str(path),
@@ -65,10 +68,12 @@ def _prune(material: Material, integers: Path, path: Path) -> None:
     answer(python, _HERE / "onnxsim_pruning.py", request, path.parent)
 
 
-def _moved(source: Path, path: Path) -> None:
+def _tidied(source: Path, path: Path) -> None:
     if not source.is_file():
         raise RivalUnavailableError("for the reason above")
-    source.rename(path)
+    model = ir.load(source)
+    CleanupPass()(model)  # onnxsim leaves the floats of rounded weights in the file
+    save_model(model, path)
 
 
 def openvino_lines(
@@ -92,14 +97,12 @@ def openvino_lines(
     if subject.held_out.constants:
         return [absent(COMPILED, "inputs without an axis of samples are not passed on")]
     wanted = metric.output if isinstance(metric, EmbeddingMetric) else None
-    outputs = [value.name for value in load_structure(subject.material.original.path).graph.output]
+    outputs = [value.name for value in load_structure(subject.original).graph.output]
     request = {
         "anchors": {name: str(paths[name]) for name in BASES if name in paths},
         "compiled": {COMPILED: str(paths[BASES[0]])},
         "quantized": QUANTIZED,
-        "calibration": _saved(
-            subject.material.samples.take(CALIBRATION), folder / "calibration.npz"
-        ),
+        "calibration": _saved(subject.samples.take(CALIBRATION), folder / "calibration.npz"),
         "held_out": _saved(subject.held_out, folder / "held_out.npz"),
         "mask": subject.held_out.mask_name,
         "output": outputs.index(wanted) if wanted else 0,
