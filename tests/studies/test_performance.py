@@ -184,17 +184,19 @@ def test_the_text_of_tables():
 def test_forms_are_chosen_by_the_speed_over_the_first(monkeypatch):
     sizes = []
 
-    def timed(paths, *_):
+    def timed(paths, feeds, *_):
         sizes.extend(tables.file_bytes(path) for path in paths)
-        return np.tile([8.0, 4.0], (10, 1))
+        return np.tile([8.0, feeds["x"]], (10, 1))
 
     monkeypatch.setattr(tables, "time_models", timed)
     makes = {
         name: partial(ir.from_proto, two_layers((6, width, 6))[0])
         for name, width in (("plain", 64), ("fewer", 8))
     }
-    found = tables.speedups(makes, {}, SessionSpec(), 10)
-    assert found == {"plain": 1.0, "fewer": 2.0}
+    feeds = {"1×1": {"x": 4.0}, "1×2": {"x": 16.0}}  # twice as fast, and half as fast
+    found = tables.speedups(makes, feeds, SessionSpec(), 10)
+    assert found == pytest.approx({"plain": 1.0, "fewer": 1.0})
+    assert tables.speedups(makes, {"1×1": {"x": 4.0}}, SessionSpec(), 10)["fewer"] == 2.0
     assert sizes[0] > sizes[1]
 
 

@@ -24,9 +24,6 @@ from studies.performance.subject import Subject, by_files, by_recipe
 from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds, speedups
 
 SIZES = (1, 16), (1, 128), (8, 128)
-CHOSEN_AT = 1
-"""The index of the size that forms of ours are chosen at: that of ``optimize`` by itself."""
-
 FIGURES = "cosine", "in a batch", "file"
 
 
@@ -73,8 +70,7 @@ def table(
         RequestError: there is no row of such a name.
     """
     feeds, spec = timed_feeds(subject), SessionSpec()
-    chosen_at = list(feeds.values())[CHOSEN_AT]
-    chosen_by = partial(speedups, feeds=chosen_at, spec=spec, rounds=rounds)
+    chosen_by = partial(speedups, feeds=feeds, spec=spec, rounds=rounds)
     wanted = list(rows(subject, folder, chosen_by, rivals=rivals))
     names = [row.name for row in wanted] + ([COMPILED] if rivals else [])
     if unknown := set(only) - set(names):

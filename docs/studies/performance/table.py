@@ -118,9 +118,9 @@ def speeds(
 
 
 def speedups(
-    makes: Mapping[str, Make], feeds: Feeds, spec: SessionSpec, rounds: int
+    makes: Mapping[str, Make], feeds: Mapping[str, Feeds], spec: SessionSpec, rounds: int
 ) -> dict[str, float]:
-    """What ``optimize`` chooses forms by: the speed of each model over the first."""
+    """What ``optimize`` chooses forms by: the speed of each model over the first, at all inputs."""
 
     def write(make: Make, path: Path) -> None:
         model = make()
@@ -130,8 +130,10 @@ def speedups(
     with TemporaryDirectory() as folder:
         rows = [Row(name, partial(write, make)) for name, make in makes.items()]
         paths = build(rows, Path(folder)).paths
-        times = time_models(list(paths.values()), feeds, spec, rounds)
-    return {name: speedup(times[:, [0, index]]) for index, name in enumerate(paths)}
+        times = np.stack(
+            [time_models(list(paths.values()), given, spec, rounds) for given in feeds.values()]
+        )  # [shapes, rounds, models]
+    return {name: speedup(times[..., [0, index]]) for index, name in enumerate(paths)}
 
 
 def groups(paths: Mapping[str, Path]) -> Iterator[list[str]]:
