@@ -158,8 +158,6 @@ def float_bytes(proto: onnx.ModelProto) -> int:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_half_floats_are_near_and_half_as_large(architecture: str) -> None:
-    if architecture == "lstm":
-        pytest.skip("ONNX Runtime crashes on the CPU, see pipeline/compress/half.py")
     for graph in graphs_of(architecture):
         before = load(graph)
         feeds = graph.feeds()
