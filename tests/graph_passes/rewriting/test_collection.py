@@ -33,10 +33,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("collection")]
 
 # Transformers masks by vmap, which the tracing exporter cannot follow; optimum replaces it.
 DO_NOT_EXPORT = {"whisper-trace17", "gpt2-trace17", "llama-trace17"}
-# Reshape or a depthwise convolution in between, or no network at all.
+# A depthwise convolution in between, or no network at all.
 WITHOUT_NETWORKS = {
-    *("gpt2", "segformer", "packed-qkv", "experts", "experts-einsum", "lstm", "pointwise"),
-    "functional",
+    *("segformer", "packed-qkv", "experts", "experts-einsum", "lstm", "pointwise", "functional"),
 }
 UNTOUCHED = {"bert-trace17-int8", "bert-trace17-bf16", "vit-trace17-bf16"}
 
