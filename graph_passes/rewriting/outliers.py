@@ -71,6 +71,9 @@ class OutliersPass(ir.passes.InPlacePass):
         names = UniqueNames(value_names(model), separator="_")
         for name, aside in self._aside.items():
             _Branch(ffns[name], np.sort(aside), names, self._sink).add()
+        # A branch may have taken the name of what it is a branch of.
+        named = {ffn.down.node: ffn.name for ffn in find_ffns(find_sites(model).sites).ffns}
+        others = {named[ffns[name].down.node]: rest for name, rest in others.items()}
         NeuronsPass(others, sink=self._sink, biases=False)(model)
         return ir.passes.PassResult(model, modified=bool(others))
 

@@ -83,8 +83,9 @@ def _may_copy_last(reshape: ir.Node) -> bool:
     """Whether a 0 in front of the end of the target may copy the last axis of the input."""
     if reshape.attributes.get_int("allowzero", 0):
         return False
-    # A None stands for any count of computed numbers.
-    sizes = [size for part in _parts(reshape) for size in numbers(part) or [None]]
+    sizes: list[int | None] = []  # a None stands for any count of computed numbers
+    for part in _parts(reshape):
+        sizes += numbers(part) or [None]
     rank = _least_rank(reshape.inputs[0])
     return any(
         size == 0 and (axis + 1 >= rank or None in sizes[:axis])
