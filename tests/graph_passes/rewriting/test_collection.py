@@ -164,7 +164,8 @@ def test_half_floats_are_near_and_half_as_large(architecture: str) -> None:
         after = ir.to_proto(half.model)
         assert interface(before) == interface(after), graph
         assert max(parity(before, after, each) for each in feeds) <= 1e-2, graph
-        if graph.part not in {"fp16", "bf16", "int8"}:
+        # A recurrence keeps its weights in float32.
+        if graph.part not in {"fp16", "bf16", "int8"} and architecture != "lstm":
             assert float_bytes(after) < 0.6 * float_bytes(before), graph
 
 
