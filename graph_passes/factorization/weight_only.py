@@ -227,6 +227,11 @@ def round_to_nearest(weight: Float64, importance: Float64 | None, bits: Bits = 4
     return BlockWeight(_integers(weight, scale, bits), scale, bits)
 
 
+def round_with(weight: Array, scale: Float32, bits: Bits) -> BlockWeight:
+    """The nearest integers of ``weight`` [K, N] for the scales ``scale`` [blocks, N]."""
+    return BlockWeight(_integers(weight.astype(np.float64), scale, bits), scale, bits)
+
+
 @dataclass(frozen=True)
 class Feedback:
     """How rows that are yet to be rounded make up for the errors of earlier ones.

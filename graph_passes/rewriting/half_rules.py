@@ -13,6 +13,10 @@ A float16 has 11 bits of precision, nothing beyond 65,504, and few bits below 6.
 6. What reads a constant beyond float16, or one whose numbers are all below its normal ones
    (an epsilon).
 7. What only moves or compares values that are float32 on all sides: no Cast pairs that cancel out.
+8. A Transpose that puts the first axis at the end, or next to it, in front of a product with a
+   matrix. On the CPU, ONNX Runtime computes the product in float32 and then merges the three
+   nodes, Transpose, Cast and MatMul. It crashes on these axes (1.31, MatmulTransposeFusion), unless
+   the other operand has as many axes. With the Cast in front of the Transpose it does not.
 
 Numbers that stand for infinity, such as −3.4e38 in a mask, are no reason where
 :mod:`graph_passes.rewriting.bound_masks` brings them into the range first.
@@ -50,6 +54,7 @@ RECURS = "a recurrence rounds at every step"
 NORM = "a norm written out: squares outgrow float16"
 EXACT = "positions and sizes are exact in float32 only"
 BETWEEN = "it stands between float32 values"
+CRASHES = "ONNX Runtime crashes on the CPU where it turns float16 in front of a product"
 
 _GROWING = ("CumSum", "Exp", "Log", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd")
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -60,6 +65,9 @@ _BY_OPERATOR = {
 }
 AS_IT_IS = frozenset({"Cast", "Shape", "Size"})
 """Operators that read float32 and float16 alike."""
+
+_LEFT_OUT = frozenset({"Cast", "Dropout", "Identity"})
+"""Operators that runtimes take out where they do nothing."""
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 _INTEGERS = frozenset(
@@ -136,7 +144,7 @@ class _Rules:
         return value is not None and self._types.get(value) == ir.DataType.FLOAT
 
     def _own_reason(self, node: ir.Node) -> str | None:
-        """Rules 1, 2, 3 and 6."""
+        """Rules 1, 2, 3, 6 and 8."""
         if any(
             attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
             for attribute in node.attributes.values()
@@ -148,6 +156,8 @@ class _Rules:
             return UNKNOWN
         if node.op_type in AS_IT_IS:
             return None
+        if (axes := _turned_axes(node)) and _enters_product(node, axes):
+            return CRASHES
         return _BY_OPERATOR.get(node.op_type) or self._unfit_operand(node, signature)
 
     def _unfit_operand(self, node: ir.Node, signature: Signature) -> str | None:
@@ -281,6 +291,28 @@ class _Rules:
     def _is_made_in_float(self, value: ir.Value, candidates: set[ir.Node]) -> bool:
         maker = value.producer()
         return maker is None or maker in self.reasons or maker in candidates
+
+
+def _turned_axes(node: ir.Node) -> int:
+    """How many axes a Transpose has that puts the first one at the end, or next to it (rule 8)."""
+    if node.op_type != "Transpose" or "perm" not in node.attributes:
+        return 0
+    order = list(node.attributes["perm"].as_ints())
+    rest = list(range(1, len(order)))
+    turned = len(order) > 2 and order in ([*rest[:-1], 0, rest[-1]], [*rest, 0])
+    return len(order) if turned else 0
+
+
+def _enters_product(node: ir.Node, axes: int) -> bool:
+    """Whether a MatMul multiplies the output of ``node`` by what may have fewer or more axes."""
+    for reader, index in node.outputs[0].uses():
+        if reader.op_type in _LEFT_OUT and _enters_product(reader, axes):
+            return True
+        if reader.op_type == "MatMul":
+            other = reader.inputs[1 - index]
+            if other is None or other.shape is None or len(other.shape) != axes:
+                return True
+    return False
 
 
 def _is_layer(node: ir.Node) -> bool:

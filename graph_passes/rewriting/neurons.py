@@ -6,7 +6,8 @@ With S the neurons that stay (:mod:`graph_passes.factorization.neurons`)::
 
 Rules:
 
-1. No node is added, but for an Add where the down layer has no bias to correct.
+1. No node is added, but for an Add where the down layer has no bias to correct, and a Concat for
+   the target of a Reshape that was told their number by one.
 2. Operands with a number for each neuron (biases, slopes) keep those of S.
 3. No initializer is edited in place: each new one stands beside the one that it replaces, under a
    name of its own, and recorded shapes of the hidden values follow.
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from compress_onnx.graph_passes.arrays import Array
@@ -30,12 +32,14 @@ from compress_onnx.graph_passes.rewriting.initializers import (
     Kept,
     Sink,
     in_memory,
+    register,
 )
 from compress_onnx.graph_passes.rewriting.replacement import corrected_bias
 from compress_onnx.graph_passes.sites.ffn import FFN, find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import NEURONS_PROPERTY, LinearSite
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
+from compress_onnx.graph_passes.sites.reshaping import end_of_target, front_of_target, numbers
 from compress_onnx.graph_passes.sites.weights import read
 
 _ROLE = "neurons"
@@ -79,7 +83,8 @@ class NeuronsPass(ir.passes.InPlacePass):
         ffns = {ffn.name: ffn for ffn in find_ffns(find_sites(model).sites).ffns}
         for name, folded in self._chosen.items():
             _check(name, ffns.get(name), folded)
-        initializers = Initializers(UniqueNames(value_names(model), separator="_"), self._sink)
+        names = UniqueNames(value_names(model), separator="_")
+        initializers = Initializers(names, self._sink)
         prepared = [
             (ffns[name], list(_operands(ffns[name], folded, initializers)))
             for name, folded in self._chosen.items()
@@ -98,7 +103,10 @@ class NeuronsPass(ir.passes.InPlacePass):
                 value = initializers.place(operand.old, operand.new, {})
                 operand.node.replace_input_with(operand.index, value)
                 operand.node.metadata_props.setdefault(NEURONS_PROPERTY, operand.role)
-            _shrink(ffn, len(self._chosen[ffn.name].kept))
+            neurons = len(self._chosen[ffn.name].kept)
+            for node in ffn.told:
+                node.replace_input_with(1, target_of(node, neurons, names))
+            _shrink(ffn, neurons)
             if ffn.name in biases:
                 owner = ffn.down.weight.initializer
                 _set_bias(ffn.down, initializers.place(owner, biases[ffn.name], {}))
@@ -141,6 +149,31 @@ def as_read(site: LinearSite, weight: Array) -> Array:
     """``weight`` [K, N] as the site's node reads it, without views in between."""
     transposed = site.node.op_type == "Gemm" and site.node.attributes.get_int("transB", False)
     return weight.T if transposed else weight
+
+
+def target_of(reshape: ir.Node, neurons: int, names: UniqueNames) -> ir.Value:
+    """The target of a Reshape that is told so many ``neurons``."""
+    graph, target = reshape.graph, reshape.inputs[1]
+    assert graph is not None
+    assert target is not None
+    name = names(f"{target.name}.{_ROLE}")
+    front = front_of_target(reshape)
+    told = [*(numbers(end_of_target(reshape)) or [0])[:-1], neurons]
+    constant = ir.tensor(np.array(told, np.int64), name=names(f"{name}.end") if front else name)
+    value = register(graph, constant)
+    if not front:
+        return value
+    output = ir.Value(name=name, shape=target.shape, type=target.type)
+    concat = ir.Node(
+        "",
+        "Concat",
+        [*front, value],
+        ir.convenience.convert_attributes({"axis": 0}),
+        outputs=[output],
+        name=name,
+    )
+    graph.insert_before(reshape, concat)
+    return output
 
 
 def _shrink(ffn: FFN, neurons: int) -> None:

@@ -27,7 +27,7 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization.neurons import Folded
 from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory, register
 from compress_onnx.graph_passes.rewriting.integers import FLOAT_PROPERTY
-from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass, as_read
+from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass, as_read, target_of
 from compress_onnx.graph_passes.sites.ffn import FFN, find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
@@ -71,6 +71,9 @@ class OutliersPass(ir.passes.InPlacePass):
         names = UniqueNames(value_names(model), separator="_")
         for name, aside in self._aside.items():
             _Branch(ffns[name], np.sort(aside), names, self._sink).add()
+        # A branch may have taken the name of what it is a branch of.
+        named = {ffn.down.node: ffn.name for ffn in find_ffns(find_sites(model).sites).ffns}
+        others = {named[ffns[name].down.node]: rest for name, rest in others.items()}
         NeuronsPass(others, sink=self._sink, biases=False)(model)
         return ir.passes.PassResult(model, modified=bool(others))
 
@@ -100,7 +103,9 @@ class _Branch:
             self._copy(up.node, {up.weight_index: self._weight(up.weight.initializer, columns)})
         order = {node: place for place, node in enumerate(self._graph)}
         for node in sorted(ffn.between, key=order.__getitem__):
-            self._copy(node, {})
+            told = node in ffn.told
+            target = {1: target_of(node, len(self._aside), self._names)} if told else {}
+            self._copy(node, target)
         weight = self._weight(
             down.weight.initializer, as_read(down, down.weight.array()[self._aside])
         )

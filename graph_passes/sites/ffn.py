@@ -6,10 +6,10 @@ whatever nodes it is spelled; in a gated network ``f(x·W_g)·(x·W_u)`` gate an
 
 Rules:
 
-1. The nodes between up and down are elementwise (:data:`ELEMENTWISE`), with the neurons on the last
-   axis throughout.
+1. The nodes between up and down are elementwise (:mod:`graph_passes.sites.elementwise`) or change
+   other axes (:mod:`graph_passes.sites.reshaping`): the neurons are on the last axis throughout.
 2. What else they read has one number for each neuron, which goes with it, or is the same for all.
-3. Nobody else reads a hidden value: whoever does would miss the neurons.
+3. Nobody else reads a hidden value: whoever does would miss the neurons. Its shape may be read.
 4. No weight is shared with another site, or is a stack of matrices.
 5. All nodes are in one graph, and networks share no layer: where the down layer of one is the up
    layer of the next, the first is one, and the second is not.
@@ -24,21 +24,11 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from compress_onnx.graph_passes.sites.elementwise import is_elementwise
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.graph_passes.sites.reshaping import RESHAPING, is_told, why_lost, why_unclear
 from compress_onnx.graph_passes.sites.weights import STANDARD_DOMAINS
-
-ELEMENTWISE = frozenset(
-    {
-        *("Abs", "Add", "Cast", "CastLike", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu"),
-        *("HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul"),
-        *("Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign"),
-        *("Sqrt", "Sub", "Swish", "Tanh", "ThresholdedRelu"),
-    }
-)
-"""Operators of ONNX that compute each element of the output from the same element of the inputs."""
-
-_CONTRIB_ELEMENTWISE = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
 
 
 @dataclass(frozen=True)
@@ -48,14 +38,16 @@ class FFN:
     Attributes:
         ups: the layers ``[K, H]`` that make the hidden value; two where it is gated.
         down: the layer ``[H, N]`` that reads it.
-        between: the elementwise nodes, in no particular order.
+        between: the nodes between them, in no particular order.
         constants: the operands ``[.., H]`` with a number for each neuron, by node and index.
+        told: the Reshapes in between whose targets end in H.
     """
 
     ups: tuple[LinearSite, ...]
     down: LinearSite
     between: tuple[ir.Node, ...] = ()
     constants: tuple[tuple[ir.Node, int], ...] = ()
+    told: tuple[ir.Node, ...] = ()
 
     @property
     def name(self) -> str:
@@ -124,7 +116,8 @@ def _ending_in(
     reason = reason or walk.other_reader()
     if reason is not None:
         return reason
-    return FFN(tuple(walk.ups), down, tuple(walk.between), tuple(walk.constants))
+    told = tuple(node for node in walk.between if is_told(node))
+    return FFN(tuple(walk.ups), down, tuple(walk.between), tuple(walk.constants), told)
 
 
 @dataclass
@@ -150,10 +143,13 @@ class _Walk:
                 if reason is not None:
                     return reason
                 continue
-            if not _is_elementwise(node):
+            reshapes = node.domain in STANDARD_DOMAINS and node.op_type in RESHAPING
+            if reshapes and (lost := why_lost(node, self.down.in_features)) is not None:
+                return lost
+            if not reshapes and not is_elementwise(node):
                 return f"its input comes from {node.op_type}, which is not elementwise"
             self.between.append(node)
-            for index, value in enumerate(node.inputs):
+            for index, value in enumerate(node.inputs[:1] if reshapes else node.inputs):
                 if value is None or value in seen or self._takes_apart(node, index, value):
                     continue
                 seen.add(value)
@@ -191,19 +187,16 @@ class _Walk:
     def other_reader(self) -> str | None:
         """Rule 3."""
         inside = {*self.between, self.down.node}
+        shapes: list[ir.Node] = []
         for node in (*(up.node for up in self.ups), *self.between):
             for value in node.outputs:
                 if value.is_graph_output():
                     return f"the hidden value {value.name!r} is an output of the graph"
                 for reader, index in value.uses():
-                    if reader not in inside or (
+                    if reader.op_type == "Shape" and reader.domain in STANDARD_DOMAINS:
+                        shapes.append(reader)
+                    elif reader not in inside or (
                         reader is self.down.node and index == self.down.weight_index
                     ):
                         return f"{reader.op_type} {reader.name!r} reads the hidden value, too"
-        return None
-
-
-def _is_elementwise(node: ir.Node) -> bool:
-    if node.domain in STANDARD_DOMAINS:
-        return node.op_type in ELEMENTWISE
-    return node.domain == "com.microsoft" and node.op_type in _CONTRIB_ELEMENTWISE
+        return why_unclear(self.between, shapes)

@@ -13,7 +13,7 @@ where one of each adds them up in float32. Where they would leave its range, the
 (:mod:`graph_passes.rewriting.unfused_norms`).
 
 The model is made for GPUs. On the CPU, ONNX Runtime casts to float32 in front of nearly every
-operator, and crashes where two axes are swapped in front of a product (1.31, its issue 28392).
+operator.
 
 Masks are bounded first (:mod:`graph_passes.rewriting.bound_masks`), so that the magnitudes are
 those of the model that float16 has to hold.

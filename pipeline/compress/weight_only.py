@@ -1,6 +1,6 @@
 """Round the weights of a model to few bits, with a low-rank residual if wanted.
 
-model + samples -> statistics -> integers and factors -> rewritten layers
+model + samples -> statistics -> integers and factors (-> training) -> rewritten layers
 
 The statistics are those of the model as it is handed in, compressed or not. Gradients are not taken
 again: a layer that is shaped as it was when they were is weighed by them still.
@@ -9,8 +9,9 @@ again: a layer that is shaped as it was when they were is weighed by them still.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -18,17 +19,25 @@ from compress_onnx.graph_passes.factorization import ActivationStats, GradientSt
 from compress_onnx.graph_passes.factorization.storage import Storage
 from compress_onnx.graph_passes.factorization.weight_only import (
     Bits,
+    BlockWeight,
     WeightOnly,
     round_weight_only,
+    round_with,
 )
 from compress_onnx.graph_passes.planning.plan import LayerPlan
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
+from compress_onnx.graph_passes.rewriting.trainable import set_array
 from compress_onnx.graph_passes.rewriting.weight_only import WeightOnlyPass, why_not_weight_only
+from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.calibrate import calibrate
 from compress_onnx.pipeline.evidence.settings import RunSettings
-from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
+from compress_onnx.pipeline.files.original import ModelLike, Original, kept, open_original
+from compress_onnx.pipeline.recipe import RecoverySpec
+from compress_onnx.pipeline.recover.recover import recover_in_memory
+from compress_onnx.pipeline.recover.rounding import Blocks, Rounding
+from compress_onnx.pipeline.results import RecoveryReport
 from compress_onnx.pipeline.runtime.samples import Samples
 
 
@@ -47,6 +56,99 @@ class WeightOnlyModel:
     damage: dict[str, float]
     floats: dict[str, str]
     layers: tuple[LayerPlan, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedWeights:
+    """A model of floats whose weights are what their integers stand for; they may be trained first.
+
+    Scales stay, and no bias is corrected: training has both in view.
+
+    Attributes:
+        model: the graph; it keeps the file that its weights may lie in.
+        found: what stands for each weight, by its key, before training.
+        floats: why other layers stay as they are, by name.
+        source: what it was made of.
+    """
+
+    model: ir.Model
+    found: dict[str, WeightOnly]
+    floats: dict[str, str]
+    source: Original
+
+    @property
+    def rounding(self) -> Rounding:
+        """What recovery has to know."""
+        return Rounding(
+            blocks={
+                site.node.outputs[0].name or "": Blocks(base.scale, base.bits)
+                for site, base in self._sites()
+            }
+        )
+
+    def recover(
+        self, reference: Path, samples: Samples, recovery: RecoverySpec, settings: RunSettings
+    ) -> RecoveryReport:
+        """Train ``model`` in place to do what ``reference`` does once it is rounded.
+
+        Args:
+            reference: the original model.
+            samples: unlabelled data; never the validation data.
+            recovery: budget, learning rate, what is trained and compared.
+            settings: how the models are run.
+
+        Raises:
+            CompressOnnxError: as for :func:`~pipeline.recover.recover.recover`.
+        """
+        return recover_in_memory(
+            reference,
+            self.model,
+            samples,
+            recovery,
+            settings,
+            data_folder=self.source.data_folder,
+            rounding=self.rounding,
+        )
+
+    def rounded(self) -> WeightOnlyModel:
+        """The model with weights of few bits; damage is what it was before training."""
+        bases = {
+            site.weight.key: round_with(site.weight.array(), base.scale, base.bits)
+            for site, base in self._sites()
+        }
+        found = {key: replace(self.found[key], base=base) for key, base in bases.items()}
+        model = kept(self.model.clone(), self.source)
+        return _rewritten(model, found, self.floats)
+
+    def _sites(self) -> Iterator[tuple[LinearSite, BlockWeight]]:
+        for site in find_sites(self.model).sites:
+            if site.weight.key in self.found:
+                yield site, self.found[site.weight.key].base
+
+
+def prepare_weights(
+    model: ModelLike | Original,
+    samples: Samples | None,
+    settings: RunSettings | None = None,
+    *,
+    bits: Bits = 4,
+    gradients: Mapping[str, GradientStats] | None = None,
+) -> PreparedWeights:
+    """Find integers for the weights of ``model``, to train them: as :func:`round_weights`."""
+    original = model if isinstance(model, Original) else open_original(model)
+    found, floats = _found(original, samples, settings, bits=bits, gradients=gradients)
+    prepared = original.copy()
+    for key, sites in group_by_weight(find_sites(prepared).sites).items():
+        if key not in found:
+            continue
+        if any(site.nested for site in sites):
+            del found[key]
+            floats |= {site.name: "inside an If, Loop or Scan" for site in sites}
+            continue
+        found[key] = replace(found[key], bias=None)
+        values, weight = found[key].base.values(), sites[0].weight
+        set_array(weight.initializer, values.T if weight.transposed else values)
+    return PreparedWeights(prepared, found, floats, original)
 
 
 def round_weights(
@@ -75,8 +177,31 @@ def round_weights(
         DataError: the samples do not fit it.
         RequestError: the storage cannot hold the factors.
     """
-    settings = settings or RunSettings()
     original = model if isinstance(model, Original) else open_original(model)
+    found, floats = _found(
+        original,
+        samples,
+        settings,
+        bits=bits,
+        gradients=gradients,
+        residual=residual,
+        storage=storage,
+    )
+    return _rewritten(original.copy(), found, floats)
+
+
+def _found(
+    original: Original,
+    samples: Samples | None,
+    settings: RunSettings | None,
+    *,
+    bits: Bits,
+    gradients: Mapping[str, GradientStats] | None,
+    residual: float = 0.0,
+    storage: Storage = "int8",
+) -> tuple[dict[str, WeightOnly], dict[str, str]]:
+    """What stands for each weight, by its key, and why other layers stay as they are, by name."""
+    settings = settings or RunSettings()
     stats: Mapping[str, ActivationStats] = {}
     if samples is not None:
         stats = calibrate(original, samples, settings).stats
@@ -95,12 +220,17 @@ def round_weights(
                 rank = round(residual * min(weight.shape))
                 rounded[key] = round_weight_only(weight, known, bits, rank=rank, storage=storage)
             update(done + 1)
-    rewritten = original.copy()
-    WeightOnlyPass(rounded)(rewritten)
-    CleanupPass()(rewritten)
-    damage = {key: found.damage for key, found in rounded.items()}
-    layers = [_layer(s, rounded.get(s.weight.key), floats) for s in original.table.sites]
-    return WeightOnlyModel(rewritten, damage, floats, tuple(layers))
+    return rounded, floats
+
+
+def _rewritten(
+    model: ir.Model, found: Mapping[str, WeightOnly], floats: dict[str, str]
+) -> WeightOnlyModel:
+    layers = [_layer(s, found.get(s.weight.key), floats) for s in find_sites(model).sites]
+    WeightOnlyPass(found)(model)
+    CleanupPass()(model)
+    damage = {key: weight.damage for key, weight in found.items()}
+    return WeightOnlyModel(model, damage, floats, tuple(layers))
 
 
 def _layer(site: LinearSite, found: WeightOnly | None, floats: Mapping[str, str]) -> LayerPlan:

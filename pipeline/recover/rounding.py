@@ -1,4 +1,4 @@
-"""Training through rounding: layers that will multiply integers compute in training what they will.
+"""Training through rounding: layers that will be rounded compute in training what they will.
 
 A layer ``y = x·W`` is going to be served as ``x̂·Ŵ`` (:mod:`graph_passes.factorization.rounding`)::
 
@@ -15,10 +15,15 @@ In the graph that runs, forwards and back, a QuantizeLinear and a DequantizeLine
 place of each Clip, so that every gradient is taken at the values that will be served.
 
 Scales of inputs stay what calibration found; those of columns follow their weights.
+
+A layer whose weight alone is rounded computes ``x·Ŵ`` with ``Ŵ = s·(Q − z)`` in blocks of rows
+(:mod:`graph_passes.factorization.weight_only`). The estimator is the same. Its scales s stay as
+they are, so that a weight which starts at Ŵ starts with the integers that were found for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,6 +35,7 @@ from onnx import helper, numpy_helper
 from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization.rounding import LIMIT, InputScale
+from compress_onnx.graph_passes.factorization.weight_only import Bits, round_with
 from compress_onnx.graph_passes.rewriting.initializers import register
 from compress_onnx.graph_passes.rewriting.trainable import array_of, set_array
 from compress_onnx.graph_passes.sites.find import find_sites
@@ -40,6 +46,22 @@ from compress_onnx.graph_passes.sites.weights import readers
 _LARGEST = 255
 
 
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """How a weight [K, N] is rounded in blocks.
+
+    Attributes:
+        scale: ``[blocks, N]``.
+        bits: of an integer.
+    """
+
+    scale: Float32
+    bits: Bits
+
+    def __repr__(self) -> str:
+        return f"{self.bits} bits, scales {hashlib.sha256(self.scale.tobytes()).hexdigest()}"
+
+
 @dataclass(frozen=True)
 class Rounding:
     """How a model is going to be rounded.
@@ -47,23 +69,26 @@ class Rounding:
     Attributes:
         scales: of the inputs, by the name of the value that the product computes; those of the
             layers that will multiply integers.
-        limit: the largest integer of a weight.
+        limit: the largest integer of a weight of theirs.
+        blocks: of the weights, by the same name; those of the layers whose weight alone is rounded.
     """
 
     scales: Mapping[str, InputScale] = field(default_factory=dict)
     limit: int = LIMIT
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
 
     def sites(self, model: ir.Model) -> list[LinearSite]:
-        """The layers of ``model`` that will multiply integers.
+        """The layers of ``model`` that will be rounded.
 
         Raises:
             RequestError: the model lacks one of them, or one that stays in float shares its weight.
         """
         computed = {site.node.outputs[0].name: site for site in find_sites(model).sites}
-        missing = [name for name in self.scales if name not in computed]
+        names = [*self.scales, *self.blocks]
+        missing = [name for name in names if name not in computed]
         if missing:
             raise RequestError(f"the model has no layer that computes {missing[0]!r}")
-        sites = [computed[name] for name in self.scales]
+        sites = [computed[name] for name in names]
         rounded = {site.node for site in sites}
         for site in sites:
             if not {node for node, _ in readers(site.weight.initializer)} <= rounded:
@@ -93,8 +118,9 @@ class RoundedGraph:
         self._limit = rounding.limit
         self._clips: dict[str, InputScale] = {}
         self._axes: dict[str, int] = {}
+        self._blocks: dict[str, Blocks] = {}
         self.proto = proto
-        if not rounding.scales:
+        if not rounding.scales and not rounding.blocks:
             return
         model = ir.from_proto(proto)
         sites = rounding.sites(model)
@@ -105,7 +131,11 @@ class RoundedGraph:
         names = UniqueNames(value_names(model), separator="_")
         clipped: dict[tuple[ir.Value, InputScale], ir.Value] = {}
         for site in sites:
-            scale, x = rounding.scales[site.node.outputs[0].name or ""], site.input
+            output, x = site.node.outputs[0].name or "", site.input
+            if output in rounding.blocks:
+                self._blocks[site.weight.initializer.name or ""] = rounding.blocks[output]
+                continue
+            scale = rounding.scales[output]
             if (x, scale) not in clipped:
                 clipped[x, scale] = self._clip(site, scale, names)
             site.node.replace_input_with(1 - site.weight_index, clipped[x, scale])
@@ -115,13 +145,18 @@ class RoundedGraph:
         self.proto = ir.to_proto(model)
 
     def rounded(self, weights: Mapping[str, Float32]) -> dict[str, Float32]:
-        """``weights`` as they will be served: those of layers of integers rounded."""
-        return {
-            name: round_columns(array, self._axes[name], self._limit)
-            if name in self._axes
-            else array
-            for name, array in weights.items()
-        }
+        """``weights`` as they will be served: those of layers that are rounded, rounded."""
+        return {name: self._served(name, array) for name, array in weights.items()}
+
+    def _served(self, name: str, array: Float32) -> Float32:
+        if name not in self._axes:
+            return array
+        axis = self._axes[name]
+        if (blocks := self._blocks.get(name)) is None:
+            return round_columns(array, axis, self._limit)
+        weight = array if axis else array.T
+        served = round_with(weight, blocks.scale, blocks.bits).values()
+        return served if axis else np.ascontiguousarray(served.T)
 
     def write_rounding(self, proto: onnx.ModelProto) -> None:
         """Let ``proto``, made of the graph, round where it clips, in place."""

@@ -10,6 +10,7 @@ from graphs import model
 
 K, H, N = 6, 16, 5
 HALF = H // 2
+LENGTH = 7
 
 _TYPES = f"(float[B,T,{K}] x) => (float[B,T,{N}] y)"
 _FLAT = f"(float[B,{K}] x) => (float[B,{N}] y)"
@@ -21,6 +22,19 @@ _ERF = """
 _TANH = """
     c = Pow(a, three) s = Mul(c, small) u = Add(a, s) v = Mul(u, rootpi) t = Tanh(v)
     p = Add(t, one) r = Mul(a, half) h = Mul(r, p)
+"""
+
+_GEMM_UP = "f = Reshape(x, rows_k) m = Gemm(f, w1, b1)"
+_GEMM_DOWN = "d = Gemm(e, w2, b2)"
+_SIZES = """
+    s = Shape(x) s0 = Gather(s, i0) s1 = Gather(s, i1)
+    u0 = Unsqueeze(s0, axis) u1 = Unsqueeze(s1, axis)
+    t = Concat<axis=0>(u0, u1, neurons) a = Reshape(m, t)
+"""
+_OWN_SIZES = """
+    o = Shape(h) o0 = Gather(o, i0) o1 = Gather(o, i1) z = Slice(o, last, beyond, axis)
+    q = Squeeze(z, axis) q1 = Unsqueeze(q, axis) c = Concat<axis=0>(last, q1) e = Reshape(h, c)
+    v0 = Unsqueeze(o0, axis) v1 = Unsqueeze(o1, axis) back = Concat<axis=0>(v0, v1, width)
 """
 
 SPELLINGS: Mapping[str, str] = {
@@ -48,6 +62,19 @@ SPELLINGS: Mapping[str, str] = {
         t2 = Transpose<perm=[1,0]>(w2t) y = MatMul(h, t2) }}""",
     "masked": f"""g (float[B,T,{K}] x, float[B,T,1] mask) => (float[B,T,{N}] y) {{
         {_UP} r = Relu(a) h = Mul(r, mask) {_DOWN} }}""",
+    "told by constants": f"""g {_TYPES} {{
+        {_GEMM_UP} a = Reshape(m, hidden) h = Tanh(a) e = Reshape(h, rows) {_GEMM_DOWN}
+        y = Reshape(d, outputs) }}""",
+    "told by sizes of the input": f"""g {_TYPES} {{
+        {_GEMM_UP} {_SIZES} h = PRelu(a, slope) e = Reshape(h, rows) {_GEMM_DOWN}
+        y = Reshape(d, outputs) }}""",
+    "told by sizes of its own": f"""g {_TYPES} {{
+        {_GEMM_UP} {_SIZES} h = Tanh(a) {_OWN_SIZES} {_GEMM_DOWN}
+        y = Reshape(d, back) }}""",
+    "other axes": f"""g {_FLAT}
+        <float[1,B,{H}] u, float[1,B,{H}] e, float[B,{H}] k, float[B,{H}] h> {{
+        {_UP} u = Unsqueeze(a, axis) r = Tanh(u) e = Reshape(r, copied) k = Squeeze(e, axis)
+        h = Flatten(k) {_DOWN} }}""",
 }
 
 
@@ -74,25 +101,46 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
         "zero": 0.0,
         "six": 1.5,
     }
+    integers = {
+        "rows_k": [-1, K],
+        "rows": [-1, H],
+        "hidden": [-1, LENGTH, H],
+        "outputs": [-1, LENGTH, N],
+        "copied": [0, 0, -1],
+        "copied_last": [-1, 0, H],
+        "pairs": [-1, 2 * H],
+        "front": [-1, LENGTH],
+        "neurons": [H],
+        "width": [N],
+        "i0": 0,
+        "i1": 1,
+        "axis": [0],
+        "last": [-1],
+        "beyond": [np.iinfo(np.int64).max],
+    }
     found |= {"w1t": found["w1"].T.copy(), "w2t": found["w2"].T.copy()}
-    return {name: np.asarray(array, np.float32) for name, array in found.items()}
+    return {
+        **{name: np.asarray(array, np.float32) for name, array in found.items()},
+        **{name: np.asarray(array, np.int64) for name, array in integers.items()},
+    }
 
 
 def build(name: str, seed: int = 0) -> onnx.ModelProto:
     """The network in the spelling ``name``."""
     text = SPELLINGS[name]
-    read = {name: array for name, array in arrays(seed).items() if _is_read(name, text)}
+    read = {name: array for name, array in arrays(seed).items() if is_read(name, text)}
     return model(text, read, opset=20)
 
 
-def _is_read(name: str, text: str) -> bool:
+def is_read(name: str, text: str) -> bool:
+    """Whether a node of ``text`` has the operand ``name``."""
     return any(f"{before}{name}{after}" in text for before in "( " for after in ",)")
 
 
-def feeds(name: str, count: int = 4, length: int = 7, seed: int = 1) -> dict[str, np.ndarray]:
+def feeds(name: str, count: int = 4, length: int = LENGTH, seed: int = 1) -> dict[str, np.ndarray]:
     """Inputs for it."""
     rng = np.random.default_rng(seed)
-    if "gemm" in name:
+    if "gemm" in name or name == "other axes":
         return {"x": rng.standard_normal((count * length, K)).astype(np.float32)}
     found = {"x": rng.standard_normal((count, length, K)).astype(np.float32)}
     if name == "masked":

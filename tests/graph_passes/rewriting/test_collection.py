@@ -33,10 +33,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("collection")]
 
 # Transformers masks by vmap, which the tracing exporter cannot follow; optimum replaces it.
 DO_NOT_EXPORT = {"whisper-trace17", "gpt2-trace17", "llama-trace17"}
-# Reshape or a depthwise convolution in between, or no network at all.
+# A depthwise convolution in between, or no network at all.
 WITHOUT_NETWORKS = {
-    *("gpt2", "segformer", "packed-qkv", "experts", "experts-einsum", "lstm", "pointwise"),
-    "functional",
+    *("segformer", "packed-qkv", "experts", "experts-einsum", "lstm", "pointwise", "functional"),
 }
 UNTOUCHED = {"bert-trace17-int8", "bert-trace17-bf16", "vit-trace17-bf16"}
 
@@ -158,8 +157,6 @@ def float_bytes(proto: onnx.ModelProto) -> int:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_half_floats_are_near_and_half_as_large(architecture: str) -> None:
-    if architecture == "lstm":
-        pytest.skip("ONNX Runtime crashes on the CPU, see pipeline/compress/half.py")
     for graph in graphs_of(architecture):
         before = load(graph)
         feeds = graph.feeds()
@@ -167,7 +164,8 @@ def test_half_floats_are_near_and_half_as_large(architecture: str) -> None:
         after = ir.to_proto(half.model)
         assert interface(before) == interface(after), graph
         assert max(parity(before, after, each) for each in feeds) <= 1e-2, graph
-        if graph.part not in {"fp16", "bf16", "int8"}:
+        # A recurrence keeps its weights in float32.
+        if graph.part not in {"fp16", "bf16", "int8"} and architecture != "lstm":
             assert float_bytes(after) < 0.6 * float_bytes(before), graph
 
 

@@ -206,6 +206,36 @@ def test_a_weight_of_both_kinds_of_nodes_is_there_twice() -> None:
     np.testing.assert_array_equal(q, ReferenceEvaluator(before).run(["q"], feeds)[0])
 
 
+@pytest.mark.parametrize(
+    ("order", "product", "stays"),
+    [
+        ((1, 0, 2), "y = MatMul(t, w)", True),
+        ((1, 2, 0), "y = MatMul(t, w)", True),
+        ((1, 0, 2), "i = Identity(t) y = MatMul(i, w)", True),
+        ((1, 0, 2), "u = Transpose<perm = [1, 0]>(w) y = MatMul(t, u)", True),
+        ((1, 0, 2), "y = MatMul(w, t)", True),
+        ((1, 0, 2), "p = MatMul(w, w) y = MatMul(t, p)", True),
+        ((0, 2, 1), "y = MatMul(t, w)", False),
+        ((2, 0, 1), "y = MatMul(t, w)", False),
+        ((1, 0, 2), "y = MatMul(t, x)", False),
+        ((1, 0, 2), "y = Tanh(t)", False),
+    ],
+)
+def test_axes_that_onnx_runtime_cannot_turn_in_front_of_a_product(
+    order: tuple[int, ...], product: str, stays: bool
+) -> None:
+    """In float16 the CPU dies of them; the products themselves are in float16 all the same."""
+    before = model(
+        "g (float[8,8,8] x) => (float[8,8,8] y) "
+        f"{{ a = MatMul(x, v) h = Tanh(a) t = Transpose<perm = {list(order)}>(h) {product} }}",
+        weights(w=(8, 8), v=(8, 8)),
+    )
+    after, floats = halved(before)
+    assert floats == ({"Transpose_t": rules.CRASHES} if stays else {})
+    assert {t.data_type for t in after.graph.initializer} <= {TensorProto.FLOAT16}
+    assert error(before, after, weights(3, x=(8, 8, 8))) < 32 * PRECISION
+
+
 def test_recurrences_stay() -> None:
     before = model(
         "g (float[T,B,8] x) => (float[T,1,B,4] y) "

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from ffn_forms import SPELLINGS, H
+from ffn_forms import SPELLINGS, H, K
 from graphs import assert_parity, canonical
 
 from compress_onnx.graph_passes.errors import RequestError
@@ -38,6 +38,17 @@ def test_the_two_parts_add_up(name: str, aside: list[int]) -> None:
     assert any(H - len(aside) in shape for shape in inner.values())
     products = [n for n in after.graph.node if n.op_type in {"MatMul", "Gemm"}]
     assert len(products) == 2 * (3 if name == "gated" else 2)
+
+
+def test_a_network_that_is_named_by_its_nodes() -> None:
+    """Tracing exporters write the module in front of the operator: a branch is of the same one."""
+    before = ffn_forms.build("relu")
+    for node in before.graph.node:
+        node.name = f"/layer/{node.input[-1]}/{node.op_type}"
+    after = split(before, np.array([3]))
+    assert_parity(before, after, ffn_forms.feeds("relu"))
+    shapes = {tuple(tensor.dims) for tensor in after.graph.initializer}
+    assert {(K, 1), (K, H - 1)} < shapes
 
 
 @pytest.mark.parametrize("aside", [[], [H], [-1], list(range(H))])

@@ -6,7 +6,7 @@ import re
 
 import ffn_forms
 import pytest
-from ffn_forms import SPELLINGS, H, K, N, arrays
+from ffn_forms import SPELLINGS, H, K, N, arrays, is_read
 from graphs import canonical, model
 
 from compress_onnx.graph_passes.sites.ffn import FFNTable, find_ffns
@@ -14,7 +14,7 @@ from compress_onnx.graph_passes.sites.find import find_sites
 
 
 def table(text: str) -> FFNTable:
-    numbers = {name: array for name, array in arrays().items() if name in text}
+    numbers = {name: array for name, array in arrays().items() if is_read(name, text)}
     return find_ffns(find_sites(canonical(model(text, numbers, opset=20))).sites)
 
 
@@ -74,6 +74,57 @@ INPUT = f"g (float[B,T,{K}] x)"
         (
             f"""g (float[B,T,{H}] x) {OUTPUT} {{ h = Relu(x) y = MatMul(h, w2) }}""",
             "computed outside",
+        ),
+        (  # two rows become one, and two again
+            f"""{INPUT} {OUTPUT} {{ m = MatMul(x, w1) r = Reshape(m, pairs) h = Relu(r)
+                e = Reshape(h, hidden) y = MatMul(e, w2) }}""",
+            "may not keep the neurons together",
+        ),
+        (  # nobody says that the last axis has all of them
+            f"""{INPUT} {OUTPUT} {{ m = MatMul(x, w1) u = Unsqueeze(m, last)
+                h = Squeeze(u, last) y = MatMul(h, w2) }}""",
+            "may not keep the neurons together",
+        ),
+        (
+            f"""{INPUT} {OUTPUT} {{ m = MatMul(x, w1) h = Reshape(m, copied)
+                y = MatMul(h, w2) }}""",
+            "may copy the number of neurons",
+        ),
+        (
+            f"""g (float[B,{K}] x) => (float[C,{H},{N}] y) {{ m = MatMul(x, w1)
+                h = Reshape(m, copied_last) y = MatMul(h, w2) }}""",
+            "may copy the number of neurons",
+        ),
+        (
+            f"""g (float[B,T,{K}] x, int64[3] sizes) {OUTPUT} {{ m = MatMul(x, w1)
+                h = Reshape(m, sizes) y = MatMul(h, w2) }}""",
+            "may not keep the neurons together",
+        ),
+        (
+            f"""g (float[B,T,{K}] x, int64[1] some) {OUTPUT} {{ m = MatMul(x, w1)
+                t = Concat<axis=0>(front, some) h = Reshape(m, t) y = MatMul(h, w2) }}""",
+            "the number of neurons is computed",
+        ),
+        (
+            f"""{INPUT} {OUTPUT} {{ m = MatMul(x, w1) h = Relu(m) s = Shape(h)
+                n = Slice(s, last, beyond) f = Cast<to=1>(n) d = MatMul(h, w2) y = Div(d, f) }}""",
+            "tells others how many neurons",
+        ),
+        (
+            f"""{INPUT} => (float[B,T,{N}] y, int64[3] s) {{ m = MatMul(x, w1) h = Relu(m)
+                s = Shape(h) y = MatMul(h, w2) }}""",
+            "tells others how many neurons",
+        ),
+        (  # of how many axes is unknown
+            f"""{INPUT} {OUTPUT} {{ m = MatMul(x, w1) h = Relu(m) s = Shape(h)
+                n = Gather(s, i1) f = Cast<to=1>(n) d = MatMul(h, w2) y = Div(d, f) }}""",
+            "tells others how many neurons",
+        ),
+        (
+            f"""{INPUT} => (float[B,T,{N}] y, float[B,T,{H}] z) {{ m = MatMul(x, w1) h = Relu(m)
+                s = Shape(h) n = Slice(s, last, beyond) t = Concat<axis=0>(front, n)
+                z = Expand(one, t) e = Reshape(h, t) y = MatMul(e, w2) }}""",
+            "tells others how many neurons",
         ),
     ],
 )

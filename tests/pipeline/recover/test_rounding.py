@@ -5,6 +5,7 @@ from __future__ import annotations
 import ffn_forms
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from ffn_forms import SPELLINGS
 from graphs import model as graph
@@ -18,6 +19,7 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.rewriting.trainable import array_of, network_weights, set_array
 from compress_onnx.pipeline.compress.integers import PreparedModel, prepare_integers
 from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.compress.weight_only import PreparedWeights, prepare_weights
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import self_contained
 from compress_onnx.pipeline.files.model_file import save_model
@@ -28,7 +30,7 @@ from compress_onnx.pipeline.recover.distillation import (
     target_of,
     weight_of,
 )
-from compress_onnx.pipeline.recover.rounding import Rounding, round_columns
+from compress_onnx.pipeline.recover.rounding import Blocks, Rounding, round_columns
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -107,7 +109,9 @@ def prepared_of(path, inputs, **arguments) -> PreparedModel:
     return prepare_integers(path, Samples(inputs), SETTINGS, **arguments)
 
 
-def loss_against(prepared: PreparedModel, rounding: Rounding, feeds, target) -> float:
+def loss_against(
+    prepared: PreparedModel | PreparedWeights, rounding: Rounding, feeds, target
+) -> float:
     """Mean squared difference of what training computes from ``target``."""
     output = prepared.model.graph.outputs[0].name or ""
     proto = self_contained(prepared.model, prepared.source.data_folder)
@@ -145,8 +149,8 @@ def reference(tmp_path):
     return saved(tmp_path, proto)
 
 
-def damaged(reference, samples, **arguments) -> PreparedModel:
-    """Fewer neurons, and noise on what is left; ready to be rounded."""
+def noisy(reference, samples) -> ir.Model:
+    """Fewer neurons, and noise on what is left."""
     request = CompressionSpec(method=MethodSpec(name="neurons"), params=0.75, sequential=False)
     model = learn(reference, samples).compress(request).model
     rng = np.random.default_rng(0)
@@ -154,7 +158,7 @@ def damaged(reference, samples, **arguments) -> PreparedModel:
         array = array_of(value)
         noise = rng.normal(size=array.shape) * np.sqrt(np.mean(array**2, axis=0)) / 4
         set_array(value, (array + noise).astype(np.float32))
-    return prepare_integers(model, samples, SETTINGS, **arguments)
+    return model
 
 
 def served_error(reference, prepared, path, x) -> float:
@@ -166,7 +170,7 @@ def served_error(reference, prepared, path, x) -> float:
 def test_training_lowers_the_error_of_the_rounded_model(reference, tmp_path):
     """On data that it never saw; and its loss is that of the model that is served."""
     data, unseen = samples(32, 150), samples(32, 60, seed=9).inputs["x"]
-    prepared = damaged(reference, data)
+    prepared = prepare_integers(noisy(reference, data), data, SETTINGS)
     assert sum(prepared.outliers.values())
     start = served_error(reference, prepared, tmp_path / "start.onnx", unseen)
     before = {name: array_of(v) for name, v in prepared.model.graph.initializers.items()}
@@ -216,3 +220,49 @@ def test_layers_that_there_are_not_are_refused(reference):
     rounding = Rounding({"elsewhere": InputScale(np.float32(1), np.uint8(0))})
     with pytest.raises(RequestError, match="no layer that computes 'elsewhere'"):
         rounding.weights(model)
+
+
+# Weights in blocks
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_training_computes_what_weights_in_blocks_do(transposed, tmp_path):
+    """But for the inputs, which ONNX Runtime rounds to 8 bits on its way."""
+    numbers = weights(w=(16, 40) if transposed else (40, 16), b=(16,))
+    layer = f"Gemm<transB = {int(transposed)}>(x, w, b)"
+    path, feeds = tmp_path / "model.onnx", weights(3, x=(20, 40))
+    onnx.save(graph(f"g (float[B,40] x) => (float[B,16] y) {{ y = {layer} }}", numbers), path)
+    prepared = prepare_weights(path, Samples(feeds), SETTINGS)
+    save_model(prepared.rounded().model, tmp_path / "served.onnx")
+    target = run(open_session(tmp_path / "served.onnx", ONE_THREAD), feeds)["y"]
+    same = loss_against(prepared, prepared.rounding, feeds, target)
+    blocks = {name: Blocks(2 * b.scale, b.bits) for name, b in prepared.rounding.blocks.items()}
+    other = loss_against(prepared, Rounding(blocks=blocks), feeds, target)
+    assert same < 1e-4 * np.mean(target**2)
+    assert other > 30 * same
+
+
+def test_training_lowers_the_error_of_weights_in_blocks(reference, tmp_path):
+    """On data that it never saw."""
+    data, unseen = samples(32, 150), samples(32, 60, seed=9).inputs["x"]
+    prepared = prepare_weights(noisy(reference, data), data, SETTINGS)
+    start = served_error(reference, prepared, tmp_path / "start.onnx", unseen)
+    settings = RecoverySpec(budget=None, steps=200, mixing=0.0, learning_rate=0.01)
+    report = prepared.recover(reference, data, settings, SETTINGS)
+    assert report.improved
+    end = served_error(reference, prepared, tmp_path / "end.onnx", unseen)
+    assert end < 0.7 * start
+
+
+def test_a_weight_inside_a_branch_is_not_trained(tmp_path):
+    path = tmp_path / "model.onnx"
+    text = """g (float[B,32] x, bool flag) => (float[B,32] y) {
+        m = MatMul(x, v)
+        y = If (flag) <
+            then_branch = yes () => (float[B,32] p) { p = MatMul(m, w) },
+            else_branch = no () => (float[B,32] q) { q = Neg(m) }
+        > }"""
+    onnx.save(graph(text, weights(w=(32, 32), v=(32, 32))), path)
+    prepared = prepare_weights(path, None, SETTINGS)
+    assert list(prepared.found) == ["v"]
+    assert list(prepared.floats.values()) == ["inside an If, Loop or Scan"]
