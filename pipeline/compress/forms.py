@@ -7,10 +7,10 @@ numbers                 floats; integers with static scales; for size, weights o
 share                   of the parameters of the linear layers; 1 keeps all of the weights
 ======================  ============================================================================
 
-A family is a structure and numbers, at any share. Floats and integers can be trained to do what the
-original does, integers through their rounding. One more family is for size: all weights in 4 bits
-with a low-rank residual, whose share is that of the largest rank. Where weights are integers,
-embedding tables have 8 bits; in one family they have 4.
+A family is a structure and numbers, at any share. All but half floats can be trained to do what the
+original does, integers and weights of few bits through their rounding. One more family is for size:
+all weights in 4 bits with a low-rank residual, whose share is that of the largest rank. Where
+weights are integers, embedding tables have 8 bits; in one family they have 4.
 
 On the CPU, ONNX Runtime may be kept from a fusion that costs more than it saves
 (:mod:`graph_passes.rewriting.unfused_norms`): ``unfused`` says whether it is.
@@ -44,7 +44,11 @@ from compress_onnx.pipeline.compress.half import half_model
 from compress_onnx.pipeline.compress.integers import Thresholds, prepare_integers
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.moments import output_moments
-from compress_onnx.pipeline.compress.weight_only import WeightOnlyModel, round_weights
+from compress_onnx.pipeline.compress.weight_only import (
+    WeightOnlyModel,
+    prepare_weights,
+    round_weights,
+)
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.recipe import OptimizeSpec, RecoverySpec
@@ -68,6 +72,8 @@ LOW_RANK = "low rank"
 
 OBJECTIVE: Objective = "positions"
 """What forms are chosen by, whatever the metric: pooled gradients choose worse neurons."""
+
+_NO_FEW_BITS = "no layer can keep its weights in few bits"
 
 LARGEST_RESIDUAL = 0.25
 """Of min(K, N): the rank at which 4-bit weights and an int8 residual take what 8-bit weights do."""
@@ -168,7 +174,7 @@ class Forms:
         name = "neurons" if structure == "neurons" else f"neurons and {LOW_RANK}"
         held = "" if numbers == "floats" else f", {numbers}"
         trained = None
-        if self.recovery is not None and numbers in {"floats", "integers"}:
+        if self.recovery is not None and numbers != "half floats":
             trained = self._builder(structure, numbers, self.recovery)
         return Family(
             f"{name}{held}",
@@ -189,7 +195,7 @@ class Forms:
             elif numbers == "integers":
                 held = self._integers(model, compressed, recovery)
             else:
-                held = self._held(model, numbers)
+                held = self._held(model, numbers, recovery)
             self.save(held.model, output)
             return _noting(compressed, numbers, held.layers)
 
@@ -250,14 +256,32 @@ class Forms:
             return None
         return measure_form_times(self.learned.original, self.speedups, self._integer_form)
 
-    def _held(self, model: ir.Model | Original, numbers: Numbers) -> _Held:
+    def _held(
+        self, model: ir.Model | Original, numbers: Numbers, recovery: RecoverySpec | None
+    ) -> _Held:
         if numbers == "half floats":
             settings = replace(self.learned.settings, session=self.session)
             halved = half_model(model, self.learned.samples, settings)
             return _Held(halved.model, halved.layers)
-        found = self._rounded(model, 8 if numbers == "8-bit weights" else 4)
-        bits: Bits = 4 if numbers == "4-bit weights and embeddings" else 8
-        return _Held(_small_tables(found.model, bits), found.layers)
+        bits: Bits = 8 if numbers == "8-bit weights" else 4
+        found = (
+            self._rounded(model, bits)
+            if recovery is None
+            else self._trained_weights(model, bits, recovery)
+        )
+        of_tables: Bits = 4 if numbers == "4-bit weights and embeddings" else 8
+        return _Held(_small_tables(found.model, of_tables), found.layers)
+
+    def _trained_weights(
+        self, model: ir.Model | Original, bits: Bits, recovery: RecoverySpec
+    ) -> WeightOnlyModel:
+        """``model`` with weights of so many ``bits``, trained through their rounding."""
+        samples, settings = self.learned.samples, self.learned.settings
+        prepared = prepare_weights(model, samples, settings, bits=bits, gradients=self._gradients)
+        if not prepared.found:
+            raise NothingToCompressError(_NO_FEW_BITS)
+        prepared.recover(self.learned.original.path, self._lessons, recovery, settings)
+        return prepared.rounded()
 
     @property
     def _lessons(self) -> Samples:
@@ -278,7 +302,7 @@ class Forms:
             gradients=self._gradients,
         )
         if not rounded.damage:
-            raise NothingToCompressError("no layer can keep its weights in few bits")
+            raise NothingToCompressError(_NO_FEW_BITS)
         return rounded
 
     def _with_residual(self, share: float, output: Path) -> Compressed:

@@ -482,6 +482,21 @@ def test_what_is_just_beyond_the_drop_is_trained(learned, held_out, tmp_path, mo
         assert trial.family == untrained.family
 
 
+def test_weights_of_few_bits_are_trained_through_their_rounding(learned, held_out, tmp_path):
+    """Twelve neurons too few: what is left makes up for some of them."""
+    recovery = RecoverySpec(budget=None, steps=60)
+    found = Forms(learned, OptimizeSpec(objective="size"), recovery=recovery)
+    family = next(f for f in found.families() if f.name == "neurons, 4-bit weights")
+    drops, sizes = [], []
+    for build in (family.build, family.recover):
+        build(0.4, tmp_path / "few.onnx")
+        search = module._Search(found, held_out, QUICK, metric=None, folder=tmp_path)
+        drops.append(search._drop(tmp_path / "few.onnx", held_out).value)
+        sizes.append(model_size(tmp_path / "few.onnx", tmp_path / "few.onnx").candidate_bytes)
+    assert drops[1] < drops[0]
+    assert sizes[1] <= sizes[0]
+
+
 def test_trained_trials_are_logged_too(learned, held_out, tmp_path, monkeypatch):
     log = tmp_path / "trials.json"
     first = recovered(learned, held_out, tmp_path, log=log, max_drop=0.02)
