@@ -198,7 +198,9 @@ class Choice:
         ours = [trial for trial in self.race.trials if not trial.rival]
         low_rank = self.race.best(trial for trial in ours if _has_low_rank(trial))
         if low_rank is None:
-            nothing = "low rank was not worth it: nothing of it stays within the drop"
+            nothing = (
+                "low rank was not worth it: nothing of it that was tried stays within the drop"
+            )
             return nothing if any(map(_has_low_rank, tried)) else ""
         if self.winner.name == low_rank.name:
             return ""

@@ -19,8 +19,8 @@ On the CPU, ONNX Runtime may be kept from a fusion that costs more than it saves
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -97,6 +97,7 @@ class Family:
         build: writes the model of a share, 1 for all of the weights; returns the plan and what it
             stands on, None where there is no plan.
         recover: the same, trained; None where that cannot be.
+        damage: of a share's structure, as the allocation predicts it; None where nothing does.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Family:
     numbers: Numbers
     build: Build
     recover: Build | None = None
+    damage: Callable[[float], float] | None = None
 
     def named(self, share: float) -> str:
         """``neurons, integers, 50.0%``; of all weights, what is the same for each structure."""
@@ -132,6 +134,7 @@ class Forms:
     recovery: RecoverySpec | None = None
     lessons: Samples | None = None
     speedups: Speedups | None = None
+    _damages: dict[tuple[Structure, float], float] = field(default_factory=dict, repr=False)
 
     def families(self) -> Iterator[Family]:
         """In the order in which they are worth the time."""
@@ -182,6 +185,7 @@ class Forms:
             numbers,
             self._builder(structure, numbers),
             trained,
+            partial(self._damage, structure) if self._gradients else None,
         )
 
     def _builder(
@@ -322,11 +326,25 @@ class Forms:
         return Compressed(basis, whole_plan(basis.original.table))
 
     def _thinned(self, structure: Structure, share: float) -> Compressed:
-        request = CompressionSpec(params=share, sequential=False, objective=OBJECTIVE)
-        method = MethodSpec(name="neurons") if structure == "neurons" else request.method
-        ffns: Literal["neurons"] = "neurons"
-        request = request.model_copy(update={"method": method, "ffns": ffns})
-        return self.learned.compress(request)
+        return self.learned.compress(_request(structure, share))
+
+    def _damage(self, structure: Structure, share: float) -> float:
+        """What the allocation predicts; sites that share a weight share its damage."""
+        if (structure, share) not in self._damages:
+            try:
+                sites = self.learned.plan(_request(structure, share)).sites
+            except NothingToCompressError:  # so large a share leaves all as it is
+                sites = ()
+            by_weight = {site.weight: site.damage or 0.0 for site in sites}
+            self._damages[structure, share] = sum(by_weight.values())
+        return self._damages[structure, share]
+
+
+def _request(structure: Structure, share: float) -> CompressionSpec:
+    request = CompressionSpec(params=share, sequential=False, objective=OBJECTIVE, ffns="neurons")
+    if structure == "both":
+        return request
+    return request.model_copy(update={"method": MethodSpec(name="neurons")})
 
 
 def _small_tables(model: ir.Model, bits: Bits) -> ir.Model:

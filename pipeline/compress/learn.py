@@ -119,6 +119,15 @@ class Learned:
             basis = share_siblings(self.basis(request))
             return self._factored(basis, plan_on(basis, self.meter))
 
+    def plan(self, request: CompressionSpec) -> CompressionPlan:
+        """Decide what every site becomes, and factor nothing.
+
+        Raises:
+            CompressOnnxError: as for :meth:`compress`.
+        """
+        with limited():
+            return plan_on(share_siblings(self.basis(request)), self.meter)
+
     def apply(self, plan: CompressionPlan) -> Compressed:
         """Carry out a plan that was made elsewhere, or edited.
 

@@ -1,12 +1,12 @@
 """The smallest, fastest model within a drop: forms and rivals measured side by side.
 
 Of each family of forms (:mod:`~pipeline.compress.forms`) the smallest share within the drop is
-found by bisection, on one half of the held-out samples. Then as many candidates as there is room
-for run against the rivals (:mod:`~pipeline.compress.rivals`), interleaved, at each shape that the
-benchmark names; the other half reports.
+looked for, on one half of the held-out samples (:mod:`~pipeline.compress.share_search`). Then as
+many candidates as there is room for run against the rivals (:mod:`~pipeline.compress.rivals`),
+interleaved, at each shape that the benchmark names; the other half reports.
 
-Where recovery is asked for, the first shares beyond the drop of the smallest families are trained,
-and stand beside the others.
+Where recovery is asked for, shares of the smallest families that lose somewhat more than may be
+lost are trained, and stand beside the others.
 
 On the CPU, ONNX Runtime is kept from a fusion that costs more than it saves
 (:mod:`graph_passes.rewriting.unfused_norms`), where the original is faster without it.
@@ -24,11 +24,13 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -45,6 +47,7 @@ from compress_onnx.pipeline.compress.forms import Family, Forms
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import rivals
 from compress_onnx.pipeline.compress.search import drop_of, halves
+from compress_onnx.pipeline.compress.share_search import STEPS, ShareSearch
 from compress_onnx.pipeline.compress.trial_log import TrialLog
 from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.model_file import model_size, save_model
@@ -64,9 +67,6 @@ from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, require_provider
 
-STEPS = 4
-"""Bisections of a share."""
-
 MOST = 16
 """How many models run in turn, rivals and the best of each family included."""
 
@@ -75,6 +75,9 @@ MOST_BYTES = 2_000_000_000
 
 RECOVERED = 2
 """How many candidates are trained."""
+
+RECOVERABLE = 1.25
+"""How many times the drop that is allowed they lose before."""
 
 REACH = 2.0
 """Up to how many times the drop that is allowed a trial is still timed, for the front."""
@@ -177,6 +180,8 @@ class _Search:
         self._untried: list[str] = []
         self._unmeasured: str | None = None
         self._priced = False
+        self._loss_per_damage: float | None = None
+        self._searches: dict[str, ShareSearch] = {}
 
     def run(self, output: Path, log: Path | None) -> Optimum:
         """Try, choose, write, report."""
@@ -191,7 +196,7 @@ class _Search:
                 lambda path: self._forms.save(original.copy(), path),
             )
         for index, family in enumerate(self._forms.families()):
-            self._bisect(family, at_least_one=index == 0)
+            self._search(family, at_least_one=index == 0)
         self._recover()
         finalists = self._finalists()
         others = list(self._others(finalists))
@@ -248,39 +253,66 @@ class _Search:
         path.unlink()
         return speedup(times) >= LEAST_GAIN
 
-    def _bisect(self, family: Family, *, at_least_one: bool = False) -> None:
-        """Try shares of ``family`` until the smallest within the drop is known to 1/16."""
-        low, high = 0.0, 1.0
+    def _search(self, family: Family, *, at_least_one: bool = False) -> None:
+        """Try shares of ``family`` until the smallest within the drop is known, or nearly so."""
         whole = self._try_share(family, 1.0, in_any_case=at_least_one)
         if whole is None or not whole.within:
             return
-        for _ in range(STEPS):
-            share = (low + high) / 2
-            trial = self._try_share(family, share)
-            if trial is None:
+        unavoidable = 0.0 if whole.drop is None else whole.drop.value
+        search = ShareSearch(self._spec.max_drop, unavoidable, family.damage, self._loss_per_damage)
+        self._searches[family.name] = search
+        while (share := search.next()) is not None:
+            if self._told_of(search, family, share) is None:
                 return
-            if trial.within:
-                high = share
-            else:
-                low = share
+        self._loss_per_damage = search.loss_per_damage
+
+    def _told_of(self, search: ShareSearch, family: Family, share: float) -> Trial | None:
+        """The trial of a share; ``search`` knows of it then."""
+        trial = self._try_share(family, share)
+        if trial is not None:
+            # A share that cannot be built counts as one that loses everything.
+            drop = math.inf if trial.drop is None else trial.drop.value
+            search.tell(share, drop, within=trial.within)
+        return trial
 
     def _recover(self) -> None:
-        """Train the first shares beyond the drop, of the families where these are smallest."""
+        """Train shares beyond the drop, of the families where the smallest within are smallest."""
         families = {f.name: f for f in self._forms.families() if f.recover is not None}
-        beyond: dict[str, Trial] = {}
+        smallest: dict[str, Trial] = {}
         for trial in self._trials.values():
-            if trial.family in families and trial.drop is not None and not trial.within:
-                known = beyond.setdefault(trial.family, trial)
-                if (trial.share or 0) > (known.share or 0):
-                    beyond[trial.family] = trial
-        smallest = sorted(beyond.values(), key=lambda trial: trial.size_bytes or 0)
-        for trial in smallest[:RECOVERED]:
-            build = families[trial.family or ""].recover
-            assert build is not None
-            asked = Trial(
-                name=f"{trial.name}, {self._recovered}", family=trial.family, share=trial.share
-            )
-            self._try(asked, partial(build, trial.share or 0))
+            name = trial.family
+            if name in families and name in self._searches and trial.within:
+                known = smallest.get(name)
+                if known is None or _smaller(trial, known):
+                    smallest[name] = trial
+        ordered = sorted(smallest.values(), key=lambda trial: trial.size_bytes or 0)
+        beyond = (self._beyond(families[within.family or ""]) for within in ordered)
+        for trial in islice(filter(None, beyond), RECOVERED):
+            family, share = families[trial.family or ""], trial.share or 0
+            assert family.recover is not None
+            name = f"{trial.name}, {self._recovered}"
+            asked = Trial(name=name, family=family.name, share=share)
+            self._try(asked, partial(family.recover, share))
+
+    def _beyond(self, family: Family) -> Trial | None:
+        """A share of ``family`` that loses somewhat more than may be lost."""
+        search = self._searches[family.name]
+        for _ in range(STEPS):
+            share = search.beyond(RECOVERABLE)
+            trial = None if share is None else self._told_of(search, family, share)
+            if trial is None or not trial.within:
+                break
+        found = [
+            trial
+            for trial in self._trials.values()
+            if trial.family == family.name and trial.drop is not None and not trial.within
+        ]
+        return min(found, key=self._distance, default=None)
+
+    def _distance(self, trial: Trial) -> float:
+        """How far the drop is from what recovery may make up for."""
+        assert trial.drop is not None
+        return abs(trial.drop.value - RECOVERABLE * self._spec.max_drop)
 
     @property
     def _recovered(self) -> str:

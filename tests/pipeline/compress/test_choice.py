@@ -200,7 +200,7 @@ def test_low_rank_that_always_loses_too_much_is_told():
     beyond = trial("x", 0.3, family="neurons and low rank")
     choice = race((RIVAL, 9.0), (OURS, 5.0)).choose()
     told = choice.verdict(choice.winner, "x", [beyond])
-    assert told.endswith("low rank was not worth it: nothing of it stays within the drop")
+    assert told.endswith("nothing of it that was tried stays within the drop")
 
 
 def test_low_rank_that_was_not_tried_is_not_spoken_of():

@@ -505,3 +505,12 @@ def test_trained_trials_are_logged_too(learned, held_out, tmp_path, monkeypatch)
     monkeypatch.setattr(module, "MOST", 0)
     again = recovered(learned, held_out, tmp_path, log=log, max_drop=0.02)
     assert [t.drop for t in again.trials] == [t.drop for t in first.trials]
+
+
+def test_damage_is_predicted_by_the_allocation(learned):
+    families = {f.name: f for f in Forms(learned, OptimizeSpec()).families()}
+    damage = families["neurons, integers"].damage
+    assert damage(0.25) > damage(0.5) > damage(0.75) > 0
+    assert damage(1.0) == 0
+    plan = learned.compress(forms._request("neurons", 0.5)).plan
+    assert damage(0.5) == pytest.approx(plan.thinned[0].damage)
