@@ -18,72 +18,33 @@ On the CPU, ONNX Runtime may be kept from a fusion that costs more than it saves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import onnx_ir as ir
 
 from compress_onnx.graph_passes.errors import NothingToCompressError
-from compress_onnx.graph_passes.factorization import GradientStats
-from compress_onnx.graph_passes.factorization.rounding import LIMIT, LIMIT_WITHOUT_VNNI
-from compress_onnx.graph_passes.factorization.weight_only import Bits
 from compress_onnx.graph_passes.planning.plan import LayerPlan, MethodSpec
 from compress_onnx.graph_passes.planning.planner import whole_plan
-from compress_onnx.graph_passes.planning.request import CompressionSpec, Objective
-from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
-from compress_onnx.graph_passes.rewriting.embeddings import EmbeddingsPass, tables
-from compress_onnx.graph_passes.rewriting.integers import IntegerForm
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.rewriting.embeddings import tables
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
-from compress_onnx.graph_passes.sites.linear_site import unmark_factors
 from compress_onnx.pipeline.compress.compressed import Compressed
-from compress_onnx.pipeline.compress.form_times import FormTimes, Speedups, measure_form_times
-from compress_onnx.pipeline.compress.half import half_model
-from compress_onnx.pipeline.compress.integers import Thresholds, prepare_integers
+from compress_onnx.pipeline.compress.form_times import Speedups
 from compress_onnx.pipeline.compress.learn import Learned
-from compress_onnx.pipeline.compress.moments import output_moments
-from compress_onnx.pipeline.compress.weight_only import (
-    WeightOnlyModel,
-    prepare_weights,
-    round_weights,
-)
+from compress_onnx.pipeline.compress.number_forms import OBJECTIVE, NumberForms, Numbers
 from compress_onnx.pipeline.files.model_file import save_model
-from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.recipe import OptimizeSpec, RecoverySpec
-from compress_onnx.pipeline.recover.recover import recover_in_memory
-from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
+from compress_onnx.pipeline.runtime.session import Provider
 
 Structure = Literal["neurons", "both"]
-Numbers = Literal[
-    "floats",
-    "half floats",
-    "integers",
-    "8-bit weights",
-    "4-bit weights",
-    "4-bit weights and embeddings",
-]
-Build = Callable[[float, Path], Compressed | None]
+Build = Callable[[float, Path], Compressed]
 LOW_RANK = "low rank"
 """In the name of every family that has factors."""
-
-OBJECTIVE: Objective = "positions"
-"""What forms are chosen by, whatever the metric: pooled gradients choose worse neurons."""
-
-_NO_FEW_BITS = "no layer can keep its weights in few bits"
-
-LARGEST_RESIDUAL = 0.25
-"""Of min(K, N): the rank at which 4-bit weights and an int8 residual take what 8-bit weights do."""
-
-
-class _Held(NamedTuple):
-    """A model in its numbers, and its layers as a plan tells of them."""
-
-    model: ir.Model
-    layers: tuple[LayerPlan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +56,7 @@ class Family:
         whole: the name of the model that keeps all weights.
         numbers: how weights are held.
         build: writes the model of a share, 1 for all of the weights; returns the plan and what it
-            stands on, None where there is no plan.
+            stands on.
         recover: the same, trained; None where that cannot be.
         damage: of a share's structure, as the allocation predicts it; None where nothing does.
     """
@@ -160,19 +121,6 @@ class Forms:
             UnfuseNormsPass()(model)
         save_model(model, output)
 
-    @property
-    def session(self) -> SessionSpec:
-        """How accuracy is measured: as learned, where the model is to run."""
-        return self.learned.settings.session.model_copy(update={"provider": self.provider})
-
-    @property
-    def limit(self) -> int:
-        """The largest integer of a weight."""
-        seven_bits = self.spec.seven_bits
-        if seven_bits is None:
-            seven_bits = not adds_int8_exactly()
-        return LIMIT_WITHOUT_VNNI if seven_bits else LIMIT
-
     def _family(self, structure: Structure, numbers: Numbers) -> Family:
         name = "neurons" if structure == "neurons" else f"neurons and {LOW_RANK}"
         held = "" if numbers == "floats" else f", {numbers}"
@@ -185,140 +133,30 @@ class Forms:
             numbers,
             self._builder(structure, numbers),
             trained,
-            partial(self._damage, structure) if self._gradients else None,
+            partial(self._damage, structure) if self.numbers.gradients else None,
         )
 
     def _builder(
         self, structure: Structure, numbers: Numbers, recovery: RecoverySpec | None = None
     ) -> Build:
-        def build(share: float, output: Path) -> Compressed | None:
+        def build(share: float, output: Path) -> Compressed:
             compressed = self._whole() if share == 1 else self._thinned(structure, share)
             model = self.learned.original if share == 1 else compressed.model
-            if numbers == "floats":
-                held = self._floats(model, recovery)
-            elif numbers == "integers":
-                held = self._integers(model, compressed, recovery)
-            else:
-                held = self._held(model, numbers, recovery)
+            held = self.numbers.held(model, compressed, numbers, recovery)
             self.save(held.model, output)
             return _noting(compressed, numbers, held.layers)
 
         return build
 
-    def _floats(self, model: ir.Model | Original, recovery: RecoverySpec | None) -> _Held:
-        if isinstance(model, Original):
-            return _Held(model.copy())
-        if recovery is not None:
-            original = self.learned.original
-            recover_in_memory(
-                original.path,
-                model,
-                self._lessons,
-                recovery,
-                self.learned.settings,
-                data_folder=original.data_folder,
-            )
-        return _Held(model)
-
-    def _integers(
-        self, model: ir.Model | Original, compressed: Compressed, recovery: RecoverySpec | None
-    ) -> _Held:
-        samples, settings = self.learned.samples, self.learned.settings
-        assert samples is not None
-        if not isinstance(model, Original):
-            unmark_factors(model)
-        prepared = prepare_integers(
-            model,
-            samples,
-            settings,
-            limit=self.limit,
-            moments=output_moments(model, compressed, self._gradients),
-            thresholds=self._thresholds(compressed.plan.multiplier),
-        )
-        if not prepared.scales:
-            raise NothingToCompressError("no layer can multiply integers")
-        if recovery is not None:
-            prepared.recover(self.learned.original.path, self._lessons, recovery, settings)
-        rounded = prepared.rounded(self._integer_form)
-        return _Held(_small_tables(rounded.model, 8), rounded.layers)
-
-    @property
-    def _integer_form(self) -> IntegerForm:
-        # OpenVINO knows QDQ for what it is, and no operators of ONNX Runtime.
-        return "qdq" if self.provider == "openvino" else "fused"
-
-    def _thresholds(self, multiplier: float | None) -> Thresholds | None:
-        """What has to be saved by what takes time; None where no allocation set a multiplier."""
-        if multiplier is None or self.times is None:
-            return None
-        return self.times.thresholds(multiplier)
-
     @cached_property
-    def times(self) -> FormTimes | None:
-        """What parts of rounded models take; None where nothing has to be worth its time."""
-        if self.speedups is None or self.spec.objective != "latency":
-            return None
-        return measure_form_times(self.learned.original, self.speedups, self._integer_form)
-
-    def _held(
-        self, model: ir.Model | Original, numbers: Numbers, recovery: RecoverySpec | None
-    ) -> _Held:
-        if numbers == "half floats":
-            settings = replace(self.learned.settings, session=self.session)
-            halved = half_model(model, self.learned.samples, settings)
-            return _Held(halved.model, halved.layers)
-        bits: Bits = 8 if numbers == "8-bit weights" else 4
-        found = (
-            self._rounded(model, bits)
-            if recovery is None
-            else self._trained_weights(model, bits, recovery)
-        )
-        of_tables: Bits = 4 if numbers == "4-bit weights and embeddings" else 8
-        return _Held(_small_tables(found.model, of_tables), found.layers)
-
-    def _trained_weights(
-        self, model: ir.Model | Original, bits: Bits, recovery: RecoverySpec
-    ) -> WeightOnlyModel:
-        """``model`` with weights of so many ``bits``, trained through their rounding."""
-        samples, settings = self.learned.samples, self.learned.settings
-        prepared = prepare_weights(model, samples, settings, bits=bits, gradients=self._gradients)
-        if not prepared.found:
-            raise NothingToCompressError(_NO_FEW_BITS)
-        prepared.recover(self.learned.original.path, self._lessons, recovery, settings)
-        return prepared.rounded()
-
-    @property
-    def _lessons(self) -> Samples:
-        lessons = self.lessons or self.learned.samples
-        assert lessons is not None
-        return lessons
-
-    def _rounded(
-        self, model: ir.Model | Original, bits: Bits, residual: float = 0.0
-    ) -> WeightOnlyModel:
-        """``model`` with weights of so many ``bits``."""
-        rounded = round_weights(
-            model,
-            self.learned.samples,
-            self.learned.settings,
-            bits=bits,
-            residual=residual,
-            gradients=self._gradients,
-        )
-        if not rounded.damage:
-            raise NothingToCompressError(_NO_FEW_BITS)
-        return rounded
+    def numbers(self) -> NumberForms:
+        """How numbers are held."""
+        return NumberForms(self.learned, self.spec, self.provider, self.lessons, self.speedups)
 
     def _with_residual(self, share: float, output: Path) -> Compressed:
-        rounded = self._rounded(self.learned.original, 4, share * LARGEST_RESIDUAL)
-        self.save(_small_tables(rounded.model, 8), output)
-        return _noting(self._whole(), "4-bit weights", rounded.layers)
-
-    @cached_property
-    def _gradients(self) -> Mapping[str, GradientStats]:
-        """By site name; none where the model has none."""
-        basis = self.learned.basis(CompressionSpec(sequential=False, objective=OBJECTIVE))
-        return {} if basis.gradients is None else basis.gradients.stats
+        held = self.numbers.with_residual(share)
+        self.save(held.model, output)
+        return _noting(self._whole(), "4-bit weights", held.layers)
 
     def _whole(self) -> Compressed:
         """All weights."""
@@ -345,13 +183,6 @@ def _request(structure: Structure, share: float) -> CompressionSpec:
     if structure == "both":
         return request
     return request.model_copy(update={"method": MethodSpec(name="neurons")})
-
-
-def _small_tables(model: ir.Model, bits: Bits) -> ir.Model:
-    """``model`` with embedding tables of so many ``bits``, in place."""
-    EmbeddingsPass(bits)(model)
-    CleanupPass()(model)
-    return model
 
 
 def _noting(compressed: Compressed, numbers: Numbers, layers: tuple[LayerPlan, ...]) -> Compressed:

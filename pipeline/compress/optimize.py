@@ -382,7 +382,7 @@ class _Search:
                 model,
                 samples,
                 metric=self._metric,
-                spec=self._forms.session,
+                spec=self._forms.numbers.session,
                 batch_size=settings.batch_size,
                 progress=update,
             )
@@ -458,7 +458,7 @@ class _Search:
     def _invariance(self, path: Path) -> float | None:
         """The batch invariance of a model; None where it cannot be measured, which a note says."""
         try:
-            return batch_invariance(path, self._choosing, self._forms.session)
+            return batch_invariance(path, self._choosing, self._forms.numbers.session)
         except DataError as error:
             self._unmeasured = str(error)
             return None
@@ -511,7 +511,7 @@ class _Search:
             untried if self._untried else None,
             self._unmeasured,
             alike if differ < asked else None,
-            str(self._forms.times or "") if self._priced else None,
+            str(self._forms.numbers.times or "") if self._priced else None,
         ]
         return tuple(filter(None, notes))
 
@@ -530,7 +530,7 @@ class _Search:
         return content_key(
             f"{_FORMAT} {version('compress-onnx')}",
             self._learned.original.digest,
-            f"{settings.batch_size} {settings.seed} {self._forms.limit} {self._timed_at}",
+            f"{settings.batch_size} {settings.seed} {self._forms.numbers.limit} {self._timed_at}",
             f"{self._learned.samples.mask_name} {self._choosing.mask_name}",
             "" if self._metric is None else self._metric.model_dump_json(),
             self._learned.samples.inputs,

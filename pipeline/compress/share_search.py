@@ -96,5 +96,5 @@ class ShareSearch:
             )
             if min(within) > 0 and beyond[0] > within[0] and within[1] < beyond[1] < math.inf:
                 exponent = math.log(beyond[1] / within[1]) / math.log(beyond[0] / within[0])
-                return within[1] * (damage / within[0]) ** exponent
+                return within[1] * math.pow(damage / within[0], exponent)
         return None if self.loss_per_damage is None else self.loss_per_damage * damage

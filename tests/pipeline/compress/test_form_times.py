@@ -15,10 +15,11 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import unmark_factors
 from compress_onnx.pipeline.compress.form_times import FormTimes, measure_form_times
-from compress_onnx.pipeline.compress.forms import OBJECTIVE, Forms
+from compress_onnx.pipeline.compress.forms import Forms
 from compress_onnx.pipeline.compress.integers import Thresholds, prepare_integers
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.moments import output_moments
+from compress_onnx.pipeline.compress.number_forms import OBJECTIVE
 from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.recipe import OptimizeSpec
 

@@ -12,11 +12,12 @@ from cli_runner import Cli, error_line
 from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import ModelFileError, ProviderError, RequestError
-from compress_onnx.pipeline.compress import choice, forms
+from compress_onnx.pipeline.compress import choice, forms, number_forms
 from compress_onnx.pipeline.compress import optimize as module
 from compress_onnx.pipeline.compress.forms import Forms
 from compress_onnx.pipeline.compress.integers import PreparedModel, round_model
 from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.compress.number_forms import NumberForms
 from compress_onnx.pipeline.compress.optimize import optimize
 from compress_onnx.pipeline.compress.rivals import RIVALS, half_floats, rivals
 from compress_onnx.pipeline.compress.trial_log import TrialLog
@@ -287,7 +288,7 @@ def search_on_cuda(learned, held_out, tmp_path):
 
 
 def test_on_cuda_half_floats_stand_in_for_integers(learned, held_out, tmp_path, model, monkeypatch):
-    monkeypatch.setattr(Forms, "session", learned.settings.session)
+    monkeypatch.setattr(NumberForms, "session", learned.settings.session)
     search = search_on_cuda(learned, held_out, tmp_path)
     families = {family.name: family for family in search._forms.families()}
     assert list(families)[:2] == ["neurons, half floats", "neurons and low rank, half floats"]
@@ -466,7 +467,7 @@ def test_what_is_just_beyond_the_drop_is_trained(learned, held_out, tmp_path, mo
 
         return call
 
-    monkeypatch.setattr(forms, "recover_in_memory", seen(forms.recover_in_memory))
+    monkeypatch.setattr(number_forms, "recover_in_memory", seen(number_forms.recover_in_memory))
     monkeypatch.setattr(PreparedModel, "recover", seen(PreparedModel.recover))
     report = recovered(learned, held_out, tmp_path)
     trials = {trial.name: trial for trial in report.trials}
@@ -500,7 +501,7 @@ def test_weights_of_few_bits_are_trained_through_their_rounding(learned, held_ou
 def test_trained_trials_are_logged_too(learned, held_out, tmp_path, monkeypatch):
     log = tmp_path / "trials.json"
     first = recovered(learned, held_out, tmp_path, log=log, max_drop=0.02)
-    monkeypatch.setattr(forms, "recover_in_memory", None)
+    monkeypatch.setattr(number_forms, "recover_in_memory", None)
     monkeypatch.setattr(PreparedModel, "recover", None)
     monkeypatch.setattr(module, "MOST", 0)
     again = recovered(learned, held_out, tmp_path, log=log, max_drop=0.02)
