@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from studies.performance import __main__ as study
 from studies.performance import rows as made
 from studies.performance import table as tables
-from studies.performance.rows import DYNAMIC, ORIGINAL, ours
+from studies.performance.rows import DYNAMIC, ORIGINAL, compiled, ours
 from studies.performance.subject import Subject
 from studies.performance.table import Line, absent, groups, ratios, render, speeds_of
 from tiny_models import samples, saved, two_layers
@@ -203,3 +204,12 @@ def test_forms_are_chosen_by_the_speed_over_the_first(monkeypatch):
 def test_without_dynamic_int8_there_is_one_table():
     lines = [Line("a", {}, {(ORIGINAL, "1×16"): "4"})]
     assert "Over dynamic int8:" not in list(render(lines, [], ["1×16"]))
+
+
+def test_openvino_reads_integers_as_qdq(subject, tmp_path):
+    found = {row.name: row.build for row in compiled(subject.learned)}
+    assert list(found)[:3] == ["integers", "75% of the neurons", "75% of the neurons, integers"]
+    found["75% of the neurons, integers"](tmp_path / "ours.onnx")
+    operators = {node.op_type for node in onnx.load(tmp_path / "ours.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear", "MatMul"} <= operators
+    assert not any("Integer" in operator for operator in operators)

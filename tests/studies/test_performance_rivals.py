@@ -133,7 +133,8 @@ def subject(tmp_path):
 def ask(subject, tmp_path):
     paths = dict.fromkeys((ORIGINAL, DYNAMIC, "other"), subject.original)
     feeds = {"1×2": {"x": np.zeros((1, 2, FEATURES), np.float32)}}
-    return asking.openvino_lines(subject, paths, feeds, folder=tmp_path, rounds=3)
+    ours = {"integers": tmp_path / "ours.onnx"}
+    return asking.openvino_lines(subject, paths, ours, feeds, folder=tmp_path, rounds=3)
 
 
 def test_answers_become_lines(subject, tmp_path, monkeypatch):
@@ -156,6 +157,10 @@ def test_answers_become_lines(subject, tmp_path, monkeypatch):
     assert quantized.speeds[ORIGINAL, "1×2"] == "8.00 [8.00, 8.00]"
     assert quantized.speeds[DYNAMIC, "1×2"] == "4.00 [4.00, 4.00]"
     assert list(asked["anchors"]) == [ORIGINAL, DYNAMIC]
+    assert asked["compiled"] == {
+        asking.COMPILED: str(subject.original),
+        "OpenVINO, ours: integers": str(tmp_path / "ours.onnx"),
+    }
     with np.load(asked["calibration"]) as calibration:
         assert len(calibration["x"]) == 50
 

@@ -19,7 +19,7 @@ from compress_onnx.pipeline.runtime.session import SessionSpec
 from compress_onnx.pipeline.runtime.threads import limited
 from studies.performance import shapes
 from studies.performance.rivals.rows import COMPILED, openvino_lines, pruned_rows
-from studies.performance.rows import Row, calibrated, ours, theirs
+from studies.performance.rows import Row, calibrated, compiled, ours, theirs
 from studies.performance.subject import Subject, by_files, by_recipe
 from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds, speedups
 
@@ -80,7 +80,12 @@ def table(
     fast = speeds(built.paths, feeds, spec, rounds)
     lines = [Line(n, accuracy(subject, p), fast[n]) for n, p in built.paths.items()]
     if rivals and (not only or COMPILED in only):
-        lines += openvino_lines(subject, built.paths, feeds, folder=folder, rounds=rounds)
+        in_openvino = folder / "openvino"
+        in_openvino.mkdir()
+        forms = build(compiled(subject.learned), in_openvino).paths
+        lines += openvino_lines(
+            subject, built.paths, forms, feeds, folder=in_openvino, rounds=rounds
+        )
     yield from render([*lines, *built.missing], FIGURES, list(feeds))
 
 

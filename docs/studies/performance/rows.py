@@ -78,6 +78,17 @@ def ours(learned: Learned, speedups: Speedups) -> Iterator[Row]:
             yield Row(f"ours, {numbers}", partial(build[f"neurons, {numbers}"], 1.0))
 
 
+def compiled(learned: Learned) -> Iterator[Row]:
+    """The forms of the product that OpenVINO reads best: integers as QDQ, and floats."""
+    forms = Forms(learned, OptimizeSpec(), "openvino")
+    build = {family.name: family.build for family in forms.families()}
+    yield Row("integers", partial(build["neurons, integers"], 1.0))
+    for share in SHARES:
+        fewer = f"{share:.0%} of the neurons"
+        yield Row(fewer, partial(build["neurons"], share))
+        yield Row(f"{fewer}, integers", partial(build["neurons, integers"], share))
+
+
 def static_qdq(model: Path, output: Path, samples: Samples) -> None:
     """Write what ``quantize_static`` makes of ``model``, by the ranges of ``samples``."""
     with quiet(f"quantize_static cannot read {model}"):

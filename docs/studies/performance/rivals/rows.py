@@ -79,16 +79,18 @@ def _tidied(source: Path, path: Path) -> None:
 def openvino_lines(
     subject: Subject,
     paths: Mapping[str, Path],
+    ours: Mapping[str, Path],
     feeds: Mapping[str, Feeds],
     *,
     folder: Path,
     rounds: int,
 ) -> list[Line]:
-    """The original in OpenVINO, and its integers by NNCF.
+    """The original in OpenVINO, its integers by NNCF, and forms of ours.
 
     Args:
         subject: what is measured.
         paths: models by name, with those that ratios are over.
+        ours: files of ours that OpenVINO runs, by name.
         feeds: what they are timed on.
         folder: for files in between.
         rounds: how often.
@@ -100,7 +102,8 @@ def openvino_lines(
     outputs = [value.name for value in load_structure(subject.original).graph.output]
     request = {
         "anchors": {name: str(paths[name]) for name in BASES if name in paths},
-        "compiled": {COMPILED: str(paths[BASES[0]])},
+        "compiled": {COMPILED: str(paths[BASES[0]])}
+        | {f"{COMPILED}, ours: {name}": str(path) for name, path in ours.items()},
         "quantized": QUANTIZED,
         "calibration": _saved(subject.samples.take(CALIBRATION), folder / "calibration.npz"),
         "held_out": _saved(subject.held_out, folder / "held_out.npz"),
