@@ -7,10 +7,11 @@ recipe are relative to the recipe's own folder.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -341,17 +342,40 @@ class RecoverySpec(RecipeModel):
         return self
 
 
+MAIN_SET, WORST = "validation", "worst"
+"""What quantities and tables call the set that decides, and the worst of all sets."""
+
+_PROVIDERS = get_args(BenchmarkSpec.model_fields["provider"].annotation)
+
+
+def _unambiguous(domain: str) -> str:
+    if domain in {*_PROVIDERS, MAIN_SET, WORST}:
+        raise ValueError(
+            f"no domain can be called {domain!r}, which quantities such as cosine.{domain} "
+            "mean something else by: choose another name"
+        )
+    return domain
+
+
+Domain = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"), AfterValidator(_unambiguous)]
+"""The name of a further validation set, as it stands in ``cosine.NAME``."""
+
+
 class Recipe(RecipeModel):
     """A whole run of the pipeline.
 
     With ``max_drop``, the share is not given but found: the smallest whose drop stays within it.
     With ``compression: {optimize: …}``, the form is found too.
+
+    ``domains`` are further sets to validate on, by name: other kinds of data than ``calibration``
+    has. They decide nothing, they only report.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     source: SourceSpec
     calibration: DataSpec | None = None
     validation: DataSpec | None = None
+    domains: dict[Domain, DataSpec] = {}
     mask: str | None = None
     metric: MetricSpec | None = None
     compression: Compression = Compression()
@@ -362,6 +386,14 @@ class Recipe(RecipeModel):
     batch_size: int = Field(default=32, ge=1)
     seed: int = 0
     output: Path | None = None
+
+    @model_validator(mode="after")
+    def _domains_beside_a_main_set(self) -> Recipe:
+        if self.domains and self.validation is None:
+            raise ValueError("domains stand beside the set that decides: add validation")
+        if self.domains and isinstance(self.metric, TranslationMetric):
+            raise ValueError("domains are for models of one graph: translation has languages")
+        return self
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -62,6 +62,8 @@ class ValidationReport(Result):
             of the candidate; None where nobody asked, or with a reason in ``unmeasured``.
         batch_invariance_reference: the same of the reference.
         elsewhere: the same comparison on further providers.
+        domains: the same comparison on further sets of samples, by name.
+        worst: of each figure, the worst of this set and of all domains; empty without domains.
         unmeasured: for each quantity or provider that was asked for and not measured, the reason.
     """
 
@@ -74,10 +76,12 @@ class ValidationReport(Result):
     batch_invariance: float | None = None
     batch_invariance_reference: float | None = None
     elsewhere: tuple[ValidationReport, ...] = ()
+    domains: dict[str, ValidationReport] = Field(default_factory=dict)
+    worst: dict[str, float] = Field(default_factory=dict)
     unmeasured: dict[str, str] = Field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line an output, one for the metrics; the same for each further provider."""
+        """One line an output, one for the metrics; the same for each provider and domain."""
         lines = [
             f"{row.output}: {row.problem or f'relative L2 {row.relative_l2:.4g}'}, "
             f"cosine {row.cosine:.6g}"
@@ -89,7 +93,7 @@ class ValidationReport(Result):
             alone = f"batch invariance {self.batch_invariance:.6g}"
         data = f"{self.samples} samples of {self.origin}, on {self.provider}"
         reasons = (f"{name}: not measured, {reason}" for name, reason in self.unmeasured.items())
-        further = map(str, self.elsewhere)
+        further = map(str, (*self.elsewhere, *self.domains.values()))
         return "\n".join(filter(None, (*lines, metrics, alone, data, *reasons, *further)))
 
 

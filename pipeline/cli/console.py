@@ -27,7 +27,9 @@ from rich.text import Text
 
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, PlanError, SitePlan
 from compress_onnx.graph_passes.sites.find import SkippedNode
+from compress_onnx.pipeline.measure.domains import by_set
 from compress_onnx.pipeline.measure.operator_kinds import LABELS
+from compress_onnx.pipeline.recipe import MAIN_SET, WORST
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import (
@@ -382,10 +384,23 @@ def print_validation(report: ValidationReport) -> None:
             cosines = (place.batch_invariance_reference, place.batch_invariance)
             shown.add_row("least cosine", *(significant(cosine, 6) for cosine in cosines))
             out.print(shown)
+    _print_domains(report)
     out.print(f"{report.samples} samples of {report.origin}", markup=False, highlight=False)
     if report.sizes is not None:
         out.print(report.sizes, markup=False, highlight=False)
     print_unmeasured(report.unmeasured)
+
+
+def _print_domains(report: ValidationReport) -> None:
+    """Each figure by set of samples, and what the sets are."""
+    if rows := by_set(report):
+        shown = table("figure", MAIN_SET, *map(escape, report.domains), WORST)
+        for figure, values in rows.items():
+            shown.add_row(escape(figure), *map(significant, values.values()))
+        out.print(shown)
+    for name, domain in report.domains.items():
+        told = f"{name}: {domain.samples} samples of {domain.origin}"
+        out.print(told, markup=False, highlight=False)
 
 
 def print_unmeasured(reasons: Mapping[str, str]) -> None:

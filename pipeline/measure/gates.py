@@ -18,6 +18,9 @@ gate names it, and ``validate`` only there or with ``--batch-invariance``.
                                                reference ``batch_invariance_reference``
 all of these with a provider:                  measured on that provider; without one, on the
 ``cosine.cuda``, ``relative_l2.cpu``           first, which in a recipe is the CPU
+metrics and outputs with a domain:             measured on that further set of samples, on the
+``cosine.packages``, ``relative_l2.packages``  first provider; without one, on the set that decides
+``cosine.worst``, ``relative_l2.worst``        the worst of that set and of all domains
 ``speedup.cpu``, ``speedup_low.cpu``           reference p50 over candidate p50, and the lower end
                                                of its interval
 ``latency_ratio.cpu``                          candidate p50 over reference p50
@@ -47,7 +50,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.pipeline.recipe import Gate
+from compress_onnx.pipeline.recipe import WORST, Gate
 from compress_onnx.pipeline.results import (
     Benchmark,
     GateResult,
@@ -173,10 +176,12 @@ def measured_quantities(
     """Everything that a gate can name, from what was measured."""
     quantities: dict[str, float] = {}
     if validation is not None:
-        quantities |= _accuracy_quantities(validation)
-        for report in (validation, *validation.elsewhere):
-            named = _accuracy_quantities(report).items()
-            quantities |= {f"{name}.{report.provider}": value for name, value in named}
+        quantities |= accuracy_quantities(validation)
+        named = {report.provider: report for report in (validation, *validation.elsewhere)}
+        for place, report in {**named, **validation.domains}.items():
+            there = accuracy_quantities(report).items()
+            quantities |= {f"{name}.{place}": value for name, value in there}
+        quantities |= {f"{name}.{WORST}": value for name, value in validation.worst.items()}
     for provider in dict.fromkeys(benchmark.provider for benchmark in benchmarks):
         rows = [benchmark for benchmark in benchmarks if benchmark.provider == provider]
         quantities |= _grid_quantities(rows)
@@ -219,9 +224,9 @@ def _score_quantities(
     return quantities
 
 
-def _accuracy_quantities(validation: ValidationReport) -> dict[str, float]:
-    """What a comparison on one provider measured."""
-    quantities = _output_quantities(validation) | validation.metrics
+def accuracy_quantities(validation: ValidationReport) -> dict[str, float]:
+    """What a comparison on one provider and one set of samples measured."""
+    quantities = validation.metrics | _output_quantities(validation)
     for name in ("batch_invariance", "batch_invariance_reference"):
         if (value := getattr(validation, name)) is not None:
             quantities[name] = value

@@ -12,6 +12,7 @@ from compress_onnx.pipeline.measure.latency import cases_of
 from compress_onnx.pipeline.measure.metrics.embedding import FIGURES as EMBEDDING_FIGURES
 from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.recipe import (
+    WORST,
     AccuracyMetric,
     BenchmarkSpec,
     EmbeddingMetric,
@@ -73,8 +74,7 @@ def validate_quantities(
         metric: what the outputs are held against besides each other.
         providers: where.
     """
-    names = [f"output.{output}.{figure}" for output in outputs for figure in _OUTPUT]
-    figures = (*metric_quantities(metric), *_WORST_OUTPUT, *_IN_BATCHES, *names)
+    figures = (*_of_one_set(outputs, metric), *_IN_BATCHES)
     return (*figures, *_on_providers(figures, providers), *SIZES)
 
 
@@ -115,12 +115,25 @@ def recipe_quantities(recipe: Recipe, outputs: Iterable[str] = _ANY_OUTPUT) -> t
         providers = (*_CPU, recipe.benchmark.provider)
     if recipe.validation is None:
         return names
-    return tuple(dict.fromkeys((*validate_quantities(outputs, recipe.metric, providers), *names)))
+    outputs = tuple(outputs)
+    compared = validate_quantities(outputs, recipe.metric, providers)
+    return tuple(dict.fromkeys((*compared, *_in_domains(recipe, outputs), *names)))
 
 
 def metric_quantities(metric: MetricSpec | None) -> tuple[str, ...]:
     """What ``metric`` measures of one graph; nothing where there is none."""
     return () if metric is None else _METRICS[type(metric)]
+
+
+def _in_domains(recipe: Recipe, outputs: Iterable[str]) -> tuple[str, ...]:
+    places = (*recipe.domains, WORST) if recipe.domains else ()
+    figures = _of_one_set(outputs, recipe.metric)
+    return tuple(f"{figure}.{place}" for place in places for figure in figures)
+
+
+def _of_one_set(outputs: Iterable[str], metric: MetricSpec | None) -> tuple[str, ...]:
+    names = [f"output.{output}.{figure}" for output in outputs for figure in _OUTPUT]
+    return (*metric_quantities(metric), *_WORST_OUTPUT, *names)
 
 
 def _translation_quantities(recipe: Recipe) -> tuple[str, ...]:

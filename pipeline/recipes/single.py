@@ -10,7 +10,7 @@ the other half reports: what chooses never reports.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +32,7 @@ from compress_onnx.pipeline.export import ExportedModel, export
 from compress_onnx.pipeline.files.bundle import copy_assets
 from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.pipeline.measure.domains import with_domains
 from compress_onnx.pipeline.measure.gates import (
     asks_for,
     check_gates,
@@ -89,6 +90,7 @@ class ModelExperiment:
         exported: the reference model and what belongs to it.
         learned: all that is known about it, from the calibration data.
         held_out: validation data, which calibration never saw; None without.
+        domains: further data to report on, by name.
         training: what recovery trains on; the calibration data unless the recipe says other.
         watch: times the steps.
     """
@@ -97,6 +99,7 @@ class ModelExperiment:
     exported: ExportedModel
     learned: Learned
     held_out: Samples | None
+    domains: Mapping[str, Samples]
     training: Samples | None
     watch: Stopwatch
 
@@ -160,24 +163,23 @@ class ModelExperiment:
         """
         if self.held_out is None:
             return None
-        samples, settings = self.held_out, self.settings
+        samples, provider = self.held_out, self.settings.session.provider
 
-        def measure(provider: Provider) -> ValidationReport:
-            require_provider(provider)
-            with settings.progress.step(f"validate on {provider}", len(samples)) as update:
-                return validate(
-                    self.reference,
-                    candidate,
-                    samples,
-                    metric=self.recipe.metric,
-                    spec=settings.session.model_copy(update={"provider": provider}),
-                    batch_size=settings.batch_size,
-                    batch_invariance=batch_invariance,
-                    progress=update,
-                )
+        def measure(place: Provider) -> ValidationReport:
+            require_provider(place)
+            return self._compare(candidate, samples, place, batch_invariance=batch_invariance)
 
         with self.watch.measure("validate"):
-            return validate_on([settings.session.provider, *elsewhere], measure)
+            return validate_on([provider, *elsewhere], measure)
+
+    def validate_domains(self, candidate: Path) -> dict[str, ValidationReport]:
+        """Hold ``candidate`` against the reference on each domain, on the first provider."""
+        provider = self.settings.session.provider
+        with self.watch.measure("validate domains"):
+            return {
+                name: self._compare(candidate, samples, provider)
+                for name, samples in self.domains.items()
+            }
 
     def benchmark(
         self, candidate: Path, plan: CompressionPlan | None
@@ -250,6 +252,27 @@ class ModelExperiment:
                 benchmarks=benchmarks,
             )
 
+    def _compare(
+        self,
+        candidate: Path,
+        samples: Samples,
+        provider: Provider,
+        *,
+        batch_invariance: bool = False,
+    ) -> ValidationReport:
+        settings = self.settings
+        with settings.progress.step(f"validate on {provider}", len(samples)) as update:
+            return validate(
+                self.reference,
+                candidate,
+                samples,
+                metric=self.recipe.metric,
+                spec=settings.session.model_copy(update={"provider": provider}),
+                batch_size=settings.batch_size,
+                batch_invariance=batch_invariance,
+                progress=update,
+            )
+
     def _compressed(
         self, bundle: Path, heading: Heading, compressed: Compressed, search: SearchReport | None
     ) -> RunReport:
@@ -297,6 +320,8 @@ class ModelExperiment:
             *([timed.provider] if timed else []),
             batch_invariance=asks_for(gates, "batch_invariance"),
         )
+        if validation is not None and self.domains:
+            validation = with_domains(validation, self.validate_domains(candidate))
         # A plan says what factoring alone should bring: nothing about other forms.
         benchmarks, unmeasured = self.benchmark(candidate, None if made.optimize else plan)
         size = model_size(self.reference, candidate)
@@ -376,11 +401,17 @@ def prepare_model(
         check_trainable(exported.path)
     with watch.measure("load data"):
         held_out = _samples(recipe, recipe.validation, exported, base_dir, settings.allow_code)
+        domains = {
+            name: _loaded(recipe, spec, exported, base_dir, settings.allow_code)
+            for name, spec in recipe.domains.items()
+        }
         samples = _samples(recipe, recipe.calibration, exported, base_dir, settings.allow_code)
         lessons = recipe.recovery.data if recipe.recovery else None
         training = _samples(recipe, lessons, exported, base_dir, settings.allow_code) or samples
     if held_out is not None:
         check_metric(recipe.metric, outputs, held_out.labels is not None)
+    for name, domain in domains.items():
+        check_metric(recipe.metric, outputs, domain.labels is not None, f"domain {name}")
     with watch.measure("calibrate"):
         learned = learn(
             exported.path,
@@ -389,7 +420,7 @@ def prepare_model(
             benchmark=recipe.benchmark,
             priced_on=held_out or samples,
         )
-    return ModelExperiment(recipe, exported, learned, held_out, training, watch)
+    return ModelExperiment(recipe, exported, learned, held_out, domains, training, watch)
 
 
 def requested(request: CompressionSpec, metric: MetricSpec | None) -> CompressionSpec:
@@ -441,8 +472,12 @@ def _samples(
     base_dir: Path,
     allow_code: bool,
 ) -> Samples | None:
-    if spec is None:
-        return None
+    return None if spec is None else _loaded(recipe, spec, exported, base_dir, allow_code)
+
+
+def _loaded(
+    recipe: Recipe, spec: DataSpec, exported: ExportedModel, base_dir: Path, allow_code: bool
+) -> Samples:
     inputs = model_inputs(load_structure(exported.path))
     return load_samples(
         spec,

@@ -15,6 +15,7 @@ from functools import cache
 import jinja2
 
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.pipeline.measure.domains import by_set
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.results import (
     GateResult,
@@ -117,6 +118,11 @@ def _metric_rows(report: RunReport) -> list[tuple[str, float | None, float]]:
     return rows
 
 
+def _domain_table(validation: ValidationReport | None) -> dict[str, dict[str, float]]:
+    """Each figure by set of samples, where there are several."""
+    return by_set(validation) if validation is not None else {}
+
+
 def _rows_of(validation: ValidationReport) -> list[tuple[str, float | None, float]]:
     metrics = dict(validation.metrics)
     for figure in ("batch_invariance", "batch_invariance_reference"):
@@ -172,6 +178,7 @@ def template(file: str, package: str = "compress_onnx.pipeline.report") -> jinja
         "name": name,
         "verdict": _verdict,
         "metric_rows": _metric_rows,
+        "by_set": _domain_table,
         "changed_operators": _changed_operators,
         "decisions": _decisions,
         "skipped": _skipped_by_reason,

@@ -13,13 +13,19 @@ from compress_onnx.pipeline.recipe import (
 )
 
 
-def check_metric(metric: MetricSpec | None, outputs: Collection[str], has_labels: bool) -> None:
+def check_metric(
+    metric: MetricSpec | None,
+    outputs: Collection[str],
+    has_labels: bool,
+    data: str = "validation data",
+) -> None:
     """Make sure that ``metric`` finds what it looks at.
 
     Args:
         metric: what is going to be measured; None checks nothing.
         outputs: names of the model's outputs.
         has_labels: whether the samples have labels.
+        data: what the recipe calls the samples.
 
     Raises:
         RequestError: the output that the metric names is no output of the model.
@@ -35,5 +41,5 @@ def check_metric(metric: MetricSpec | None, outputs: Collection[str], has_labels
     if isinstance(metric, AccuracyMetric | MaskFillingMetric) and not has_labels:
         raise DataError(
             f"the metric {metric.kind} needs labels and the samples have none: name the labels in "
-            "the recipe's validation data, or choose a metric that compares with the original model"
+            f"the recipe's {data}, or choose a metric that compares with the original model"
         )

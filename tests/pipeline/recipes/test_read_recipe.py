@@ -109,6 +109,27 @@ def test_little_is_required(tmp_path):
         ("kind: onnx", "kind: tensorflow", "source.kind"),
         ("kind: accuracy", "kind: bleu", "metric"),
         ("batch_size: 8", "batch_size: 0", "batch_size"),
+        *[
+            (
+                "seed: 7",
+                f"domains: {{{taken}: {{kind: npz, path: x.npz}}}}",
+                rf"domains\.{taken}\.\[key\]: .*no domain can be called '{taken}'",
+            )
+            for taken in ("cpu", "cuda", "openvino", "auto", "worst", "validation")
+        ],
+        ("seed: 7", "domains: {a.b: {kind: npz, path: x.npz}}", r"domains\.a\.b\.\[key\]"),
+        ("seed: 7", "domains: {'a|b': {kind: npz, path: x.npz}}", r"domains\.a\|b\.\[key\]"),
+        ("seed: 7", "domains: {verses: {kind: npz}}", r"domains\.verses\.npz\.path"),
+        (
+            "validation: {kind: npz, path: held-out.npz, labels: labels}",
+            "domains: {verses: {kind: npz, path: x.npz}}",
+            "the document: .*add validation",
+        ),
+        (
+            "metric: {kind: accuracy, output: logits, top_k: 5}",
+            "metric: {kind: translation}\ndomains: {verses: {kind: npz, path: x.npz}}",
+            "the document: .*translation has languages",
+        ),
         (
             "{kind: npz, path: data.npz, limit: 100}",
             "{kind: masked, sentences: {kind: npz, path: data.npz}}",

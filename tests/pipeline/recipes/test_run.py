@@ -157,6 +157,58 @@ def test_the_report_says_what_was_done(finished):
     assert [gate.passed for gate in report.gates] == [True, True]
 
 
+SHIFTED = {"shifted": {"kind": "npz", "path": "shifted.npz"}}
+
+
+def save_subspace(path, directions, seed):
+    """Inputs ``[40, 48]`` that lie in the span of ``directions`` ``[4, 48]``."""
+    rows = 30 * np.random.default_rng(seed).normal(size=(40, len(directions))) @ directions
+    np.savez(path, x=rows.astype(np.float32))
+
+
+def test_a_domain_that_calibration_never_saw_fails_its_gate_alone(folder, bundle):
+    directions = np.linalg.qr(np.random.default_rng(0).normal(size=(small.FEATURES, 8)))[0].T
+    save_subspace(folder / "data.npz", directions[:4], seed=1)
+    save_subspace(folder / "held-out.npz", directions[:4], seed=2)
+    save_subspace(folder / "shifted.npz", directions[4:], seed=3)
+    names = ("relative_l2", "relative_l2.shifted", "relative_l2.worst")
+    report = carry_out(
+        folder,
+        bundle,
+        compression={"method": {"name": "asvd"}, "rank": 4, "select": {"include": ["*.fc1"]}},
+        domains=SHIFTED,
+        gates=[{"quantity": name, "max": 0.1} for name in names],
+    )
+    assert [gate.passed for gate in report.gates] == [True, False, False]
+    main, shifted, worst = (gate.value for gate in report.gates)
+    assert main < 0.1 < shifted == worst
+    assert report.validation.domains["shifted"].origin == "npz file shifted.npz"
+    assert report.validation.worst["relative_l2"] == worst
+    assert read_report(bundle) == report
+    summary = (bundle / "summary.md").read_text()
+    assert summary.startswith("# FAILED: relative_l2.shifted is ")
+    assert "| Figure | `validation` | `shifted` | `worst` |\n|:---|---:|---:|---:|\n" in summary
+    assert "- `shifted`: 40 samples of npz file shifted.npz\n" in summary
+
+
+def test_domains_decide_nothing(folder, bundle, tmp_path):
+    small.save_rows(folder / "shifted.npz", seed=3)
+    found = [
+        carry_out(folder, tmp_path / str(number), max_drop=0.3, gates=[], domains=domains)
+        for number, domains in enumerate(({}, SHIFTED))
+    ]
+    alone, beside = (report.search.model_dump() for report in found)
+    assert alone == beside
+    assert set(found[1].validation.domains) == {"shifted"}
+
+
+def test_a_domain_without_labels_is_named(folder, bundle):
+    small.save_rows(folder / "shifted.npz", seed=3)
+    with pytest.raises(DataError, match=r"needs labels .* the recipe's domain shifted"):
+        carry_out(folder, bundle, CLASSIFIER, domains=SHIFTED)
+    assert not bundle.exists()
+
+
 def test_recovery_is_part_of_the_run(folder, bundle, tmp_path):
     weights_alone = {"method": {"name": "svd"}, "params": 0.5}
     plain = carry_out(folder, tmp_path / "plain", compression=weights_alone)

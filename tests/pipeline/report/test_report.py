@@ -23,6 +23,7 @@ from compress_onnx.graph_passes.errors import OutputError, RequestError
 from compress_onnx.graph_passes.planning.plan import LayerPlan, PlanCost, SiteError
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.graph_passes.sites.find import SkippedNode
+from compress_onnx.pipeline.measure.domains import with_domains
 from compress_onnx.pipeline.report import (
     draw_pictures,
     formats,
@@ -312,6 +313,31 @@ def test_batch_invariance_and_further_providers_are_rows():
     outputs = [row[0] for row in cells(summary, "Output")]
     assert outputs == ["last_hidden_state, cpu", "last_hidden_state, cuda"]
     assert "no \\| batch" in summary
+
+
+def with_domain(name, origin):
+    main = make_report().validation
+    domain = main.model_copy(update={"metrics": {**main.metrics, "cosine": 0.5}, "origin": origin})
+    return make_report(validation=with_domains(main, {name: domain}))
+
+
+def test_domains_are_columns_and_so_is_the_worst():
+    report = with_domain("verses", "verses of a book")
+    summary = render_summary(report)
+    (header, *rows) = table_with(summary, ["Figure"])
+    assert [text_of(cell) for cell in header] == ["Figure", "validation", "verses", "worst"]
+    assert ["cosine", "0.8532", "0.5000", "0.5000"] in cells(summary, "Figure")
+    assert [text_of(row[0]) for row in rows][-3:] == ["max_abs", "relative_l2", "min_output_cosine"]
+    assert "- `verses`: 512 samples of verses of a book\n" in summary
+    assert "Figure" not in render_summary(make_report())
+    assert "verses: " not in str(make_report().validation)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_domains_stay_text(text):
+    summary, ordinary = (render_summary(with_domain(name, name)) for name in (text, "s"))
+    assert structure(summary) == structure(ordinary)
+    assert len(summary.splitlines()) == len(ordinary.splitlines())
 
 
 def test_a_gate_that_was_not_measured_says_why():
