@@ -133,11 +133,48 @@ class HubData(RecipeModel):
         return self
 
 
+TextSource = Literal["descriptions", "docstrings", "library", "reference", "messages"]
+TEXT_SOURCES: tuple[TextSource, ...] = get_args(TextSource)
+
+
+class GeneralTextData(RecipeModel):
+    """English sentences out of what is installed anyway: a general text without a download.
+
+    Attributes:
+        samples: how many sentences.
+        sources: where from, evenly: descriptions of the installed packages, docstrings of their
+            code, docstrings of Python's library, Python's language reference, and messages of
+            gettext catalogues.
+        exclude: sources whose sentences must not occur, wherever they come from.
+        split: a hash of its words decides which one a sentence belongs to.
+    """
+
+    kind: Literal["general-text"]
+    samples: int = Field(default=1024, ge=1)
+    sources: tuple[TextSource, ...] = TEXT_SOURCES
+    exclude: tuple[TextSource, ...] = ()
+    split: Literal["calibration", "validation"] = "calibration"
+    max_tokens: int = Field(default=128, ge=2)
+
+    @property
+    def taken(self) -> tuple[TextSource, ...]:
+        """The sources that are left."""
+        return tuple(source for source in dict.fromkeys(self.sources) if source not in self.exclude)
+
+    @model_validator(mode="after")
+    def _some_source(self) -> GeneralTextData:
+        if not self.taken:
+            raise ValueError("no source is left: name some, or exclude fewer")
+        return self
+
+
 class MaskedData(RecipeModel):
     """Sentences with one word masked in each; the word is the label."""
 
     kind: Literal["masked"]
-    sentences: Annotated[TextData | HubData | PythonData, Field(discriminator="kind")]
+    sentences: Annotated[
+        TextData | HubData | PythonData | GeneralTextData, Field(discriminator="kind")
+    ]
 
     @model_validator(mode="after")
     def _text_without_labels(self) -> MaskedData:
@@ -147,7 +184,7 @@ class MaskedData(RecipeModel):
 
 
 DataSpec = Annotated[
-    NpzData | TextData | HubData | ParallelData | PythonData | MaskedData,
+    NpzData | TextData | HubData | ParallelData | PythonData | GeneralTextData | MaskedData,
     Field(discriminator="kind"),
 ]
 

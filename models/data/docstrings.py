@@ -13,18 +13,11 @@ Rules:
 
 from __future__ import annotations
 
-import ast
-import sysconfig
-from collections.abc import Iterator
-from pathlib import Path
-
 from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.data.documents import docstrings_of, library_files
+from compress_onnx.pipeline.data.sentences import sentence_key, split_sentences
 
-from .pydoc import pydoc_sentences, split_sentences
-from .split import sentence_key
-
-_NOT_THE_LIBRARY = frozenset({"site-packages", "test", "tests", "idle_test"})
-_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+from .pydoc import pydoc_sentences
 
 
 def docstring_sentences() -> list[str]:
@@ -35,8 +28,8 @@ def docstring_sentences() -> list[str]:
     """
     held_out = {sentence_key(text) for text in pydoc_sentences("validation")}
     unique: dict[str, str] = {}
-    for path in _library():
-        for document in _docstrings(path):
+    for path in library_files().values():
+        for document in docstrings_of(path):
             for sentence in split_sentences(document):
                 unique.setdefault(sentence_key(sentence), sentence)
     if not unique:
@@ -45,24 +38,3 @@ def docstring_sentences() -> list[str]:
             "file as data"
         )
     return [text for key, text in unique.items() if key not in held_out]
-
-
-def _library() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    return [
-        path
-        for path in sorted(root.rglob("*.py"))
-        if _NOT_THE_LIBRARY.isdisjoint(path.relative_to(root).parts)
-    ]
-
-
-def _docstrings(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, _DOCUMENTED):
-            text = ast.get_docstring(node)
-            if text:
-                yield text

@@ -1,102 +1,35 @@
 """English sentences out of Python's language reference, which every Python carries along.
 
-The reference (``pydoc_data.topics``) is plain text: paragraphs apart by blank lines, among them
-headings, code, grammar and tables. Three filters leave prose:
-
-1. a paragraph with a line of code, grammar, table or heading in it is dropped whole;
-2. a paragraph is cut after ``.``, ``!`` or ``?`` where a capital letter follows;
-3. a sentence needs 5 to 60 words, a capital at the start, punctuation at the end, and words that
-   mostly are words (a quoted piece of code counts as one).
-
-Two sentences that differ only in case, spaces and punctuation are one. A hash of what then remains
-decides which split a sentence belongs to, so the splits share no sentence, on any machine.
+The reference (``pydoc_data.topics``) is plain text, of which the prose is taken
+(:mod:`pipeline.data.sentences`); a hash of the words decides which split a sentence belongs to.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from typing import Literal
-
 from compress_onnx.graph_passes.errors import DataError
-
-from .split import is_held_out, sentence_key
-
-MIN_WORDS, MAX_WORDS = 5, 60
-MIN_PROSE_SHARE = 0.8
-VALIDATION_SHARE = 80 / 256
-
-_BLANK_LINES = re.compile(r"\n[ \t]*\n")
-_NOT_PROSE = re.compile(
-    r"""^\s*(?:
-        >>>|\.\.\.(?:\s|$)          # an interactive session
-      | [*=\-~^+|]{3,}              # underlines and table borders
-      | \|                          # table rows
-      | (?:class|def|async)\ .*:\s*$
-      | Traceback\ \(
-    )
-    | \s\#\s                       # comments in code
-    | ::=                           # grammar
-    | [ ]{4,}\S.*[ ]{4,}\S          # columns
-    """,
-    re.MULTILINE | re.VERBOSE,
-)
-_LIST_MARK = re.compile(r"^\s*(?:[*\-]|\d+\.|\[\d+\])\s+")
-_WRAPPED_HYPHEN = re.compile(r"(?<=\w)-\s*\n\s*(?=\w)")
-_EMPHASIS = re.compile(r"(?<![\w*])\*{1,2}([^\s*](?:[^*]*[^\s*])?)\*{1,2}(?![\w*])")
-_SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][)\"]))\s+(?=[\"(]?[A-Z])")
-_WORD = re.compile(r"""[("']*[A-Za-z][A-Za-z'’\-]*[)"',;:.!?]*""")
-_QUOTED = re.compile(r'"[^"]*"')
-_COMPLETE = re.compile(r"""[A-Z"'(].*[.!?:][)"]?""")
+from compress_onnx.pipeline.data.documents import reference_topics
+from compress_onnx.pipeline.data.sentences import Split, is_held_out, sentence_key, split_sentences
 
 
-def pydoc_sentences(split: Literal["calibration", "validation"]) -> list[str]:
+def pydoc_sentences(split: Split) -> list[str]:
     """The sentences of one split, in the order of the reference.
 
     Raises:
         DataError: this Python comes without ``pydoc_data``.
     """
     held_out = split == "validation"
-    return [
-        text
-        for key, text in _unique_sentences().items()
-        if is_held_out(key, VALIDATION_SHARE) == held_out
-    ]
-
-
-def split_sentences(document: str) -> Iterator[str]:
-    """The sentences of a plain-text document that look like prose."""
-    for paragraph in _BLANK_LINES.split(document):
-        if _NOT_PROSE.search(paragraph):
-            continue
-        for sentence in _SENTENCE_END.split(_flow(paragraph)):
-            if _is_prose(sentence):
-                yield sentence
+    return [text for key, text in _unique_sentences().items() if is_held_out(key) == held_out]
 
 
 def _unique_sentences() -> dict[str, str]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
+    topics = reference_topics()
+    if not topics:
         raise DataError(
             "this Python comes without pydoc_data (the full standard library has it): "
             "install it, or give a text file as data"
-        ) from error
+        )
     unique: dict[str, str] = {}
     for document in topics.values():
         for sentence in split_sentences(document):
             unique.setdefault(sentence_key(sentence), sentence)
     return unique
-
-
-def _flow(paragraph: str) -> str:
-    """The paragraph on one line, without list marks and emphasis."""
-    unwrapped = _WRAPPED_HYPHEN.sub("-", _LIST_MARK.sub("", paragraph))
-    return _EMPHASIS.sub(r"\1", " ".join(unwrapped.split()))
-
-
-def _is_prose(sentence: str) -> bool:
-    if not MIN_WORDS <= len(sentence.split()) <= MAX_WORDS or not _COMPLETE.fullmatch(sentence):
-        return False
-    words = _QUOTED.sub("code", sentence).split()
-    return sum(_WORD.fullmatch(word) is not None for word in words) >= MIN_PROSE_SHARE * len(words)

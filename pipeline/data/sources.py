@@ -7,6 +7,7 @@ data does not turn into one-sided samples. A kind of data is added as a class in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.data import hub
+from compress_onnx.pipeline.data.general_text import general_text
 from compress_onnx.pipeline.data.masking import mask_one_word
 from compress_onnx.pipeline.data.npz import load_npz
 from compress_onnx.pipeline.data.parallel import load_pairs, origin_of
@@ -25,6 +27,7 @@ from compress_onnx.pipeline.data.python import Arrays, call_loader, described
 from compress_onnx.pipeline.data.text import read_lines
 from compress_onnx.pipeline.recipe import (
     DataSpec,
+    GeneralTextData,
     HubData,
     MaskedData,
     NpzData,
@@ -159,6 +162,14 @@ def _from_python(spec: PythonData, request: _Request) -> Samples:
     return request.tokenized(texts, spec, described(spec))
 
 
+def _from_general_text(spec: GeneralTextData, request: _Request) -> Samples:
+    found = general_text(spec, request.seed)
+    counts = Counter(found.values())
+    parts = ", ".join(f"{counts[source]} {source}" for source in spec.taken)
+    inputs = request.tokens(list(found), None, spec.max_tokens)
+    return Samples(inputs, request.mask, origin=f"general text ({parts}; {spec.split})")
+
+
 def _from_hub(spec: HubData, request: _Request) -> Samples:
     table = hub.load_table(
         spec.path, spec.name, spec.split, files=spec.files, base_dir=request.base_dir
@@ -183,5 +194,6 @@ _LOADERS: dict[type, Callable[[Any, _Request], Samples]] = {
     ParallelData: _from_parallel,
     HubData: _from_hub,
     PythonData: _from_python,
+    GeneralTextData: _from_general_text,
     MaskedData: _from_masked,
 }

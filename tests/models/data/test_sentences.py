@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from compress_onnx.graph_passes.errors import DataError, MissingDependencyError
+from compress_onnx.pipeline.data.sentences import sentence_key, split_sentences
 from models.data import verses
 from models.data.docstrings import docstring_sentences
-from models.data.pydoc import pydoc_sentences, split_sentences
-from models.data.split import sentence_key
+from models.data.pydoc import pydoc_sentences
 
 ROOT = Path(__file__).parents[3]
 
