@@ -384,8 +384,8 @@ def print_validation(report: ValidationReport) -> None:
             cosines = (place.batch_invariance_reference, place.batch_invariance)
             shown.add_row("least cosine", *(significant(cosine, 6) for cosine in cosines))
             out.print(shown)
-    _print_domains(report)
     out.print(f"{report.samples} samples of {report.origin}", markup=False, highlight=False)
+    _print_domains(report)
     if report.sizes is not None:
         out.print(report.sizes, markup=False, highlight=False)
     print_unmeasured(report.unmeasured)
