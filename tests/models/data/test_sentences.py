@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from compress_onnx.graph_passes.errors import DataError, MissingDependencyError
-from compress_onnx.pipeline.data.sentences import sentence_key, split_sentences
+from compress_onnx.pipeline.data.sentences import sentence_key
 from models.data import verses
 from models.data.docstrings import docstring_sentences
 from models.data.pydoc import pydoc_sentences
@@ -54,30 +54,6 @@ def test_pydoc_split_does_not_depend_on_the_hash_seed():
         for seed in ("1", "2")
     }  # fmt: skip
     assert len(digests) == 1
-
-
-def test_sentence_splitter_keeps_prose_only():
-    document = """Heading of the page
-*******************
-
-The *first* sentence goes over built-
-in lines of text.  (The second one, e.g. this, is in
-brackets.)  Too short.
-
-   >>> this("is a session")
-   It prints a line of text here.
-
-   stmt ::= "a" This is a grammar and no text.
-
-* A list mark is removed from the "x = [1, 2]" item.
-
-   x = compute(1)  # This comment is no sentence at all.
-"""
-    assert list(split_sentences(document)) == [
-        "The first sentence goes over built-in lines of text.",
-        "(The second one, e.g. this, is in brackets.)",
-        'A list mark is removed from the "x = [1, 2]" item.',
-    ]
 
 
 def test_docstrings_are_many_and_none_is_in_the_validation_split():

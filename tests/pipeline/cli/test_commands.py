@@ -252,6 +252,37 @@ def test_run_and_report_repeat_the_verdict(cli, files):
     cli("report", "bundle", "--no-check", code=1)
 
 
+def test_run_shows_each_domain_and_the_worst(cli, files):
+    small.save_rows(Path("other.npz"), count=7, seed=5)
+    recipe = {
+        "name": "tiny",
+        "source": {"model": "model.onnx"},
+        "calibration": {"kind": "npz", "path": "data.npz"},
+        "validation": {"kind": "npz", "path": "data.npz"},
+        "domains": {"other": {"kind": "npz", "path": "other.npz"}},
+        "benchmark": None,
+    }
+    Path("recipe.yaml").write_text(json.dumps(recipe))
+    lines = [line.split() for line in cli("run", "recipe.yaml", "-o", "b").out.splitlines()]
+    assert ["figure", "validation", "other", "worst"] in lines
+    (row,) = (line for line in lines if line[:1] == ["relative_l2"])
+    assert row[3] == max(row[1:3], key=float)
+    assert ["other:", "7", "samples", "of", "npz", "file", "other.npz"] in lines
+
+
+def test_code_of_a_domain_needs_permission(cli, files):
+    loader = {"kind": "python", "loader": "rows.py:rows"}
+    Path("rows.py").write_text("def rows(): raise SystemExit('was run')")
+    recipe = {
+        "name": "tiny",
+        "source": {"model": "model.onnx"},
+        "validation": {"kind": "npz", "path": "data.npz"},
+        "domains": {"other": loader},
+    }
+    Path("recipe.yaml").write_text(json.dumps(recipe))
+    assert "rows.py:rows" in error_line(cli("run", "recipe.yaml", "-o", "b", code=2))
+
+
 def test_run_takes_the_method_from_the_command_line(cli, files):
     recipe = {"name": "tiny", "source": {"model": "model.onnx"}, "benchmark": None}
     Path("recipe.yaml").write_text(json.dumps(recipe))

@@ -12,7 +12,7 @@ from loading import TEXT_INPUTS, load
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.pipeline.data import documents
 from compress_onnx.pipeline.data.general_text import general_text, in_turn
-from compress_onnx.pipeline.data.sentences import is_held_out, sentence_key
+from compress_onnx.pipeline.data.sentences import is_held_out, sentence_key, split_sentences
 from compress_onnx.pipeline.recipe import GeneralTextData, Recipe, read_recipe
 
 WORDS = ["red", "green", "blue", "black", "white", "brown", "grey", "pink", "gold", "silver"]
@@ -205,6 +205,30 @@ def catalogue(messages: list[bytes], order: str) -> bytes:
         table += struct.pack(f"{order}2I", len(message), place + len(texts))
         texts += message + b"\0"
     return struct.pack(f"{order}7I", 0x950412DE, 0, len(messages), 28, 28, 0, 0) + table + texts
+
+
+def test_sentence_splitter_keeps_prose_only():
+    document = """Heading of the page
+*******************
+
+The *first* sentence goes over built-
+in lines of text.  (The second one, e.g. this, is in
+brackets.)  Too short.
+
+   >>> this("is a session")
+   It prints a line of text here.
+
+   stmt ::= "a" This is a grammar and no text.
+
+* A list mark is removed from the "x = [1, 2]" item.
+
+   x = compute(1)  # This comment is no sentence at all.
+"""
+    assert list(split_sentences(document)) == [
+        "The first sentence goes over built-in lines of text.",
+        "(The second one, e.g. this, is in brackets.)",
+        'A list mark is removed from the "x = [1, 2]" item.',
+    ]
 
 
 def test_streams_take_turns_until_all_have_ended():
