@@ -9,8 +9,11 @@ from compress_onnx.pipeline.recipe import (
     AccuracyMetric,
     MaskFillingMetric,
     MetricSpec,
+    RetrievalMetric,
     TranslationMetric,
 )
+
+_LABELLED = AccuracyMetric | MaskFillingMetric | RetrievalMetric
 
 
 def check_metric(metric: MetricSpec | None, outputs: Collection[str], has_labels: bool) -> None:
@@ -32,7 +35,7 @@ def check_metric(metric: MetricSpec | None, outputs: Collection[str], has_labels
             f"the metric's output {metric.output!r} is no output of the model: use one of "
             f"{', '.join(outputs)}"
         )
-    if isinstance(metric, AccuracyMetric | MaskFillingMetric) and not has_labels:
+    if isinstance(metric, _LABELLED) and not has_labels:
         raise DataError(
             f"the metric {metric.kind} needs labels and the samples have none: name the labels in "
             "the recipe's validation data, or choose a metric that compares with the original model"
