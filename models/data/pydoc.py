@@ -1,7 +1,7 @@
 """English sentences out of Python's language reference, which every Python carries along.
 
-The reference (``pydoc_data.topics``) is plain text: paragraphs apart by blank lines, among them
-headings, code, grammar and tables. Three filters leave prose:
+The reference (``pydoc_data.topics``) is a plain text for each topic: paragraphs apart by blank
+lines, among them headings, code, grammar and tables. Three filters leave prose:
 
 1. a paragraph with a line of code, grammar, table or heading in it is dropped whole;
 2. a paragraph is cut after ``.``, ``!`` or ``?`` where a capital letter follows;
@@ -10,11 +10,15 @@ headings, code, grammar and tables. Three filters leave prose:
 
 Two sentences that differ only in case, spaces and punctuation are one. A hash of what then remains
 decides which split a sentence belongs to, so the splits share no sentence, on any machine.
+
+The topics are labels too: whoever looks for a sentence's like wants its topic. What several topics
+have belongs to the shortest of them.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
@@ -25,6 +29,9 @@ from .split import is_held_out, sentence_key
 MIN_WORDS, MAX_WORDS = 5, 60
 MIN_PROSE_SHARE = 0.8
 VALIDATION_SHARE = 80 / 256
+LEAST_OF_A_TOPIC = 3
+
+Split = Literal["calibration", "validation"]
 
 _BLANK_LINES = re.compile(r"\n[ \t]*\n")
 _NOT_PROSE = re.compile(
@@ -50,18 +57,33 @@ _QUOTED = re.compile(r'"[^"]*"')
 _COMPLETE = re.compile(r"""[A-Z"'(].*[.!?:][)"]?""")
 
 
-def pydoc_sentences(split: Literal["calibration", "validation"]) -> list[str]:
+def pydoc_sentences(split: Split) -> list[str]:
     """The sentences of one split, in the order of the reference.
 
     Raises:
         DataError: this Python comes without ``pydoc_data``.
     """
-    held_out = split == "validation"
-    return [
-        text
-        for key, text in _unique_sentences().items()
-        if is_held_out(key, VALIDATION_SHARE) == held_out
-    ]
+    unique: dict[str, str] = {}
+    for document in _documents().values():
+        for sentence in split_sentences(document):
+            unique.setdefault(sentence_key(sentence), sentence)
+    return [text for key, text in unique.items() if _is_in(split, key)]
+
+
+def pydoc_topics(split: Split) -> tuple[list[str], list[str]]:
+    """The same sentences with their topics, of topics with at least three in the split.
+
+    Raises:
+        DataError: this Python comes without ``pydoc_data``.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for topic, document in sorted(_documents().items(), key=lambda item: (len(item[1]), item[0])):
+        for sentence in split_sentences(document):
+            found.setdefault(sentence_key(sentence), (sentence, topic))
+    labelled = [pair for key, pair in found.items() if _is_in(split, key)]
+    sizes = Counter(topic for _, topic in labelled)
+    kept = [pair for pair in labelled if sizes[pair[1]] >= LEAST_OF_A_TOPIC]
+    return [text for text, _ in kept], [topic for _, topic in kept]
 
 
 def split_sentences(document: str) -> Iterator[str]:
@@ -74,7 +96,11 @@ def split_sentences(document: str) -> Iterator[str]:
                 yield sentence
 
 
-def _unique_sentences() -> dict[str, str]:
+def _is_in(split: Split, key: str) -> bool:
+    return is_held_out(key, VALIDATION_SHARE) == (split == "validation")
+
+
+def _documents() -> dict[str, str]:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -82,11 +108,7 @@ def _unique_sentences() -> dict[str, str]:
             "this Python comes without pydoc_data (the full standard library has it): "
             "install it, or give a text file as data"
         ) from error
-    unique: dict[str, str] = {}
-    for document in topics.values():
-        for sentence in split_sentences(document):
-            unique.setdefault(sentence_key(sentence), sentence)
-    return unique
+    return topics
 
 
 def _flow(paragraph: str) -> str:

@@ -73,8 +73,8 @@ class Retrieval:
         Raises:
             DataError: no two samples have the same label.
         """
-        topics = np.concatenate(self._topics) if self._topics else np.empty(0, int)
-        topics, sizes = np.unique(topics, return_inverse=True, return_counts=True)[1:]
+        labels = np.concatenate(self._topics) if self._topics else np.empty(0, int)
+        _, topics, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         queries = np.flatnonzero(sizes[topics] > 1)
         if not len(queries):
             raise DataError(
