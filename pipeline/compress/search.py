@@ -3,10 +3,10 @@
 One half of the held-out samples chooses the share, the other half tells the drop of the answer:
 what chooses never reports.
 
-The drop is that of the task's metric: ``accuracy_drop``, one minus the mean ``cosine``, or without
-a metric the worst output's ``relative_l2``. It is taken to fall as the share rises, which holds up
-to the noise of the validation set; what is returned is always a model that was measured and held.
-How sure that is, the drop's 95 % interval says.
+The drop is that of the task's metric: ``accuracy_drop``, ``ndcg_drop``, one minus the mean
+``cosine``, or without a metric the worst output's ``relative_l2``. It is taken to fall as the share
+rises, which holds up to the noise of the validation set; what is returned is always a model that
+was measured and held. How sure that is, the drop's 95 % interval says.
 """
 
 from __future__ import annotations
@@ -63,13 +63,14 @@ class Found:
 def drop_of(validation: ValidationReport) -> Drop:
     """The drop that a validation measured."""
     metrics = validation.metrics
-    if "accuracy_drop" in metrics:
-        return Drop(
-            quantity="accuracy_drop",
-            value=metrics["accuracy_drop"],
-            low=metrics["accuracy_drop_low"],
-            high=metrics["accuracy_drop_high"],
-        )
+    for quantity in ("accuracy_drop", "ndcg_drop"):
+        if quantity in metrics:
+            return Drop(
+                quantity=quantity,
+                value=metrics[quantity],
+                low=metrics[f"{quantity}_low"],
+                high=metrics[f"{quantity}_high"],
+            )
     if "cosine" in metrics:
         return Drop(
             quantity="1 - cosine",

@@ -14,7 +14,7 @@ import numpy as np
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.pipeline.data import hub
 from compress_onnx.pipeline.data.pairs import SentencePair
-from compress_onnx.pipeline.data.python import Arrays, call_loader, described
+from compress_onnx.pipeline.data.python import call_loader, described
 from compress_onnx.pipeline.recipe import DataSpec, ParallelData, PythonData
 
 
@@ -60,7 +60,7 @@ def origin_of(spec: DataSpec, pairs: Sequence[SentencePair]) -> str:
 def _returned(spec: PythonData, base_dir: Path, seed: int, allow_code: bool) -> list[SentencePair]:
     found = call_loader(spec, base_dir=base_dir, allow_code=allow_code)
     by_language: dict[str, list[SentencePair]] = {}
-    for pair in () if isinstance(found, Arrays) else found:
+    for pair in found if isinstance(found, list) else ():
         if isinstance(pair, SentencePair):
             by_language.setdefault(pair.language, []).append(pair)
     if not by_language:

@@ -2,7 +2,7 @@
 
 The function gets the recipe's ``arguments``, checked against its annotations, and returns one of
 
-* texts: a list of ``str``;
+* texts: a list of ``str``, or these with one label each, as ``(texts, labels)``;
 * sentences with their translations: a list of :class:`~pipeline.data.pairs.SentencePair`;
 * model inputs: arrays ``[samples, ...]`` by input name, or these with labels ``[samples, ...]``,
   as ``(inputs, labels)``.
@@ -12,7 +12,7 @@ It runs only with permission (:mod:`pipeline.files.python_code`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,15 @@ class Arrays:
     labels: Array | None = None
 
 
-Loaded = list[str] | list[SentencePair] | Arrays
+@dataclass(frozen=True, eq=False)
+class LabelledTexts:
+    """Texts with labels ``[texts, ...]``."""
+
+    texts: list[str]
+    labels: Array
+
+
+Loaded = list[str] | LabelledTexts | list[SentencePair] | Arrays
 
 
 def call_loader(spec: PythonData, *, base_dir: Path, allow_code: bool) -> Loaded:
@@ -73,13 +81,28 @@ def _checked(found: object, loader: str) -> Loaded:
         first, *others = found
         if isinstance(first, Mapping) and _are_arrays(first) and len(others) == 1:
             return Arrays(dict(first), np.asarray(others[0]))
+        if isinstance(first, list | tuple) and len(others) == 1 and _are_texts(first):
+            return _labelled(list(first), np.asarray(others[0]), loader)
         for kind in (str, SentencePair):
             if all(isinstance(part, kind) for part in found):
                 return list(found)
     raise DataError(
         f"{loader} must return a list of texts, a list of SentencePair, or arrays by input name "
-        f"(with labels: a pair of both), not {_kind(found)}"
+        f"(texts or arrays with labels: a pair of both), not {_kind(found)}"
     )
+
+
+def _labelled(texts: list[str], labels: Array, loader: str) -> LabelledTexts:
+    if labels.ndim == 0 or len(labels) != len(texts):
+        raise DataError(
+            f"{loader} returned {len(texts)} texts with labels {list(labels.shape)}: give each "
+            "text its label"
+        )
+    return LabelledTexts(texts, labels)
+
+
+def _are_texts(parts: Collection[object]) -> bool:
+    return bool(parts) and all(isinstance(part, str) for part in parts)
 
 
 def _are_arrays(inputs: Mapping[object, object]) -> bool:

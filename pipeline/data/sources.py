@@ -23,7 +23,7 @@ from compress_onnx.pipeline.data.masking import mask_one_word
 from compress_onnx.pipeline.data.npz import load_npz
 from compress_onnx.pipeline.data.parallel import load_pairs, origin_of
 from compress_onnx.pipeline.data.preprocessing import process_images, read_vocabulary, tokenize
-from compress_onnx.pipeline.data.python import Arrays, call_loader, described
+from compress_onnx.pipeline.data.python import Arrays, LabelledTexts, call_loader, described
 from compress_onnx.pipeline.data.text import read_lines
 from compress_onnx.pipeline.recipe import (
     DataSpec,
@@ -72,11 +72,12 @@ class _Request:
         texts: list[str],
         spec: TextData | ParallelData | PythonData,
         origin: str,
+        labels: Array | None = None,
     ) -> Samples:
-        """At most ``spec.limit`` of the texts as samples."""
-        chosen = [texts[row] for row in self.rows(len(texts), spec.limit)]
-        inputs = self.tokens(chosen, None, spec.max_tokens)
-        return Samples(inputs, self.mask, origin=origin)
+        """At most ``spec.limit`` of the texts as samples, with their labels ``[texts, ...]``."""
+        rows = self.rows(len(texts), spec.limit)
+        inputs = self.tokens([texts[row] for row in rows], None, spec.max_tokens)
+        return Samples(inputs, self.mask, None if labels is None else labels[rows], origin)
 
     def tokens(
         self, texts: list[str], pairs: list[str] | None, max_tokens: int
@@ -158,6 +159,8 @@ def _from_python(spec: PythonData, request: _Request) -> Samples:
     if isinstance(found, Arrays):
         samples = Samples(found.inputs, request.mask, found.labels, described(spec))
         return request.limited(samples, spec.limit)
+    if isinstance(found, LabelledTexts):
+        return request.tokenized(found.texts, spec, described(spec), found.labels)
     texts = [text if isinstance(text, str) else text.source for text in found]
     return request.tokenized(texts, spec, described(spec))
 

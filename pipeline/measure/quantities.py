@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from compress_onnx.pipeline.measure.latency import cases_of
 from compress_onnx.pipeline.measure.metrics.embedding import FIGURES as EMBEDDING_FIGURES
+from compress_onnx.pipeline.measure.metrics.retrieval import FIGURES as RETRIEVAL_FIGURES
 from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.recipe import (
     WORST,
@@ -21,6 +22,7 @@ from compress_onnx.pipeline.recipe import (
     ParallelData,
     PythonData,
     Recipe,
+    RetrievalMetric,
     TranslationMetric,
 )
 from compress_onnx.pipeline.runtime.session import EXECUTION_PROVIDERS
@@ -57,6 +59,7 @@ _METRICS: Mapping[type[MetricSpec], tuple[str, ...]] = {
     EmbeddingMetric: EMBEDDING_FIGURES,
     AccuracyMetric: _ACCURACIES,
     MaskFillingMetric: _ACCURACIES,
+    RetrievalMetric: RETRIEVAL_FIGURES,
 }
 _CPU: tuple[Requested, ...] = ("cpu",)
 _ANY_OUTPUT = ("*",)

@@ -14,11 +14,13 @@ from compress_onnx.pipeline.measure.metrics.accuracy import Accuracy
 from compress_onnx.pipeline.measure.metrics.base import Outputs, TaskMetric
 from compress_onnx.pipeline.measure.metrics.embedding import EmbeddingFidelity
 from compress_onnx.pipeline.measure.metrics.mask_filling import MaskFilling
+from compress_onnx.pipeline.measure.metrics.retrieval import Retrieval
 from compress_onnx.pipeline.recipe import (
     AccuracyMetric,
     EmbeddingMetric,
     MaskFillingMetric,
     MetricSpec,
+    RetrievalMetric,
 )
 
 __all__ = ["Outputs", "TaskMetric", "make_metric"]
@@ -27,6 +29,7 @@ _METRICS: dict[type[MetricSpec], Callable[[Any], TaskMetric]] = {
     EmbeddingMetric: EmbeddingFidelity,
     AccuracyMetric: Accuracy,
     MaskFillingMetric: MaskFilling,
+    RetrievalMetric: Retrieval,
 }
 
 

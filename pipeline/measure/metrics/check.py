@@ -9,8 +9,11 @@ from compress_onnx.pipeline.recipe import (
     AccuracyMetric,
     MaskFillingMetric,
     MetricSpec,
+    RetrievalMetric,
     TranslationMetric,
 )
+
+_LABELLED = AccuracyMetric | MaskFillingMetric | RetrievalMetric
 
 
 def check_metric(
@@ -38,7 +41,7 @@ def check_metric(
             f"the metric's output {metric.output!r} is no output of the model: use one of "
             f"{', '.join(outputs)}"
         )
-    if isinstance(metric, AccuracyMetric | MaskFillingMetric) and not has_labels:
+    if isinstance(metric, _LABELLED) and not has_labels:
         raise DataError(
             f"the metric {metric.kind} needs labels and the samples have none: name the labels in "
             f"the recipe's {data}, or choose a metric that compares with the original model"

@@ -75,7 +75,7 @@ class EmbeddingFidelity:
         reference, candidate = np.concatenate(self._reference), np.concatenate(self._candidate)
         if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
             return dict.fromkeys(FIGURES, math.nan)
-        reference, candidate = _unit(reference), _unit(candidate)
+        reference, candidate = unit(reference), unit(candidate)
         cosines = _cosines(reference, candidate)
         mean, margin = float(cosines.mean()), _margin(cosines)
         figures = (
@@ -117,7 +117,8 @@ def pool(output: Array, mask: NDArray[np.bool_] | None, pooling: str) -> Vectors
     return mean
 
 
-def _unit(vectors: Vectors) -> Vectors:
+def unit(vectors: Vectors) -> Vectors:
+    """``[samples, D]`` scaled to unit length; zeros stay zeros."""
     norms: Vectors = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms == 0.0, 1.0, norms)
 

@@ -21,7 +21,8 @@ RECIPES = sorted(path.stem for path in MODELS.glob("*.yaml"))
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_needs_permission_for_code_that_is_there(name):
     recipe = read_recipe(MODELS / f"{name}.yaml")
-    if recipe.source.model.startswith("package:"):
+    # Weights that not every machine has.
+    if recipe.source.model.startswith(("package:", "../build/")):
         recipe = recipe.model_copy(
             update={"source": recipe.source.model_copy(update={"model": "bert"})}
         )

@@ -6,6 +6,7 @@ import gzip
 import os
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import pytest
 
 from compress_onnx.graph_passes.errors import DataError, MissingDependencyError
 from compress_onnx.pipeline.data.sentences import sentence_key
-from models.data import verses
+from models.data import pydoc, verses
 from models.data.docstrings import docstring_sentences
-from models.data.pydoc import pydoc_sentences
+from models.data.pydoc import pydoc_sentences, pydoc_topics
 
 ROOT = Path(__file__).parents[3]
 
@@ -54,6 +55,42 @@ def test_pydoc_split_does_not_depend_on_the_hash_seed():
         for seed in ("1", "2")
     }  # fmt: skip
     assert len(digests) == 1
+
+
+def test_pydoc_topics_are_many_and_of_several_sentences():
+    for split, least in (("calibration", 1000), ("validation", 400)):
+        texts, topics = pydoc_topics(split)
+        assert len(texts) == len(topics) == len(set(map(sentence_key, texts))) >= least
+        sizes = Counter(topics)
+        assert len(sizes) >= 40
+        assert min(sizes.values()) >= 3
+        assert max(sizes.values()) < 0.2 * len(texts)
+
+
+def test_pydoc_topics_hold_out_what_pydoc_sentences_does():
+    """Not one sentence of validation is in calibration, with labels or without."""
+    calibration, validation = (
+        set(map(sentence_key, pydoc_topics(split)[0] + pydoc_sentences(split)))
+        for split in ("calibration", "validation")
+    )
+    assert calibration.isdisjoint(validation)
+    for split in ("calibration", "validation"):
+        sentences = set(map(sentence_key, pydoc_sentences(split)))
+        assert sentences.issuperset(map(sentence_key, pydoc_topics(split)[0]))
+
+
+def test_a_sentence_of_two_topics_belongs_to_the_shorter(monkeypatch):
+    own = [f"Sentence number {word} is about loops." for word in ("one", "two", "three", "four")]
+    other = [f"Sentence number {word} is about all." for word in ("one", "two", "three", "four")]
+    documents = {
+        "statements": "\n\n".join(other + own),
+        "for": "\n\n".join(own),
+        "little": "This sentence is alone here.",
+    }
+    monkeypatch.setattr(pydoc, "_documents", lambda: documents)
+    monkeypatch.setattr(pydoc, "is_held_out", lambda _key: True)
+    assert pydoc_topics("validation") == (own + other, ["for"] * 4 + ["statements"] * 4)
+    assert pydoc_topics("calibration") == ([], [])
 
 
 def test_docstrings_are_many_and_none_is_in_the_validation_split():

@@ -58,6 +58,7 @@ CLOSE = drop(0.03)
         (Figures(HALF, FAST, drop(0.3)), "validate first", "only its own metric tells"),
         (Figures(HALF, FAST, drop(0.02, "accuracy_drop")), "validate first", "own metric"),
         (Figures(HALF, FAST, drop(-0.01, "accuracy_drop")), "deploy", "it loses -0.01"),
+        (Figures(HALF, FAST, drop(0.02, "ndcg_drop")), "validate first", "own metric"),
         (Figures(HALF, FAST, drop(0.3), max_drop=0.3), "deploy", "it loses 0.3"),
         (Figures(HALF, FAST, drop(0.2, "1 - cosine")), "not worth it", "more than 0.1"),
         (Figures(HALF, FAST, CLOSE, max_drop=0.02), "not worth it", "more than 0.02: keep more"),

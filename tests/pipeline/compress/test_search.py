@@ -143,5 +143,8 @@ def test_the_drop_of_each_kind_of_metric():
     drop = drop_of(report(cosine))
     assert (drop.quantity, drop.value) == ("1 - cosine", pytest.approx(0.1))
     assert (drop.low, drop.high) == (pytest.approx(0.08), pytest.approx(0.12))
+    retrieval = {"ndcg": 0.5, "ndcg_drop": 0.1, "ndcg_drop_low": 0.05, "ndcg_drop_high": 0.2}
+    drop = drop_of(report(retrieval))
+    assert (drop.quantity, drop.value, drop.low, drop.high) == ("ndcg_drop", 0.1, 0.05, 0.2)
     drop = drop_of(report({}))
     assert (drop.quantity, drop.value, drop.low, drop.high) == ("relative_l2", 0.25, 0.2, 0.3)

@@ -10,6 +10,7 @@ import small_models as small
 from cli_runner import Cli, error_line
 
 from compress_onnx.graph_passes.errors import DataError, RequestError
+from compress_onnx.pipeline.data import sources
 from compress_onnx.pipeline.data.pairs import SentencePair
 from compress_onnx.pipeline.data.parallel import load_pairs
 from compress_onnx.pipeline.data.python import Arrays, call_loader
@@ -35,6 +36,9 @@ def inputs() -> dict:
 
 def labelled() -> tuple:
     return inputs(), np.arange(6)
+
+def labelled_texts(count: int = 2) -> tuple:
+    return ["one", "two", "three"], ["odd", "even", "odd"][:count]
 
 def pairs() -> list:
     return [SentencePair(to, f"s{n}", f"t{n}") for to in ("fr", "de") for n in range(5)]
@@ -104,6 +108,32 @@ def test_arrays_with_labels_are_samples_and_limited(folder):
     assert found.origin == "data/loaders.py:labelled()"
     assert samples(folder, spec("inputs")).labels is None
     assert isinstance(call(folder, "inputs"), Arrays)
+
+
+def test_texts_with_labels_keep_them_when_limited(folder, monkeypatch):
+    monkeypatch.setattr(
+        sources, "tokenize", lambda texts, *_, **__: {"x": np.array([[len(t)] for t in texts])}
+    )
+    loader = spec("labelled_texts", arguments={"count": 3})
+    everything = samples(folder, loader)
+    assert everything.labels.tolist() == ["odd", "even", "odd"]
+    assert everything.inputs["x"].tolist() == [[3], [3], [5]]
+    fewer = samples(folder, loader.model_copy(update={"limit": 2}))
+    label_of = {3: {"odd", "even"}, 5: {"odd"}}
+    assert len(fewer) == len(fewer.labels) == 2
+    for (length,), label in zip(fewer.inputs["x"], fewer.labels, strict=True):
+        assert label in label_of[length]
+
+
+def test_each_text_needs_its_label(folder):
+    with pytest.raises(DataError, match=r"returned 3 texts with labels \[2\]: give each"):
+        call(folder, "labelled_texts")
+
+
+def test_labelled_texts_are_no_translations(folder):
+    wanted = spec("labelled_texts", arguments={"count": 3})
+    with pytest.raises(RequestError, match="returns no translations"):
+        load_pairs(wanted, base_dir=folder, seed=0, allow_code=True)
 
 
 def test_pairs_are_limited_evenly_by_language(folder):

@@ -17,6 +17,7 @@ from compress_onnx.pipeline.measure.metrics import embedding, make_metric
 from compress_onnx.pipeline.measure.metrics.accuracy import Accuracy, paired_interval
 from compress_onnx.pipeline.measure.metrics.embedding import EmbeddingFidelity, pool
 from compress_onnx.pipeline.measure.metrics.mask_filling import MaskFilling
+from compress_onnx.pipeline.measure.metrics.retrieval import Retrieval
 from compress_onnx.pipeline.recipe import (
     AccuracyMetric,
     EmbeddingMetric,
@@ -59,7 +60,7 @@ def test_every_metric_of_one_graph_has_an_accumulator():
     for spec_class in set(get_args(union)) - {TranslationMetric}:
         (kind,) = get_args(spec_class.model_fields["kind"].annotation)
         metric = make_metric(spec_class(kind=kind))
-        assert isinstance(metric, EmbeddingFidelity | Accuracy | MaskFilling)
+        assert isinstance(metric, EmbeddingFidelity | Accuracy | MaskFilling | Retrieval)
 
 
 # Embeddings

@@ -37,6 +37,7 @@ from compress_onnx.pipeline.recipe import (
     Gate,
     MaskFillingMetric,
     Recipe,
+    RetrievalMetric,
     read_recipe,
 )
 from compress_onnx.pipeline.results import (
@@ -52,6 +53,7 @@ MODELS = Path(__file__).parents[3] / "models"
 EMBEDDING = EmbeddingMetric(kind="embedding", pooling="none", neighbours=2)
 ACCURACY = AccuracyMetric(kind="accuracy")
 FILLING = MaskFillingMetric(kind="mask-filling", top_k=1)
+RETRIEVAL = RetrievalMetric(kind="retrieval", pooling="none")
 SOURCE = {"model": "model.onnx"}
 NPZ = {"kind": "npz", "path": "data.npz"}
 GETTEXT = {
@@ -100,7 +102,7 @@ class TestNamesAreThoseThatAreMeasured:
             measured = measured_quantities(None, rows, SIZE)
             assert set(bench_quantities(grid, threads, loading=False)) == set(measured)
 
-    @pytest.mark.parametrize("spec", [EMBEDDING, ACCURACY, FILLING])
+    @pytest.mark.parametrize("spec", [EMBEDDING, ACCURACY, FILLING, RETRIEVAL])
     def test_of_metrics(self, spec):
         outputs = np.random.default_rng(0).normal(size=(8, 3, 4) if spec is FILLING else (8, 4))
         labels = np.zeros(outputs.shape[:-1], int)
@@ -176,14 +178,14 @@ class TestCheck:
 
 
 class TestMetricsBeforeTheRun:
-    @pytest.mark.parametrize("kind", [EMBEDDING, ACCURACY, FILLING])
+    @pytest.mark.parametrize("kind", [EMBEDDING, ACCURACY, FILLING, RETRIEVAL])
     def test_an_output_that_is_none_is_refused(self, kind):
         spec = kind.model_copy(update={"output": "logit"})
         with pytest.raises(RequestError, match=r"'logit' is no output of the model: use .*logits"):
             check_metric(spec, ["logits", "hidden"], has_labels=True)
         check_metric(spec, ["logit"], has_labels=True)
 
-    @pytest.mark.parametrize("kind", [ACCURACY, FILLING])
+    @pytest.mark.parametrize("kind", [ACCURACY, FILLING, RETRIEVAL])
     def test_labels_must_be_there_for_what_needs_them(self, kind):
         with pytest.raises(DataError, match=f"{kind.kind} needs labels"):
             check_metric(kind, ["logits"], has_labels=False)

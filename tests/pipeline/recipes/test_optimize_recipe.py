@@ -104,6 +104,32 @@ def test_only_the_half_that_chose_nothing_reports(folder, tmp_path):
     assert gates["relative_l2"] == pytest.approx(error, rel=1e-3)
 
 
+def test_the_form_is_chosen_by_retrieval_where_that_is_the_metric(folder, tmp_path):
+    """Topics are where the pooled output of the original is largest; a damaged model fails."""
+    (held_out,) = samples(FEATURES, 200, seed=7).inputs.values()
+    outputs = run(open_session(folder / "model.onnx"), {"x": held_out})["y"]
+    topics = np.array([f"topic {n}" for n in outputs.mean(axis=1)[:, 1::2].argmax(axis=1) % 4])
+    np.savez(folder / "topics.npz", x=held_out, topics=topics)
+    gates = [{"quantity": "ndcg_drop", "max": 0.05}, {"quantity": "recall_drop", "max": 0.05}]
+    changes = {
+        "validation": {"kind": "npz", "path": "topics.npz", "labels": "topics"},
+        "metric": {"kind": "retrieval"},
+        "gates": gates,
+    }
+    cache = ArrayCache(tmp_path / "cache")
+    report = carry_out(folder, tmp_path / "bundle", cache, **changes)
+    assert report.passed
+    assert {trial.drop.quantity for trial in report.optimize.trials if trial.drop} == {"ndcg_drop"}
+    metrics = report.validation.metrics
+    assert metrics["ndcg_drop"] == pytest.approx(metrics["ndcg_reference"] - metrics["ndcg"])
+    assert read_report(tmp_path / "bundle") == report
+    assert "ndcg_drop" in (tmp_path / "bundle" / "summary.md").read_text()
+    small = {"method": {"name": "svd"}, "params": 0.05}
+    damaged = carry_out(folder, tmp_path / "damaged", compression=small, **changes)
+    assert not damaged.passed
+    assert damaged.validation.metrics["ndcg_drop_low"] > 0
+
+
 def test_a_winner_without_a_plan_has_none(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "LEAST_GAIN", 1e9)
     report = carry_out(folder, tmp_path / "bundle")
