@@ -322,6 +322,8 @@ class OptimizeSpec(RecipeModel):
         seven_bits: whether weights are kept so small that no CPU overflows; None where this one
             does.
         time: seconds, after which no trial starts any more.
+        batch_invariance: the least cosine between a sample alone and the same in a batch that the
+            winner may have; None lets it depend on the batch.
     """
 
     max_drop: float = Field(default=0.01, ge=0)
@@ -329,6 +331,7 @@ class OptimizeSpec(RecipeModel):
     integers: bool = True
     seven_bits: bool | None = None
     time: Duration = 900.0
+    batch_invariance: float | None = Field(default=None, ge=0, le=1)
 
 
 class Compression(CompressionSpec):

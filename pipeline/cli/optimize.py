@@ -49,6 +49,15 @@ class Goal:
             help="Weights that no CPU overflows by [default: if this one has no VNNI].",
         ),
     ] = None
+    batch_invariance: Annotated[
+        float | None,
+        typer.Option(
+            "--batch-invariance",
+            min=0,
+            max=1,
+            help="The least cosine between a sample alone and in a batch, such as 0.9999.",
+        ),
+    ] = None
     time: Annotated[
         str, typer.Option("--time", metavar="TIME", help="Try nothing new after: 90s, 10min, 1h.")
     ] = "15min"
@@ -109,6 +118,9 @@ def optimize(
     Of several sizes, as in `--batch 1,8 --length 16,128`, every combination is timed, and the
     fastest is so in the geometric mean; the verdict says at which sizes it is slower.
 
+    With `--batch-invariance 0.9999` nothing wins whose answers depend on what else is in the batch,
+    as those of dynamic int8 do.
+
     The drop is one of accuracy where the data has `labels`, one of cosine with
     `--outputs pooled`, else the relative L2 of the worst output. Half of the held-out samples
     choose, the other half report.
@@ -143,6 +155,7 @@ def optimize(
         objective=goal.objective,
         integers=goal.integers,
         seven_bits=goal.seven_bits,
+        batch_invariance=goal.batch_invariance,
         time=time_s,
     )
     benchmark = BenchmarkSpec(

@@ -56,6 +56,8 @@ class Race:
         spec: what is wanted.
         seed: of the intervals.
         shapes: their names; a single one needs none.
+        unstable: trials that depend too much on the batch to be chosen, with their least cosine
+            between a sample alone and in a batch.
     """
 
     trials: Sequence[Trial]
@@ -63,6 +65,7 @@ class Race:
     spec: OptimizeSpec
     seed: int = 0
     shapes: Sequence[str] = ("",)
+    unstable: Mapping[str, float] = field(default_factory=dict)
 
     def with_speeds(self, timed_at: str) -> Race:
         """The same race, whose trials have their speed over the first, the original."""
@@ -100,8 +103,8 @@ class Race:
         return self.speed(ours, other)
 
     def best(self, trials: Iterable[Trial]) -> Trial | None:
-        """The best within the drop; None where none is."""
-        within = [trial for trial in trials if trial.within]
+        """The best within the drop that may be chosen; None where none is."""
+        within = [trial for trial in trials if trial.within and trial.name not in self.unstable]
         return min(within, key=self._cost, default=None)
 
     def choose(self) -> Choice:
@@ -155,7 +158,9 @@ class Choice:
             outcome = (
                 f"nothing of ours was tried before the time was up: {self.fallback.name} it is"
             )
-        return "; ".join(filter(None, [outcome, self._slower(), self._low_rank(ours)]))
+        return "; ".join(
+            filter(None, [outcome, self._slower(), self._unstable(), self._low_rank(ours)])
+        )
 
     def _outcome(self, winner: Trial, inputs: str) -> str:
         spec, fallback = self.race.spec, self.fallback.name
@@ -191,6 +196,13 @@ class Choice:
             if other.name in words
             for shape, value in self.race.speed(self.winner, other).at.items()
             if value < 1
+        )
+
+    def _unstable(self) -> str:
+        """What was left out, as its answers depend on the batch."""
+        return "; ".join(
+            f"{name} was left out: its answers depend on the batch ({cosine:.4f})"
+            for name, cosine in self.race.unstable.items()
         )
 
     def _low_rank(self, tried: Sequence[Trial]) -> str:

@@ -13,7 +13,8 @@ On the CPU, ONNX Runtime is kept from a fusion that costs more than it saves
 
 Rules:
 
-1. A rival wins unless ours is worth it (:mod:`~pipeline.compress.choice`).
+1. A rival wins unless ours is worth it (:mod:`~pipeline.compress.choice`). Where answers may not
+   depend on the batch, what does so cannot win.
 2. What chooses never reports.
 3. Trials are logged, by all that decides their outcome, what they are timed on included, as forms
    are chosen by time too: a second call measures none again, but for the speed of the rivals and of
@@ -40,7 +41,7 @@ import onnx_ir as ir
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import CompressOnnxError, DataError, RequestError
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
-from compress_onnx.pipeline.compress.choice import LEAST_GAIN, Race, with_front
+from compress_onnx.pipeline.compress.choice import LEAST_GAIN, Choice, Race, with_front
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.form_times import Make
 from compress_onnx.pipeline.compress.forms import Family, Forms
@@ -179,6 +180,7 @@ class _Search:
         self._trials: dict[str, Trial] = {}
         self._untried: list[str] = []
         self._unmeasured: str | None = None
+        self._invariances: dict[str, float | None] = {}
         self._priced = False
         self._loss_per_damage: float | None = None
         self._searches: dict[str, ShareSearch] = {}
@@ -203,7 +205,7 @@ class _Search:
         race = self._race([*finalists, *others])
         for trial in race.trials[len(finalists) :]:
             self._log.put(trial)
-        choice = race.choose()
+        choice = self._choose(race)
         winner = choice.winner
         if winner.name == ORIGINAL:
             save_model(original.copy(), output)
@@ -455,13 +457,29 @@ class _Search:
             self._log.put(Trial(name=f"{_TIMED}{name}", speedup=found[name]))
         return found
 
-    def _invariance(self, path: Path) -> float | None:
-        """The batch invariance of a model; None where it cannot be measured, which a note says."""
-        try:
-            return batch_invariance(path, self._choosing, self._forms.numbers.session)
-        except DataError as error:
-            self._unmeasured = str(error)
-            return None
+    def _choose(self, race: Race) -> Choice:
+        """The best of both sides, of those that depend on the batch no more than is allowed."""
+        choice, least = race.choose(), self._spec.batch_invariance
+        while least is not None:
+            both = [trial.name for trial in (choice.best, choice.fallback) if trial is not None]
+            found = {name: self._invariance(name) for name in both if name != ORIGINAL}
+            unstable = {n: c for n, c in found.items() if c is not None and c < least}
+            if not unstable:
+                break
+            race = replace(race, unstable={**race.unstable, **unstable})
+            choice = race.choose()
+        return choice
+
+    def _invariance(self, name: str) -> float | None:
+        """The batch invariance of a trial; None where it cannot be measured, which a note says."""
+        if name not in self._invariances:
+            session = self._forms.numbers.session
+            try:
+                found = batch_invariance(self._path(name), self._choosing, session)
+            except DataError as error:
+                self._unmeasured, found = str(error), None
+            self._invariances[name] = found
+        return self._invariances[name]
 
     def _interleaved(self, paths: Sequence[Path]) -> Times:
         """Nanoseconds ``[shapes, rounds, models]``; within a shape, the models take turns."""
@@ -518,7 +536,7 @@ class _Search:
     def _told(self, trial: Trial) -> Trial:
         """A finalist with its drop on the samples that report, and its batch invariance."""
         path = self._path(trial.name)
-        changes: dict[str, object] = {"batch_invariance": self._invariance(path)}
+        changes: dict[str, object] = {"batch_invariance": self._invariance(trial.name)}
         if trial.name != ORIGINAL:
             changes["reported"] = self._drop(path, self._reporting)
         return trial.model_copy(update=changes)

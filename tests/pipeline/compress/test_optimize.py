@@ -139,6 +139,35 @@ def test_the_original_wins_where_nothing_may_be_lost(learned, held_out, tmp_path
     np.testing.assert_allclose(ours, right, rtol=1e-6)
 
 
+def test_what_depends_on_the_batch_cannot_win_where_that_is_asked(
+    learned, held_out, tmp_path, monkeypatch
+):
+    """The best of both sides are measured until one is found that may win."""
+    race, asked = module._Search._race, []
+
+    def ours_are_slow(self, trials):
+        found = race(self, trials)
+        ours = [index for index, trial in enumerate(found.trials) if not trial.rival]
+        dynamic = [trial.name for trial in found.trials].index("dynamic int8")
+        found.times[..., ours] = found.times.max() * 10
+        found.times[..., dynamic] = found.times.min() // 10
+        return found.with_speeds(self._timed_at)
+
+    def invariance(path, *_):
+        dynamic = "DynamicQuantizeLinear" in {node.op_type for node in onnx.load(path).graph.node}
+        asked.append(dynamic)
+        return 0.97 if dynamic else 1.0
+
+    monkeypatch.setattr(module._Search, "_race", ours_are_slow)
+    monkeypatch.setattr(module, "batch_invariance", invariance)
+    assert call(learned, held_out, tmp_path).winner == "dynamic int8"
+    report = call(learned, held_out, tmp_path, batch_invariance=0.9999)
+    assert report.winner != "dynamic int8"
+    assert "dynamic int8 was left out: its answers depend on the batch (0.9700)" in report.verdict
+    assert any(asked)
+    assert call(learned, held_out, tmp_path, batch_invariance=0.9).winner == "dynamic int8"
+
+
 def test_a_second_call_measures_nothing_again(learned, held_out, tmp_path, monkeypatch):
     log = tmp_path / "trials.jsonl"
     first = call(learned, held_out, tmp_path, log, objective="size")
@@ -331,7 +360,7 @@ def test_accuracy_is_that_of_the_provider(learned, held_out, tmp_path, monkeypat
         module, "batch_invariance", lambda model, samples, spec: asked(model, samples, spec=spec)
     )
     with pytest.raises(Asked):
-        search._invariance(learned.original.path)
+        search._invariance("original")
     assert specs == ["cuda", "cuda"]
     assert learned.settings.session.provider == "cpu"
 
