@@ -43,7 +43,7 @@ from compress_onnx.graph_passes.errors import CompressOnnxError, DataError, Requ
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
 from compress_onnx.pipeline.compress.choice import LEAST_GAIN, Choice, Race, with_front
 from compress_onnx.pipeline.compress.compressed import Compressed
-from compress_onnx.pipeline.compress.form_times import Make
+from compress_onnx.pipeline.compress.form_times import Make, Speed
 from compress_onnx.pipeline.compress.forms import Family, Forms
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import rivals
@@ -85,7 +85,7 @@ REACH = 2.0
 
 ORIGINAL = "original"
 UNFUSED = "original, sums and norms apart"
-_FORMAT = "trial 3"
+_FORMAT = "trial 4"
 _TIMED = "timed: "
 
 Build = Callable[[Path], Compressed | None]
@@ -438,24 +438,28 @@ class _Search:
         race = Race(trials, times, self._spec, seed=seed, shapes=shapes)
         return race.with_speeds(self._timed_at)
 
-    def _speedups(self, makes: Mapping[str, Make]) -> dict[str, float]:
+    def _speedups(self, makes: Mapping[str, Make]) -> dict[str, Speed]:
         """The speed of each model over the first; logged, as forms are chosen by it."""
         self._priced = True
-        known = {name: self._log.get(f"{_TIMED}{name}") for name in makes}
-        found = {n: t.speedup for n, t in known.items() if t is not None and t.speedup is not None}
-        if found.keys() == makes.keys():
-            return found
-        with TemporaryDirectory(dir=self._folder) as folder:
-            paths = []
-            for name, make in makes.items():
-                paths.append(Path(folder) / name / "model.onnx")
-                paths[-1].parent.mkdir()
-                self._forms.save(make(), paths[-1])
-            times = self._interleaved(paths)
-        for index, name in enumerate(makes):
-            found[name] = speedup(times[..., [0, index]])
-            self._log.put(Trial(name=f"{_TIMED}{name}", speedup=found[name]))
-        return found
+        trials = [self._log.get(f"{_TIMED}{name}") for name in makes]
+        known = [trial for trial in trials if trial is not None]
+        if len(known) < len(makes):
+            with TemporaryDirectory(dir=self._folder) as folder:
+                paths = []
+                for name, make in makes.items():
+                    paths.append(Path(folder) / name / "model.onnx")
+                    paths[-1].parent.mkdir()
+                    self._forms.save(make(), paths[-1])
+                times = self._interleaved(paths)
+            untimed = [Trial(name=f"{_TIMED}{name}") for name in makes]
+            race = Race(untimed, times, self._spec, shapes=tuple(self._feeds))
+            known = list(race.with_speeds(self._timed_at).trials)
+            for trial in known:
+                self._log.put(trial)
+        return {
+            name: Speed(trial.speedup or 1, trial.speedup_low or 1, trial.speedup_high or 1)
+            for name, trial in zip(makes, known, strict=True)
+        }
 
     def _choose(self, race: Race) -> Choice:
         """The best of both sides, of those that depend on the batch no more than is allowed."""

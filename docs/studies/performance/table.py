@@ -22,7 +22,7 @@ import numpy as np
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import CompressOnnxError
 from compress_onnx.graph_passes.rewriting.unfused_norms import UnfuseNormsPass
-from compress_onnx.pipeline.compress.form_times import Make
+from compress_onnx.pipeline.compress.form_times import Make, Speed
 from compress_onnx.pipeline.files.model_file import model_size, save_model
 from compress_onnx.pipeline.measure.batch_invariance import batch_invariance
 from compress_onnx.pipeline.measure.benchmark import (
@@ -119,7 +119,7 @@ def speeds(
 
 def speedups(
     makes: Mapping[str, Make], feeds: Mapping[str, Feeds], spec: SessionSpec, rounds: int
-) -> dict[str, float]:
+) -> dict[str, Speed]:
     """What ``optimize`` chooses forms by: the speed of each model over the first, at all inputs."""
 
     def write(make: Make, path: Path) -> None:
@@ -133,7 +133,9 @@ def speedups(
         times = np.stack(
             [time_models(list(paths.values()), given, spec, rounds) for given in feeds.values()]
         )  # [shapes, rounds, models]
-    return {name: speedup(times[..., [0, index]]) for index, name in enumerate(paths)}
+    rng, pairs = np.random.default_rng(0), [times[..., [0, index]] for index in range(len(paths))]
+    found = [Speed(speedup(pair), *speedup_interval(pair, rng)) for pair in pairs]
+    return dict(zip(paths, found, strict=True))
 
 
 def groups(paths: Mapping[str, Path]) -> Iterator[list[str]]:
