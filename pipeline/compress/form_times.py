@@ -14,13 +14,18 @@ neurons, ranks, outliers, divisions and numbers.
 ``floats``        no layer multiplies integers
 ================  =================================================================
 
-Speed does not depend on what the numbers are: ranges are made up, and nothing runs on data. Where
-the clock is not sure, parts count as cheap: a part takes what the 95 % interval has at least, and a
-parameter what it has at most. So noise takes nothing away that keeps a model close.
+Speed does not depend on what the numbers are: ranges are made up, and nothing runs on data.
+
+Where the clock is not sure, divisions and branches count as cheap: they take what the 95 % interval
+has at least, and a parameter what it has at most. So noise takes nothing away that keeps a model
+close. Floats count as dear for the same reason, and as not to be had where they may be no slower:
+a model of floats is a form of its own.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -68,7 +73,8 @@ class FormTimes:
     Attributes:
         division: a Mul in front of layers.
         branch: a branch of outliers.
-        float_parameter: a parameter of a layer in float, beyond what it takes as an integer.
+        float_parameter: a parameter of a layer in float, beyond what it takes as an integer;
+            infinite where floats may be no slower.
     """
 
     division: float
@@ -77,10 +83,14 @@ class FormTimes:
 
     def __str__(self) -> str:
         """In words."""
-        return (
+        text = (
             f"a division takes at least as long as {self.division:,.0f} parameters of layers that "
-            f"multiply integers, a branch of outliers as long as {self.branch:,.0f}; a parameter "
-            f"in float takes as long as {1 + self.float_parameter:.1f}"
+            f"multiply integers, a branch of outliers as long as {self.branch:,.0f}"
+        )
+        if math.isinf(self.float_parameter):
+            return text
+        return (
+            f"{text}; a parameter in float takes at most as long as {1 + self.float_parameter:.1f}"
         )
 
     def thresholds(self, multiplier: float) -> Thresholds:
@@ -88,7 +98,7 @@ class FormTimes:
         return Thresholds(
             division=multiplier * self.division,
             branch=multiplier * self.branch,
-            float_parameter=multiplier * self.float_parameter,
+            float_parameter=max(multiplier, sys.float_info.min) * self.float_parameter,
         )
 
 
@@ -126,10 +136,11 @@ def measure_form_times(
         """Of one of so many parts: what it takes at least, in parameters."""
         return max(1 / found[name].high - 1, 0) / max(parts, 1) / parameter
 
+    slower = 1 / found["floats"].low - 1
     return FormTimes(
         division=least("divided", len(groups)),
         branch=least("branches", len(networks)),
-        float_parameter=least("floats", total),
+        float_parameter=slower / total / parameter if slower > 0 else math.inf,
     )
 
 

@@ -56,6 +56,7 @@ from compress_onnx.pipeline.runtime.samples import Samples
 Value = TypeVar("Value")
 
 _SCALE_BYTES = 4
+_MORE = 1 + 1e-9
 _NONE: Indices = np.empty(0, dtype=np.intp)
 
 OUTLIERS = 8
@@ -386,10 +387,15 @@ class _Deciding:
                 self._ranges[name] = self._ranges[name].divided(choice.divisor)
 
     def leave_in_float(self, threshold: float) -> dict[str, str | None]:
-        """Drop layers whose rounding costs more for each parameter; returns why, by name."""
+        """Drop layers whose rounding costs more for each parameter; returns why, by name.
+
+        And more than the average, so that some are left where time is worth next to nothing.
+        """
+        sizes = {n: site.in_features * site.out_features for n, site in self._sites.items()}
+        average = sum(self.damage.values()) / max(sum(sizes.values()), 1)
         dropped: dict[str, str | None] = {}
-        for name, site in list(self._sites.items()):
-            if self.damage[name] > threshold * site.in_features * site.out_features:
+        for name, size in sizes.items():
+            if self.damage[name] > max(threshold, _MORE * average) * size:
                 dropped[name] = "integers would cost more accuracy than the time is worth"
                 del self._sites[name], self.damage[name]
         return dropped

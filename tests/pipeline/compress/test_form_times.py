@@ -88,7 +88,8 @@ def test_each_part_is_counted_in_parameters(path):
 def test_a_parameter_takes_something_even_where_the_clock_says_nothing(path):
     flat = sure(dict.fromkeys(["plain", "fewer", "divided", "branches", "floats"], 1.0))
     found = measure_form_times(open_original(path), lambda _: flat)
-    assert found == FormTimes(0, 0, 0)
+    assert found == FormTimes(0, 0, math.inf)
+    assert "float" not in str(found)
     noisy = flat | sure({"fewer": 0.9, "divided": 0.5})
     found = measure_form_times(open_original(path), lambda _: noisy)
     assert 0 < found.division < math.inf
@@ -101,9 +102,12 @@ def test_where_the_clock_is_not_sure_parts_are_cheap(path):
     unsure = measure_form_times(open_original(path), lambda _: wide)
     assert 0 < unsure.division < exact.division
     assert 0 < unsure.branch < exact.branch
+    assert exact.float_parameter < unsure.float_parameter < math.inf
     hidden = {name: Speed(value, 0.5 * value, 2 * value) for name, value in values.items()}
     unknown = measure_form_times(open_original(path), lambda _: hidden)
     assert (unknown.division, unknown.branch) == (0, 0)
+    faster = measure_form_times(open_original(path), lambda _: sure(values | {"floats": 1.1}))
+    assert faster.float_parameter == math.inf
 
 
 def test_without_networks_nothing_is_timed(tmp_path):
@@ -144,6 +148,15 @@ def test_a_layer_that_loses_too_much_stays_in_float(learned):
     assert layers[densest].numbers == "float32"
     assert layers[densest].damage is None
     assert layers[densest].weight_bytes == 4 * size_of(learned, densest)
+
+
+def test_some_layers_multiply_integers_also_where_time_is_worth_nothing(learned):
+    thresholds = FormTimes(1e5, 1e5, 2.0).thresholds(0.0)
+    found = prepare_integers(
+        learned.original, learned.samples, moments=moments_of(learned), thresholds=thresholds
+    )
+    assert 0 < len(found.scales) < len(learned.original.table.sites)
+    assert FormTimes(0, 0, math.inf).thresholds(0.0).float_parameter == math.inf
 
 
 def size_of(learned, name):
