@@ -144,16 +144,18 @@ def make_plan(
 def whole_plan(table: SiteTable) -> CompressionPlan:
     """The plan that leaves all sites of ``table`` as they are."""
     reason = "all of it stays"
-    sites = (
-        SitePlan(
-            **_identity(site),
-            decision="dense",
-            reason=reason,
-            parameters_before=(parameters := parameters_of(site, None)[0]),
-            parameters_after=parameters,
+    sites = []
+    for site in table.sites:
+        parameters, _ = parameters_of(site, None)
+        sites.append(
+            SitePlan(
+                **_identity(site),
+                decision="dense",
+                reason=reason,
+                parameters_before=parameters,
+                parameters_after=parameters,
+            )
         )
-        for site in table.sites
-    )
     return CompressionPlan(
         allocation="none", budget=reason, sites=tuple(sites), skipped=table.skipped
     )

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -44,13 +43,11 @@ from compress_onnx.graph_passes.rewriting.smoothing import SmoothingPass, folds,
 from compress_onnx.graph_passes.sites.ffn import FFN, find_ffns
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.pipeline.compress.prepared import Prepared
 from compress_onnx.pipeline.evidence.ranges import input_ranges
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, kept, open_original
-from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recover.recover import recover_in_memory
 from compress_onnx.pipeline.recover.rounding import Rounding
-from compress_onnx.pipeline.results import RecoveryReport
 from compress_onnx.pipeline.runtime.samples import Samples
 
 Value = TypeVar("Value")
@@ -122,7 +119,7 @@ class RoundedModel(_Decided):
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedModel(_Decided):
+class PreparedModel(_Decided, Prepared):
     """A model of floats, outliers aside and inputs divided; its weights may be trained first.
 
     Attributes:
@@ -142,30 +139,6 @@ class PreparedModel(_Decided):
             site.name: site.node.outputs[0].name or "" for site in find_sites(self.model).sites
         }
         return Rounding({outputs[name]: s for name, s in self.scales.items()}, self.limit)
-
-    def recover(
-        self, reference: Path, samples: Samples, recovery: RecoverySpec, settings: RunSettings
-    ) -> RecoveryReport:
-        """Train ``model`` in place to do what ``reference`` does once it is rounded.
-
-        Args:
-            reference: the original model.
-            samples: unlabelled data; never the validation data.
-            recovery: budget, learning rate, what is trained and compared.
-            settings: how the models are run.
-
-        Raises:
-            CompressOnnxError: as for :func:`~pipeline.recover.recover.recover`.
-        """
-        return recover_in_memory(
-            reference,
-            self.model,
-            samples,
-            recovery,
-            settings,
-            data_folder=self.source.data_folder,
-            rounding=self.rounding,
-        )
 
     def rounded(self, form: IntegerForm = "fused") -> RoundedModel:
         """The model of integers; ``form`` says which operators multiply them."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -31,13 +30,11 @@ from compress_onnx.graph_passes.rewriting.weight_only import WeightOnlyPass, why
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.pipeline.compress.prepared import Prepared
 from compress_onnx.pipeline.evidence.calibrate import calibrate
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, kept, open_original
-from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recover.recover import recover_in_memory
 from compress_onnx.pipeline.recover.rounding import Blocks, Rounding
-from compress_onnx.pipeline.results import RecoveryReport
 from compress_onnx.pipeline.runtime.samples import Samples
 
 
@@ -59,7 +56,7 @@ class WeightOnlyModel:
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedWeights:
+class PreparedWeights(Prepared):
     """A model of floats whose weights are what their integers stand for; they may be trained first.
 
     Scales stay, and no bias is corrected: training has both in view.
@@ -84,30 +81,6 @@ class PreparedWeights:
                 site.node.outputs[0].name or "": Blocks(base.scale, base.bits)
                 for site, base in self._sites()
             }
-        )
-
-    def recover(
-        self, reference: Path, samples: Samples, recovery: RecoverySpec, settings: RunSettings
-    ) -> RecoveryReport:
-        """Train ``model`` in place to do what ``reference`` does once it is rounded.
-
-        Args:
-            reference: the original model.
-            samples: unlabelled data; never the validation data.
-            recovery: budget, learning rate, what is trained and compared.
-            settings: how the models are run.
-
-        Raises:
-            CompressOnnxError: as for :func:`~pipeline.recover.recover.recover`.
-        """
-        return recover_in_memory(
-            reference,
-            self.model,
-            samples,
-            recovery,
-            settings,
-            data_folder=self.source.data_folder,
-            rounding=self.rounding,
         )
 
     def rounded(self) -> WeightOnlyModel:
