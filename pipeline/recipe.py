@@ -371,6 +371,7 @@ class RecoverySpec(RecipeModel):
             the data kind ``masked`` has them).
         mixing: share of the steps on new samples, mixed from those that there are.
         patience: stop after so many checks of the held-out data without an improvement.
+        products: in gradients: of bfloat16 where the processor has them (``auto``), or ``float32``.
     """
 
     data: DataSpec | None = None
@@ -383,6 +384,7 @@ class RecoverySpec(RecipeModel):
     labels: float = Field(default=0.0, ge=0)
     mixing: float = Field(default=0.5, ge=0, le=1)
     patience: int = Field(default=30, ge=1)
+    products: Literal["auto", "float32"] = "auto"
 
     @model_validator(mode="after")
     def _some_end(self) -> RecoverySpec:

@@ -456,6 +456,8 @@ class RecoveryReport(Result):
         parameters: trained.
         compared: the values that the loss compares, by name in the graph.
         batches, held_out_batches: trained on, and measured on only.
+        device: of PyTorch, where it trained.
+        products: what gradients were computed in.
     """
 
     start_loss: float
@@ -468,6 +470,8 @@ class RecoveryReport(Result):
     compared: tuple[str, ...]
     batches: int
     held_out_batches: int
+    device: str = "cpu"
+    products: str = "float32"
 
     @property
     def improved(self) -> bool:

@@ -20,17 +20,21 @@ Rules:
 5. A run that is killed goes on from its last checkpoint when the same recovery is asked for again:
    checkpoints are keyed by both models, the data and the settings. Once the result is in a file,
    its checkpoint goes.
-6. With a budget in steps alone, the result depends on nothing but the arguments.
+6. With a budget in steps alone, the result depends on nothing but the arguments and the machine.
+7. PyTorch computes the gradients (:mod:`pipeline.recover.torch_graph`), on the GPU where the
+   provider is CUDA and PyTorch has it; with products of bfloat16 where the processor has them.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -59,22 +63,26 @@ from compress_onnx.pipeline.files.model_file import (
     weight_bytes,
 )
 from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recover.distillation import Distillation
-from compress_onnx.pipeline.recover.optimizer import scheduled
 from compress_onnx.pipeline.recover.rounding import Rounding
+from compress_onnx.pipeline.recover.schedule import scheduled
 from compress_onnx.pipeline.recover.teacher import Importance, Teacher
-from compress_onnx.pipeline.recover.training import Training
-from compress_onnx.pipeline.recover.whitening import whitenings
 from compress_onnx.pipeline.results import RecoveryReport
+from compress_onnx.pipeline.runtime.processor import instruction_sets
 from compress_onnx.pipeline.runtime.progress import Progress, Update
 from compress_onnx.pipeline.runtime.protobuf import SMALLER, serialized
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
 from compress_onnx.pipeline.runtime.threads import limited
 
+if TYPE_CHECKING:
+    from compress_onnx.pipeline.recover.training import Training
+
 TRAINABLE_LIMIT_BYTES = 1_800_000_000
 """What the weights of a model that is trained may take: all of them are inside its gradient graph,
 and protobuf holds less than 2 GiB."""
+
+_BFLOAT16 = {"AMX bf16", "AVX-512 bf16", "bf16"}
+"""Instruction sets with products of bfloat16."""
 
 _PROGRESS_TOTAL = 1000
 _HELD_OUT_EVERY = 10
@@ -83,6 +91,8 @@ _LEAST_STEPS_BETWEEN_CHECKS = 10
 _STALE_BEFORE_RETURN = 5
 _RATE_AT_DISTANCE_ONE = 0.003
 _LEAST_LOSS = 1e-6
+
+logger = logging.getLogger(__name__)
 
 
 @limited()
@@ -121,11 +131,16 @@ def recover(
         clock: seconds, ever growing.
 
     Raises:
-        RequestError: the model has no factors, or is too large.
+        RequestError: the model has no factors, or is too large; or PyTorch is not installed.
         NotDifferentiableError: it has an operator without gradient; the message names it.
         DataError: the samples do not fit the model, or are too few to hold some out.
     """
     begun = clock()
+    device, half = _torch_device(spec or SessionSpec(), settings)
+    from compress_onnx.pipeline.recover.distillation import Distillation
+    from compress_onnx.pipeline.recover.training import Training
+    from compress_onnx.pipeline.recover.whitening import whitenings
+
     proto = _training_graph(candidate, data_folder)
     rounding = rounding or Rounding()
     how = f"{settings.model_dump_json()} {seed} {batch_size} {rounding}"
@@ -139,14 +154,18 @@ def recover(
     numbers = range(len(teacher.batches))
     held_out = numbers[_HELD_OUT_EVERY // 2 :: _HELD_OUT_EVERY] or numbers[-1:]
     training = Training(
-        Distillation(proto, list(start), teacher.compared, spec, rounding),
+        Distillation(
+            proto, list(start), teacher.compared, rounding=rounding, device=device, half=half
+        ),
         start,
         teacher=teacher,
         batches=[index for index in numbers if index not in held_out],
         held_out=held_out,
-        whitening=whitenings(candidate, trained, teacher.batches, data_folder, spec),
+        whitening=whitenings(candidate, trained, teacher.batches, data_folder, spec, device=device),
         mixing=settings.mixing,
         seed=seed,
+        device=device,
+        half=half,
     )
     course = _Course(training, settings, checkpoints, key, progress, clock, begun)
     stopped = course.run()
@@ -161,10 +180,13 @@ def recover(
         compared=tuple(value.name for value in teacher.compared),
         batches=len(numbers) - len(held_out),
         held_out_batches=len(held_out),
+        device=device,
+        products="bfloat16" if half else "float32",
     )
     if report.improved:
+        best = training.best
         for value in trained:
-            set_array(value, training.best[value.name or ""])
+            set_array(value, best[value.name or ""])
     return report
 
 
@@ -341,6 +363,27 @@ class _Course:
             self.checkpoints.put(self.key, {**self.training.state(), "elapsed": elapsed})
 
 
+def _torch_device(spec: SessionSpec, settings: RecoverySpec) -> tuple[str, bool]:
+    """Where PyTorch trains, and whether products of bfloat16 are fast there.
+
+    Raises:
+        RequestError: PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise RequestError(
+            "recovery trains with PyTorch, which is not installed: pip install "
+            "'compress-onnx[recover]', or leave recovery out"
+        ) from error
+    torch.set_num_threads(spec.thread_count)
+    device = "cuda" if spec.provider == "cuda" and torch.cuda.is_available() else "cpu"
+    if spec.provider == "cuda" and device == "cpu":
+        logger.warning("this PyTorch has no CUDA: recovery trains on the CPU")
+    fast = device == "cuda" or not _BFLOAT16.isdisjoint(instruction_sets())
+    return device, fast and settings.products == "auto"
+
+
 def _trained(
     model: ir.Model, settings: RecoverySpec, rounding: Rounding
 ) -> dict[ir.Value, Float32]:
@@ -389,7 +432,7 @@ def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, how: str
     """What identifies a recovery; ``how`` are its settings."""
     content = np.frombuffer(serialized(candidate, instead=SMALLER), np.uint8)
     return content_key(
-        "recovery 4",
+        "recovery 5",
         content_digest(reference, load_model(reference)),
         {"candidate": content},
         samples.mask_name or "",

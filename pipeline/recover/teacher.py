@@ -22,7 +22,7 @@ from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.graph_passes.rewriting.integers import FLOAT_PROPERTY
 from compress_onnx.graph_passes.sites.linear_site import NEURONS_PROPERTY, SITE_PROPERTY
 from compress_onnx.pipeline.data.masking import UNLABELLED
-from compress_onnx.pipeline.recover.distillation import (
+from compress_onnx.pipeline.recover.compared import (
     Compared,
     label_of,
     share_of,

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.pipeline.recover.distillation import Distillation
@@ -30,9 +32,10 @@ class Training:
         whitening: the coordinates in which matrices are moved, by name.
         mixing: the share of the steps that train on mixed samples.
         seed: of the order of the batches, and of the mixing.
+        device: of PyTorch, where it trains.
+        half: whether coordinates are changed by products of bfloat16.
 
     Attributes:
-        best: the weights with the least held-out loss, the start included.
         start_loss, best_loss: held-out losses.
         own_loss: that of the original itself.
         steps: taken so far.
@@ -52,6 +55,8 @@ class Training:
         whitening: Mapping[str, Whitening],
         mixing: float,
         seed: int,
+        device: str = "cpu",
+        half: bool = False,
     ) -> None:
         self._distillation = distillation
         self._teacher = teacher
@@ -59,9 +64,9 @@ class Training:
         self._batches = batches
         self._held_out = held_out
         self._seed = seed
-        self._weights = {name: array.copy() for name, array in start.items()}
-        self._adam = Adam(self._weights, whitening)
-        self.best = {name: array.copy() for name, array in start.items()}
+        self._weights = {name: torch.tensor(array, device=device) for name, array in start.items()}
+        self._adam = Adam(self._weights, whitening, half=half)
+        self._best = {name: weight.clone() for name, weight in self._weights.items()}
         self.start_loss = self.best_loss = self._held_out_loss()
         self.own_loss = float(np.mean([teacher.own_loss(index) for index in held_out]))
         self.steps = self.stale = self.returns = 0
@@ -77,10 +82,8 @@ class Training:
         epoch, position = divmod(self.steps, len(self._batches))
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._batches))
         loss, gradients = self._distillation.gradient(
-            {
-                **self._training_feeds(self._batches[order[position]]),
-                **self._distillation.served(self._weights),
-            }
+            self._training_feeds(self._batches[order[position]]),
+            self._distillation.served(self._weights),
         )
         self._adam.step(gradients, rate)
         self.steps += 1
@@ -93,13 +96,18 @@ class Training:
         self.stale += 1
         if loss < self.best_loss:
             self.best_loss, self.stale = loss, 0
-            for name, array in self._weights.items():
-                np.copyto(self.best[name], array)
+            for name, weight in self._weights.items():
+                self._best[name].copy_(weight)
+
+    @property
+    def best(self) -> dict[str, Float32]:
+        """The weights with the least held-out loss, the start included."""
+        return {name: weight.cpu().numpy() for name, weight in self._best.items()}
 
     def go_back(self) -> None:
         """Go on from the best weights, with nothing remembered of how they were left."""
-        for name, array in self._weights.items():
-            np.copyto(array, self.best[name])
+        for name, weight in self._weights.items():
+            weight.copy_(self._best[name])
         self._adam.forget()
         self.returns += 1
 
@@ -109,19 +117,21 @@ class Training:
             "counts": np.array([self.steps, self._adam.steps, self.stale, self.returns]),
             "losses": np.array([self.start_loss, self.best_loss]),
         }
-        arrays |= {f"now/{name}": array for name, array in self._weights.items()}
-        arrays |= {f"best/{name}": array for name, array in self.best.items()}
-        return arrays | self._adam.moments
+        return arrays | {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Go on from ``state``."""
         self.steps, self._adam.steps, self.stale, self.returns = map(int, state["counts"])
         self.start_loss, self.best_loss = map(float, state["losses"])
-        for name in self.best:
-            np.copyto(self._weights[name], state[f"now/{name}"])
-            np.copyto(self.best[name], state[f"best/{name}"])
-        for name, array in self._adam.moments.items():
-            np.copyto(array, state[name])
+        for name, tensor in self._tensors.items():
+            tensor.copy_(torch.from_numpy(np.asarray(state[name])))
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        """What changes, by the names under which it is stored."""
+        tensors = {f"now/{name}": weight for name, weight in self._weights.items()}
+        tensors |= {f"best/{name}": weight for name, weight in self._best.items()}
+        return tensors | self._adam.moments
 
     def _training_feeds(self, index: int) -> Mapping[str, Array]:
         rng = np.random.default_rng([self._seed, self.steps, 1])
@@ -132,7 +142,6 @@ class Training:
     def _held_out_loss(self) -> float:
         served = self._distillation.served(self._weights)
         losses = [
-            self._distillation.loss({**self._teacher.feeds(index), **served})
-            for index in self._held_out
+            self._distillation.loss(self._teacher.feeds(index), served) for index in self._held_out
         ]
         return float(np.mean(losses))

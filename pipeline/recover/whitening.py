@@ -21,9 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from scipy import linalg
+from torch import Tensor
 
 from compress_onnx.graph_passes.arrays import Array, Float32, Float64
+from compress_onnx.pipeline.recover.torch_operators import product
 from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.samples import Batch
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
@@ -44,14 +47,15 @@ class Whitening:
         axis: that of the inputs in the weight as it is stored.
     """
 
-    basis: Float32
+    basis: Tensor
     scale: float
     axis: int
 
-    def apply(self, array: Float32) -> Float32:
-        """``P·array``, of what is stored like the weight."""
-        product: Float32 = self.basis @ array if self.axis == 0 else array @ self.basis
-        return product
+    def apply(self, array: Tensor, half: bool = False) -> Tensor:
+        """``P·array``, of what is stored like the weight; as a product of bfloat16 if ``half``."""
+        if self.axis == 0:
+            return product(self.basis, array, half)
+        return product(array, self.basis, half)
 
 
 def whitenings(
@@ -60,6 +64,8 @@ def whitenings(
     batches: Sequence[Batch],
     data_folder: Path,
     spec: SessionSpec | None = None,
+    *,
+    device: str = "cpu",
 ) -> dict[str, Whitening]:
     """The coordinates of the matrices that are trained and multiplied with, by name.
 
@@ -69,18 +75,20 @@ def whitenings(
         batches: a few of them are run.
         data_folder: where the model's external data lies.
         spec: how it is run.
+        device: of PyTorch, where weights are moved.
     """
-    products = [product for product in _products(model, trained) if product.width <= WIDEST]
-    moments = _moments(model, {product.input for product in products}, batches, data_folder, spec)
+    products = [layer for layer in _products(model, trained) if layer.width <= WIDEST]
+    moments = _moments(model, {layer.input for layer in products}, batches, data_folder, spec)
     roots = {name: _roots(moment) for name, moment in moments.items()}
     found: dict[str, Whitening] = {}
-    for product in products:
-        if product.input in roots:
-            basis, inverse = roots[product.input]
-            array = trained[product.weight]
-            white = inverse @ array if product.axis == 0 else array @ inverse
+    for layer in products:
+        if layer.input in roots:
+            basis, inverse = roots[layer.input]
+            array = trained[layer.weight]
+            white = inverse @ array if layer.axis == 0 else array @ inverse
             scale = float(np.sqrt(np.mean(white * white)))
-            found[product.weight.name or ""] = Whitening(basis, scale, product.axis)
+            placed = torch.from_numpy(basis).to(device)
+            found[layer.weight.name or ""] = Whitening(placed, scale, layer.axis)
     return found
 
 

@@ -4,49 +4,47 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from graphs import model as graph
 from graphs import weights
 
 from compress_onnx.graph_passes.errors import DataError, NotDifferentiableError
 from compress_onnx.pipeline.data.masking import UNLABELLED
-from compress_onnx.pipeline.recover.distillation import (
+from compress_onnx.pipeline.recover.compared import (
     Compared,
-    Distillation,
     label_of,
     share_of,
     target_of,
     weight_of,
 )
+from compress_onnx.pipeline.recover.distillation import Distillation
 from compress_onnx.pipeline.recover.teacher import label_weights, pooling_shares, position_weights
-from compress_onnx.pipeline.runtime.session import SessionSpec
-
-ONE_THREAD = SessionSpec(threads=1)
-
 
 # The loss and its gradient
 
 
-def distillation_case(text, shapes, compared, feeds):
-    """A graph whose weights are all trained, and what to feed it."""
+def distillation_case(text, shapes, compared):
+    """A graph whose weights are all trained, and these."""
     start = weights(**shapes)
-    distillation = Distillation(graph(text, start), list(shapes), compared, ONE_THREAD)
-    return distillation, {**feeds, **start}
+    distillation = Distillation(graph(text, start), list(shapes), compared)
+    return distillation, {name: torch.from_numpy(array) for name, array in start.items()}
 
 
-def assert_gradient_is_right(distillation, feeds, trained, rng):
+def assert_gradient_is_right(distillation, feeds, trained):
     """Along random directions, against central differences."""
-    loss, gradients = distillation.gradient(feeds)
-    assert loss == pytest.approx(distillation.loss(feeds), rel=1e-5)
-    for name in trained:
-        direction = rng.normal(size=feeds[name].shape).astype(np.float32)
-        size = np.float32(1e-2 / np.linalg.norm(direction))
+    loss, gradients = distillation.gradient(feeds, trained)
+    assert loss == pytest.approx(distillation.loss(feeds, trained), rel=1e-5)
+    random = torch.Generator().manual_seed(0)
+    for name, weight in trained.items():
+        direction = torch.randn(weight.shape, generator=random)
+        size = 1e-2 / direction.norm()
         ahead, behind = (
-            distillation.loss({**feeds, name: feeds[name] + sign * size * direction})
+            distillation.loss(feeds, {**trained, name: weight + sign * size * direction})
             for sign in (1, -1)
         )
-        measured = (ahead - behind) / (2 * size)
-        assert gradients[name].shape == feeds[name].shape
-        assert np.sum(gradients[name] * direction) == pytest.approx(measured, rel=2e-2), name
+        measured = (ahead - behind) / (2 * float(size))
+        assert gradients[name].shape == weight.shape
+        assert float((gradients[name] * direction).sum()) == pytest.approx(measured, rel=2e-2), name
 
 
 def test_gradient_of_positions_and_of_their_mean_against_finite_differences():
@@ -68,8 +66,8 @@ def test_gradient_of_positions_and_of_their_mean_against_finite_differences():
         share_of("y"): weight / 3,
     }
     compared = [Compared("y", 3, pooled=True)]
-    distillation, feeds = distillation_case(text, shapes, compared, feeds)
-    assert_gradient_is_right(distillation, feeds, shapes, rng)
+    distillation, start = distillation_case(text, shapes, compared)
+    assert_gradient_is_right(distillation, feeds, start)
 
 
 def test_gradient_of_a_gemm_and_of_a_value_inside_the_model():
@@ -85,8 +83,8 @@ def test_gradient_of_a_gemm_and_of_a_value_inside_the_model():
         feeds[target_of(name)] = rng.normal(size=(5, width)).astype(np.float32)
         feeds[weight_of(name)] = rng.uniform(0, 1, size=(5, 1)).astype(np.float32)
     compared = [Compared("y", 2, pooled=False), Compared("h", 2, pooled=False)]
-    distillation, feeds = distillation_case(text, shapes, compared, feeds)
-    assert_gradient_is_right(distillation, feeds, shapes, rng)
+    distillation, start = distillation_case(text, shapes, compared)
+    assert_gradient_is_right(distillation, feeds, start)
 
 
 def test_loss_is_the_relative_error_of_positions_and_of_means():
@@ -127,13 +125,13 @@ def test_loss_and_gradient_of_labels(labels):
         label_of("y"): label_weights(target, labels, 2.0),
     }
     compared = [Compared("y", labels.ndim + 1, pooled=False, labelled=True)]
-    distillation, feeds = distillation_case(text, shapes, compared, feeds)
-    logits = (feeds["x"] @ feeds["down"] @ feeds["up"]).astype(np.float64)
+    distillation, start = distillation_case(text, shapes, compared)
+    logits = (feeds["x"] @ start["down"].numpy() @ start["up"].numpy()).astype(np.float64)
     logarithms = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     labelled = np.nonzero(labels != UNLABELLED)
     entropy = -logarithms[*labelled, labels[labelled]].mean()
-    assert distillation.loss(feeds) == pytest.approx(2 * entropy, rel=1e-5)
-    assert_gradient_is_right(distillation, feeds, shapes, rng)
+    assert distillation.loss(feeds, start) == pytest.approx(2 * entropy, rel=1e-5)
+    assert_gradient_is_right(distillation, feeds, start)
 
 
 def test_samples_without_labels_do_not_count_and_foreign_classes_are_refused():
@@ -152,11 +150,10 @@ def test_an_operator_without_gradient_is_named():
         y = MaxRoiPool<pooled_shape = [2, 2]>(h, rois)
     }"""
     proto = graph(text, {**weights(w=(6, 4)), "rois": np.zeros((1, 5), np.float32)})
-    distillation = Distillation(proto, ["w"], [Compared("y", 4, pooled=False)], ONE_THREAD)
+    distillation = Distillation(proto, ["w"], [Compared("y", 4, pooled=False)])
     feeds = weights(
-        w=(6, 4),
         x=(1, 1, 4, 6),
         **{target_of("y"): (1, 1, 2, 2), weight_of("y"): (1, 1, 2, 1)},
     )
     with pytest.raises(NotDifferentiableError, match=r"no gradient .*MaxRoiPool"):
-        distillation.gradient(feeds)
+        distillation.gradient(feeds, {"w": torch.ones(6, 4)})

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from compress_onnx.pipeline.recover.optimizer import Adam, scheduled
+from compress_onnx.pipeline.recover.optimizer import Adam
+from compress_onnx.pipeline.recover.schedule import scheduled
 
 # The optimizer
 
 
 def test_adam_finds_the_minimum_and_steps_by_the_rate():
-    weights = {"w": np.array([2.0, -4.0], np.float32)}
+    weights = {"w": torch.tensor([2.0, -4.0])}
     scale = np.sqrt(10)
     adam = Adam(weights)
-    adam.step({"w": np.array([1e-3, -10], np.float32)}, 0.1)
+    adam.step({"w": torch.tensor([1e-3, -10.0])}, 0.1)
     np.testing.assert_allclose(weights["w"], [2 - 0.1 * scale, -4 + 0.1 * scale], rtol=1e-5)
     for _ in range(300):
         adam.step({"w": weights["w"] - 1}, 0.02)

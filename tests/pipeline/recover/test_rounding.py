@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from ffn_forms import SPELLINGS
 from graphs import model as graph
 from graphs import weights
@@ -24,13 +25,10 @@ from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import self_contained
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recover.distillation import (
-    Compared,
-    Distillation,
-    target_of,
-    weight_of,
-)
-from compress_onnx.pipeline.recover.rounding import Blocks, Rounding, round_columns
+from compress_onnx.pipeline.recover.compared import Compared, target_of, weight_of
+from compress_onnx.pipeline.recover.distillation import Distillation
+from compress_onnx.pipeline.recover.rounded_graph import round_columns
+from compress_onnx.pipeline.recover.rounding import Blocks, Rounding
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -63,15 +61,14 @@ def test_the_gradient_is_the_straight_through_formula(limit):
         graph(text, start),
         list(start),
         [Compared("y", 2, pooled=False)],
-        ONE_THREAD,
-        Rounding({"m": first, "y": second}, limit),
+        rounding=Rounding({"m": first, "y": second}, limit),
     )
     x, target = rng.normal(size=(7, 6)), rng.normal(size=(7, 4))
     weight = rng.uniform(0, 1, size=(7, 1))
     feeds = {"x": x, target_of("y"): target, weight_of("y"): weight}
     feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
-    feeds |= distillation.served(start)
-    loss, gradients = distillation.gradient(feeds)
+    served = distillation.served({name: torch.from_numpy(w) for name, w in start.items()})
+    loss, gradients = distillation.gradient(feeds, served)
 
     def decoded(matrix):
         made = round_weight(matrix, limit)
@@ -87,7 +84,7 @@ def test_the_gradient_is_the_straight_through_formula(limit):
     g_a = (g_y @ w2.T) * inside * (1 - h**2)
     expected = {"w1": x1.T @ g_a, "b1": g_a.sum(axis=0), "w2": g_y.T @ x2, "b2": g_y.sum(axis=0)}
     assert loss == pytest.approx(np.sum(weight * difference**2), rel=1e-4)
-    assert distillation.loss(feeds) == pytest.approx(loss, rel=1e-6)
+    assert distillation.loss(feeds, served) == pytest.approx(loss, rel=1e-6)
     for name, gradient in expected.items():
         np.testing.assert_allclose(gradients[name], gradient, rtol=1e-3, atol=1e-4, err_msg=name)
 
@@ -97,7 +94,7 @@ def test_weights_are_rounded_as_they_will_be_stored():
     matrix[:, 2] = 0
     made = round_weight(matrix)
     for axis, stored in ((1, matrix), (0, matrix.T)):
-        ours = round_columns(stored, axis, 127)
+        ours = round_columns(torch.tensor(stored), axis, 127).numpy()
         decoded = made.numbers * made.scale
         np.testing.assert_allclose(ours if axis else ours.T, decoded, rtol=1e-5, atol=1e-7)
 
@@ -116,12 +113,12 @@ def loss_against(
     output = prepared.model.graph.outputs[0].name or ""
     proto = self_contained(prepared.model, prepared.source.data_folder)
     trained = [value.name or "" for value in rounding.weights(prepared.model)]
-    start = {v.name or "": array_of(v) for v in rounding.weights(prepared.model)}
+    start = {v.name or "": torch.from_numpy(array_of(v)) for v in rounding.weights(prepared.model)}
     compared = [Compared(output, target.ndim, pooled=False)]
-    distillation = Distillation(proto, trained, compared, ONE_THREAD, rounding)
+    distillation = Distillation(proto, trained, compared, rounding=rounding)
     share = np.full((*target.shape[:-1], 1), 1 / target.size, np.float32)
     terms = {target_of(output): target, weight_of(output): share}
-    return distillation.loss({**feeds, **distillation.served(start), **terms})
+    return distillation.loss({**feeds, **terms}, distillation.served(start))
 
 
 @pytest.mark.parametrize("name", SPELLINGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from graphs import model as graph
 from graphs import weights
 
@@ -46,7 +47,7 @@ def test_inputs_are_white_in_the_basis(tmp_path):
     x = correlated()[:, :2].reshape(-1, WIDTH).astype(np.float64)
     moment = x.T @ x
     moment *= WIDTH / np.trace(moment)
-    basis = made["w1"].basis.astype(np.float64)
+    basis = made["w1"].basis.numpy().astype(np.float64)
     np.testing.assert_allclose(basis, basis.T, atol=1e-5)
     damped = basis @ (moment + DAMPING * np.eye(WIDTH)) @ basis
     np.testing.assert_allclose(damped, np.eye(WIDTH), atol=1e-3)
@@ -68,7 +69,7 @@ def test_a_weight_may_be_stored_either_way_round(tmp_path):
         batches = list(Samples({"x": x.astype(np.float32)}).batches(100))
         made.append(whitenings(model, {value: array_of(value)}, batches, tmp_path)["w"])
     np.testing.assert_allclose(made[0].basis, made[1].basis, rtol=1e-5)
-    step = np.random.default_rng(0).normal(size=(WIDTH, 4)).astype(np.float32)
+    step = torch.randn(WIDTH, 4, generator=torch.Generator().manual_seed(0))
     np.testing.assert_allclose(made[0].apply(step), made[1].apply(step.T).T, rtol=1e-4)
 
 
@@ -82,13 +83,15 @@ def test_steps_reach_directions_in_which_inputs_hardly_vary():
     basis, inverse = module._roots(x.T @ x * (32 / np.sum(x * x)))
     losses = []
     for white in (False, True):
-        array = start.astype(np.float32)
-        scale = float(np.sqrt(np.mean((inverse @ array) ** 2)))
-        adam = Adam({"w": array}, {"w": Whitening(basis, scale, 0)} if white else None)
+        array = torch.tensor(start, dtype=torch.float32)
+        scale = float(np.sqrt(np.mean((inverse @ start) ** 2)))
+        adam = Adam(
+            {"w": array}, {"w": Whitening(torch.from_numpy(basis), scale, 0)} if white else None
+        )
         for step in range(40):
-            gradient = x.T @ (x @ (array - right))
-            adam.step({"w": gradient.astype(np.float32)}, 0.03 * (1 - step / 40))
-        losses.append(np.sum((x @ (array - right)) ** 2))
+            gradient = x.T @ (x @ (array.numpy() - right))
+            adam.step({"w": torch.tensor(gradient, dtype=torch.float32)}, 0.03 * (1 - step / 40))
+        losses.append(np.sum((x @ (array.numpy() - right)) ** 2))
     assert losses[1] < 0.6 * losses[0]
 
 
