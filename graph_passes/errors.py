@@ -8,6 +8,7 @@
     ├── ProviderError          an execution provider is not available
     ├── OutputError            the result cannot be written
     ├── MissingDependencyError an optional package is not installed
+    ├── BackendError           workers on other machines cannot be had, or are gone
     └── NothingToCompressError no weight can be factored with a gain    exit code 3
         └── NoShareWithinError no share stays within a drop (pipeline.compress.search)
 
@@ -51,6 +52,10 @@ class OutputError(CompressOnnxError):
 
 class MissingDependencyError(CompressOnnxError):
     """An optional package is needed for this request and is not installed."""
+
+
+class BackendError(CompressOnnxError):
+    """The workers that jobs should run on cannot be reached, do not fit, or are gone."""
 
 
 class NothingToCompressError(CompressOnnxError):

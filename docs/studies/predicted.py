@@ -62,7 +62,7 @@ def changes(learned: Learned) -> Iterator[Change]:
     assert selection is not None
     assert basis.gradients is not None
     for index, sites in enumerate(group_by_weight(table.sites).values()):
-        curve, share = truncation(sites), SHARES[index % len(SHARES)]
+        (curve,), share = truncation([sites]), SHARES[index % len(SHARES)]
         assert curve is not None
         request = _one(sites[0].name, share).model_copy(update={"method": method})
         plan = learned.compress(request).plan

@@ -7,6 +7,8 @@ With batches b of weight w_b and mean μ_b ::
 (Chan, Golub and LeVeque 1983): around zero, ``E[x xᵀ] − μμᵀ`` would lose twice the digits that the
 mean is larger than the deviation. Weights are in units of the first batch's largest.
 
+Rows may be collected in several parts, elsewhere: parts are merged, in the end.
+
 The products of a batch are computed in the precision of its rows, at least float32, and in float64
 where squares overflow; all else is float64. (``xᵀ x`` of one array is BLAS ``syrk``: numpy
 sees to it, and lets other threads run meanwhile.)
@@ -63,6 +65,16 @@ class MomentAccumulator:
         scaled = self._rows.add(rows, weights)
         self._moment += scaled.T @ scaled
         return scaled
+
+    def merge(self, later: MomentAccumulator) -> None:
+        """Add what ``later`` collected, which is used up.
+
+        The sums have the same value as if all rows had been added here, to rounding.
+        """
+        if not later.count:
+            return
+        later._moment *= self._rows.merge(later._rows)
+        self._moment += later._moment
 
     def result(self) -> ActivationStats:
         """The statistics so far; all zero where every weight was.
@@ -174,6 +186,22 @@ class Rows:
         x *= np.sqrt(w)[:, None]
         safe: Floats = x if np.isfinite(np.vdot(x, x)) else x.astype(np.float64)
         return safe
+
+    def merge(self, later: Rows) -> float:
+        """Add the rows of ``later``; returns what a unit of its weights is in units of these."""
+        if self._origin is None:
+            self._unit, self._origin = later._unit, later._origin
+        self._unit = self._unit or later._unit
+        unit = later._unit / self._unit if later._unit else 1.0
+        assert self._origin is not None
+        assert later._origin is not None
+        apart = later._origin - self._origin
+        self.count += later.count
+        self.magnitude += unit * later.magnitude
+        self._means += [mean + apart for mean in later._means]
+        self._offs += later._offs
+        self._weights += [unit * weight for weight in later._weights]
+        return unit
 
     @property
     def weight(self) -> float:

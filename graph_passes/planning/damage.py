@@ -11,19 +11,22 @@ A weight with a site that was not measured, or has no gradients, has no curve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from compress_onnx.graph_passes.allocation import Damage
 from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import Method
+from compress_onnx.graph_passes.factorization.base import Decomposition
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.evidence import evidence_in
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
-DamageCurve = Callable[[Sequence[LinearSite]], Float64 | None]
-"""What the weight that some sites share costs the model at each rank; None where not known."""
+DamageCurves = Callable[[Sequence[Sequence[LinearSite]]], Iterator[Float64 | None]]
+"""What each of several weights costs the model at each rank; None where that is not known.
+
+A weight is the sites that share it."""
 
 
 def damage_curve(
@@ -31,8 +34,8 @@ def damage_curve(
     method: Method,
     decompositions: Decompositions,
     slopes: Mapping[str, float] | None = None,
-) -> DamageCurve | None:
-    """The curve ``[q + 1]`` of any weight, computed when it is asked for; None if none is needed.
+) -> DamageCurves | None:
+    """The curve ``[q + 1]`` of each weight, computed when it is asked for; None if none is needed.
 
     Args:
         kind: what damage is.
@@ -52,20 +55,24 @@ def damage_curve(
     ):
         raise RequestError("the allocation gauss-newton needs calibration data with gradients")
 
-    def curve(sites: Sequence[LinearSite]) -> Float64 | None:
-        key = sites[0].weight.key
-        if kind == "gauss-newton":
-            if evidence_in(decompositions.known(sites)) != "gradients":
-                return None
-            by = method if method.needs_gradients else GaussNewton()
-            found = decompositions.of(by, sites)
-            return found.energy * found.tail
-        if kind == "energy":
-            return decompositions.of(method, sites).tail
-        assert slopes is not None
-        if key not in slopes:
-            return None
-        found = decompositions.of(method, sites)
-        return slopes[key] * found.energy * found.tail
+    by = GaussNewton() if kind == "gauss-newton" and not method.needs_gradients else method
 
-    return curve
+    def curves(weights: Sequence[Sequence[LinearSite]]) -> Iterator[Float64 | None]:
+        units = [unit(sites) for sites in weights]
+        known = zip(weights, units, strict=True)
+        found = decompositions.of_all(by, [sites for sites, one in known if one is not None])
+        for one in units:
+            yield None if one is None else scaled(next(found), one)
+
+    def unit(sites: Sequence[LinearSite]) -> float | None:
+        """What one of the weight's squared errors costs; None where that is not known."""
+        if kind == "sensitivity":
+            assert slopes is not None
+            return slopes.get(sites[0].weight.key)
+        known = kind == "energy" or evidence_in(decompositions.known(sites)) == "gradients"
+        return 1.0 if known else None
+
+    def scaled(found: Decomposition, one: float) -> Float64:
+        return found.tail if kind == "energy" else one * found.energy * found.tail
+
+    return curves

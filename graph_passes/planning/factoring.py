@@ -1,4 +1,9 @@
-"""Carry a plan out numerically: factor one weight at a time and measure the error of each."""
+"""Carry a plan out numerically: factor each weight and measure its error.
+
+Weights are independent jobs, which :data:`~graph_passes.planning.decompositions.Spread` carries
+out. A job takes a weight with what is known about its inputs, and comes back as factors, errors and
+the decomposition, which is kept for other budgets.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress_onnx.graph_passes.arrays import Float64
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.factorization import Factorization, Term
-from compress_onnx.graph_passes.factorization.error import activation_error, weight_error
+from compress_onnx.graph_passes.factorization import Factorization, Known, Term
+from compress_onnx.graph_passes.factorization.base import Decomposition
+from compress_onnx.graph_passes.factorization.error import (
+    activation_error,
+    least_errors,
+    weight_error,
+)
 from compress_onnx.graph_passes.factorization.neurons import Folded
+from compress_onnx.graph_passes.factorization.stack import decompose
 from compress_onnx.graph_passes.factorization.storage import rounded
-from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.planning.decompositions import (
+    Decompositions,
+    largest_paying_rank,
+    metric_of,
+)
 from compress_onnx.graph_passes.planning.evidence import evidence_in
 from compress_onnx.graph_passes.planning.fitting import (
     check_evidence,
@@ -52,7 +67,7 @@ def factor_weights(
     decompositions: Decompositions,
     ready: Mapping[str, Factorization] | None = None,
 ) -> Iterator[FactoredWeight]:
-    """Factor the weights that ``plan`` says, one at a time, so that only one is in memory.
+    """Factor the weights that ``plan`` says; only those that are under way are in memory.
 
     Args:
         table: the sites of the model.
@@ -68,25 +83,84 @@ def factor_weights(
     check_evidence(table, plan, decompositions.stats)
     groups = group_by_weight(table.sites)
     planned = {site.weight: site for site in plan.factored}
-    for key, site_plan in planned.items():
-        yield _factor(groups[key], site_plan, decompositions, (ready or {}).get(key))
+    jobs = (
+        _job(groups[key], site_plan, decompositions, (ready or {}).get(key))
+        for key, site_plan in planned.items()
+    )
+    done = decompositions.spread(_carried_out, jobs)
+    for (key, site_plan), made in zip(planned.items(), done, strict=True):
+        sites = groups[key]
+        if made.nested is not None:
+            decompositions.keep(planned_method(site_plan), sites, made.nested)
+        decompositions.keep_least(sites, made.least)
+        yield FactoredWeight(sites, site_plan, made.factorization, made.error, made.least)
 
 
-def _factor(
+@dataclass(frozen=True)
+class _Job:
+    """All that it takes to factor one weight by its plan, and to measure the error.
+
+    Attributes:
+        plan: of one of its sites.
+        weight: ``[.., K, N]``.
+        known: about the inputs of each of its matrices.
+        ready: its factors, where they are there already.
+        least: ``[q + 1]`` the least squared errors, where they are known already.
+    """
+
+    plan: SitePlan
+    weight: Array
+    known: Known
+    ready: Factorization | None
+    least: Float64 | None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a job comes to; ``nested`` is the decomposition that it made, where it can be kept."""
+
+    factorization: Factorization
+    error: SiteError
+    least: Float64
+    nested: Decomposition | None
+
+
+def _job(
     sites: Sequence[LinearSite],
     plan: SitePlan,
     decompositions: Decompositions,
     ready: Factorization | None,
-) -> FactoredWeight:
+) -> _Job:
     weight = sites[0].weight.array()
     if not np.isfinite(weight.astype(np.float32, copy=False)).all():
         raise RequestError(f"the plan factors {plan.site!r}, which has NaN or infinite values")
-    method, rank = planned_method(plan), planned_rank(plan)
+    if ready is None:
+        kept = decompositions.kept(planned_method(plan), sites, planned_rank(plan))
+        ready = None if kept is None else _factors(kept, plan)
+    return _Job(plan, weight, decompositions.known(sites), ready, decompositions.kept_least(sites))
+
+
+def _carried_out(job: _Job) -> _Made:
+    factorization, least, nested = job.ready, job.least, None
+    if factorization is None:
+        method, limit = planned_method(job.plan), largest_paying_rank(*job.weight.shape[-2:])
+        found = decompose(method, job.weight, job.known)
+        nested = found.nested(limit)
+        fits = nested is not None and planned_rank(job.plan) <= limit
+        factorization = _factors(nested if nested is not None and fits else found, job.plan)
+        if least is None and nested is not None and method.metric == metric_of(job.known):
+            least = least_errors(job.weight, job.known, nested)
+    if least is None:
+        least = least_errors(job.weight, job.known)
+    error = _error(job.weight, job.plan, factorization, job.known, least)
+    return _Made(factorization, error, least, nested)
+
+
+def _factors(decomposition: Decomposition, plan: SitePlan) -> Factorization:
     try:
-        factorization = ready or decompositions.of(method, sites, rank).factorize(rank, plan.store)
+        return decomposition.factorize(planned_rank(plan), plan.store)
     except RequestError as misfit:
         raise RequestError(f"{plan.site}: {misfit}") from misfit
-    return _measured(sites, plan, factorization, decompositions)
 
 
 def thinned_weight(
@@ -112,15 +186,21 @@ def _measured(
     decompositions: Decompositions,
 ) -> FactoredWeight:
     """``factorization`` with its errors, in the metric of what ``decompositions`` know."""
-    weight, rank, known = sites[0].weight.array(), plan.kept, decompositions.known(sites)
-    least = decompositions.least(sites)
-    assert rank is not None
-    rank = min(rank, len(least) - 1)  # more neurons than outputs: a weight of full rank
-    error = SiteError(
+    least, known = decompositions.least(sites), decompositions.known(sites)
+    error = _error(sites[0].weight.array(), plan, factorization, known, least)
+    return FactoredWeight(sites, plan, factorization, error, least)
+
+
+def _error(
+    weight: Array, plan: SitePlan, factorization: Factorization, known: Known, least: Float64
+) -> SiteError:
+    """What ``factorization`` loses of ``weight``, beside the least at its rank."""
+    assert plan.kept is not None
+    rank = min(plan.kept, len(least) - 1)  # more neurons than outputs: a weight of full rank
+    return SiteError(
         weight=weight_error(weight, factorization),
         activation=(
             None if evidence_in(known) == "none" else activation_error(weight, factorization, known)
         ),
         bound=float(np.sqrt(least[rank] / least[0])) if least[0] > 0 else 0.0,
     )
-    return FactoredWeight(sites, plan, factorization, error, least)

@@ -24,7 +24,7 @@ from compress_onnx.graph_passes.planning.choice import (
     choose,
     open_groups,
 )
-from compress_onnx.graph_passes.planning.damage import DamageCurve
+from compress_onnx.graph_passes.planning.damage import DamageCurves
 from compress_onnx.graph_passes.planning.ffns import (
     NeuronEvidence,
     NeuronMenus,
@@ -69,7 +69,7 @@ def make_plan(
     table: SiteTable,
     request: CompressionSpec,
     stats: Mapping[str, ActivationStats] | None = None,
-    damage: DamageCurve | None = None,
+    damage: DamageCurves | None = None,
     price: PriceCurve | None = None,
     *,
     networks: NeuronEvidence | None = None,

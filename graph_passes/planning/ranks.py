@@ -16,7 +16,7 @@ from compress_onnx.graph_passes.allocation.price import Price
 from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.choice import Choices, bias_parameters, open_groups
-from compress_onnx.graph_passes.planning.damage import DamageCurve
+from compress_onnx.graph_passes.planning.damage import DamageCurves
 from compress_onnx.graph_passes.planning.evidence import lack_of
 from compress_onnx.graph_passes.planning.prices import PriceCurve, byte_price
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
@@ -35,7 +35,7 @@ _NEED = {**QUANTITIES, "latency": "milliseconds"}
 
 
 def damage_curves(
-    groups: WeightGroups, choices: Choices, request: CompressionSpec, damage: DamageCurve | None
+    groups: WeightGroups, choices: Choices, request: CompressionSpec, damage: DamageCurves | None
 ) -> Curves:
     """What each open weight costs the model at each rank; None where that is not known.
 
@@ -44,10 +44,10 @@ def damage_curves(
     by_damage = request.rank is None and get_allocator(request.allocation).damage != "none"
     if damage is None or not by_damage:
         return {}
-    return {
-        key: None if choices[key].lacks else damage(sites)
-        for key, sites in open_groups(groups, choices).items()
-    }
+    members = open_groups(groups, choices)
+    known = {key: sites for key, sites in members.items() if not choices[key].lacks}
+    curves = dict(zip(known, damage(list(known.values())), strict=True))
+    return {key: curves.get(key) for key in members}
 
 
 def without_damage(

@@ -201,7 +201,7 @@ def compress(
     if samples is not None and held_out is None:
         split = hold_out_if_enough if budget.max_drop is None else hold_out
         samples, held_out = split(samples)
-    settings = options.settings(data.no_cache, batch_size=data.batch_size)
+    settings = options.settings(data.no_cache, batch_size=data.batch_size, backend=data.backend)
     learned = learn(
         model,
         samples,

@@ -165,7 +165,7 @@ def optimize(
         length=timing.length or (128,),
         iterations=timing.iterations,
     )
-    settings = options.settings(data.no_cache, batch_size=data.batch_size)
+    settings = options.settings(data.no_cache, batch_size=data.batch_size, backend=data.backend)
     report = optimized(
         learn(model, samples, settings),
         held_out,

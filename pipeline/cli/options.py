@@ -17,6 +17,7 @@ from compress_onnx.pipeline.cli.console import ProgressBars, TrialTable
 from compress_onnx.pipeline.data.npz import load_npz
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
+from compress_onnx.pipeline.runtime.backend import EMBEDDED, open_backend
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -153,6 +154,13 @@ Force = Annotated[
     bool, typer.Option("--force", help="Replace outputs that compress-onnx did not write.")
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="Where independent jobs run: embedded (threads of this process), or dask:ADDRESS of a "
+        "scheduler whose workers see the same files (docs/scale.md)."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,7 @@ class Data:
     mask: Mask = None
     batch_size: BatchSize = 32
     no_cache: NoCache = False
+    backend: Backend = EMBEDDED
 
 
 def budgets(params: T | None, bytes_: T | None, flops: T | None, latency: T | None) -> dict[str, T]:
@@ -230,12 +239,20 @@ def cache_unless(no_cache: bool) -> ArrayCache | None:
     return None if no_cache else ArrayCache(default_folder())
 
 
-def settings(no_cache: bool, allow_code: bool = False, batch_size: int = 32) -> RunSettings:
-    """How a command runs models: with the user's cache unless told otherwise, and progress bars."""
+def settings(
+    no_cache: bool, allow_code: bool = False, batch_size: int = 32, backend: str = EMBEDDED
+) -> RunSettings:
+    """How a command runs models: with the user's cache unless told otherwise, and progress bars.
+
+    Raises:
+        RequestError: there is no such backend.
+        BackendError: it cannot be reached.
+    """
     return RunSettings(
         batch_size=batch_size,
         cache=cache_unless(no_cache),
         progress=ProgressBars(),
         on_trial=TrialTable(),
         allow_code=allow_code,
+        backend=open_backend(backend),
     )

@@ -28,6 +28,7 @@ from compress_onnx.pipeline.cli.console import (
 from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.results import Report, RunReport, TranslationReport
+from compress_onnx.pipeline.runtime.backend import EMBEDDED
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +56,7 @@ def run(
     allow_code: options.AllowCode = False,
     force: options.Force = False,
     no_cache: options.NoCache = False,
+    backend: options.Backend = EMBEDDED,
 ) -> None:
     """Export, calibrate, compress, validate, benchmark, report and bundle as RECIPE says.
 
@@ -76,7 +78,7 @@ def run(
         folder,
         base_dir=recipe_path.parent,
         command=" ".join(["compress-onnx", *sys.argv[1:]]),
-        settings=options.settings(no_cache, allow_code),
+        settings=options.settings(no_cache, allow_code, backend=backend),
         force=force,
     )
     _print_report(report)

@@ -14,6 +14,7 @@ from compress_onnx.pipeline.recipes.sweep import grid
 from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
 from compress_onnx.pipeline.report.drawing import require_pictures
 from compress_onnx.pipeline.report.sweep import markdown, write_sweep
+from compress_onnx.pipeline.runtime.backend import EMBEDDED
 
 
 def register(app: typer.Typer) -> None:
@@ -60,6 +61,7 @@ def sweep(
     allow_code: options.AllowCode = False,
     force: options.Force = False,
     no_cache: options.NoCache = False,
+    backend: options.Backend = EMBEDDED,
 ) -> None:
     """Try every combination of methods, allocations and budgets on the model of RECIPE.
 
@@ -89,7 +91,7 @@ def sweep(
         recipe,
         variants,
         base_dir=recipe_path.parent,
-        settings=options.settings(no_cache, allow_code),
+        settings=options.settings(no_cache, allow_code, backend=backend),
     )
     typer.echo(markdown(report))
     if output is not None:

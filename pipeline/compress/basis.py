@@ -5,22 +5,25 @@ request + evidence -> basis -> plan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from compress_onnx.graph_passes.allocation import get_allocator
+from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.factorization import ActivationStats, Method, make_method
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
-from compress_onnx.graph_passes.planning.damage import damage_curve
+from compress_onnx.graph_passes.planning.damage import DamageCurves, damage_curve
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.ffns import NeuronEvidence, knows_enough, neuron_curve
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.planner import make_plan, require_gain
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.sequential import DAMPING
 from compress_onnx.pipeline.evidence.gradients import OutputGradients
 from compress_onnx.pipeline.files.original import Original
+from compress_onnx.pipeline.runtime.progress import Progress, Silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +61,15 @@ class Basis:
         return replace(self, notes=(*self.notes, *notes))
 
 
-def plan_on(basis: Basis, meter: Meter | None = None) -> CompressionPlan:
+def plan_on(
+    basis: Basis, meter: Meter | None = None, progress: Progress | None = None
+) -> CompressionPlan:
     """Decide on every site; refuse when nothing would be factored.
 
     Args:
         basis: what decides.
         meter: finds out what weights take of a budget of FLOPs or latency.
+        progress: shows how many weights are decomposed.
 
     Raises:
         RequestError: the request makes no sense for this model.
@@ -89,7 +95,7 @@ def plan_on(basis: Basis, meter: Meter | None = None) -> CompressionPlan:
         basis.original.table,
         request,
         basis.stats,
-        damage,
+        None if damage is None else _shown(damage, progress or Silent()),
         prices.curve if prices else None,
         networks=networks,
     )
@@ -97,6 +103,18 @@ def plan_on(basis: Basis, meter: Meter | None = None) -> CompressionPlan:
     measured = (prices.note,) if prices else ()
     notes = (*basis.notes, *measured, *plan.notes, *_dampings(basis.method, plan))
     return plan.model_copy(update={"notes": notes})
+
+
+def _shown(curves: DamageCurves, progress: Progress) -> DamageCurves:
+    """``curves`` with a step that says how many are known."""
+
+    def shown(weights: Sequence[Sequence[LinearSite]]) -> Iterator[Float64 | None]:
+        with progress.step("decompose", len(weights)) as update:
+            for done, curve in enumerate(curves(weights), start=1):
+                update(done)
+                yield curve
+
+    return shown
 
 
 def goes_by_gradients(request: CompressionSpec) -> bool:

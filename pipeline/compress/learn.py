@@ -117,7 +117,7 @@ class Learned:
         """
         with limited():
             basis = share_siblings(self.basis(request))
-            return self._factored(basis, plan_on(basis, self.meter))
+            return self._factored(basis, plan_on(basis, self.meter, self.settings.progress))
 
     def plan(self, request: CompressionSpec) -> CompressionPlan:
         """Decide what every site becomes, and factor nothing.
@@ -126,7 +126,8 @@ class Learned:
             CompressOnnxError: as for :meth:`compress`.
         """
         with limited():
-            return plan_on(share_siblings(self.basis(request)), self.meter)
+            basis = share_siblings(self.basis(request))
+            return plan_on(basis, self.meter, self.settings.progress)
 
     def apply(self, plan: CompressionPlan) -> Compressed:
         """Carry out a plan that was made elsewhere, or edited.
@@ -187,7 +188,7 @@ class Learned:
             stats = self.stats
             if self.evidence is not None and gradients is not None:
                 stats = self.evidence.with_gradients(gradients)
-            self._kept[objective] = Decompositions(stats)
+            self._kept[objective] = Decompositions(stats, spread=self.settings.backend.map)
         return self._kept[objective]
 
     def _factored(self, basis: Basis, plan: CompressionPlan) -> Compressed:
@@ -208,7 +209,8 @@ class Learned:
         key = tuple(site.name for site in basis.original.table.sites)
         if key not in self._unseen_kept:
             found = Evidence(basis.original, self.held_out, self.settings)
-            self._unseen_kept[key] = Decompositions(found.stats)
+            spread = self.settings.backend.map
+            self._unseen_kept[key] = Decompositions(found.stats, spread=spread)
         return self._unseen_kept[key]
 
     def _repaired(self, basis: Basis, plan: CompressionPlan) -> Repaired:

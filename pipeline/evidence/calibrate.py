@@ -5,6 +5,10 @@ goes straight into moments (:mod:`graph_passes.factorization.activations`), so t
 than one batch of activations is in memory. Sites that read the same value share its statistics.
 Padding positions are left out wherever a site's input can be matched with the mask.
 
+Every :data:`SHARD_BATCHES` batches are a shard, whose moments are collected by themselves and then
+added to those of the earlier ones, so that workers on other machines can take a shard each. The
+sums are the same to the bit, wherever that was.
+
 A weight that is a stack of matrices, such as the experts of a layer, has statistics of each matrix:
 
 1. Of an input ``[.., E, T, K]`` matrix e has the rows that it multiplies. Where one input is known
@@ -22,6 +26,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -42,8 +49,11 @@ from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.padding import real_positions
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
-from compress_onnx.pipeline.runtime.session import open_session, run
+from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 from compress_onnx.pipeline.runtime.threads import side_by_side
+
+SHARD_BATCHES = 32
+"""1,024 samples where nobody says how large a batch is; of no more, moments are held only once."""
 
 _FORMAT = "calibration 2"
 
@@ -124,15 +134,7 @@ def calibrate(original: Original, samples: Samples, settings: RunSettings) -> Ca
     moments = None if stored is None else _unpack(stored, distinct)
     cached = moments is not None
     if moments is None:
-        session = open_session(
-            tapped(original.model, distinct.values()),
-            settings.session,
-            data_folder=original.data_folder,
-        )
-        check_samples(session, samples)
-        batches = model_batches(session, samples, settings.batch_size)
-        with settings.progress.step("calibrate", len(samples)) as update:
-            moments, unmasked = _collect(session, batches, list(distinct.values()), update)
+        moments, unmasked = _run(original, samples, settings, list(distinct.values()))
         stored = compact(_pack(moments, unmasked))
         moments = {tap: _unpack_one(stored, tap) for tap in distinct}
         if cache is not None:
@@ -210,31 +212,104 @@ def observe(
         yield tap, *_rows(values, tap, batch)
 
 
-def _collect(
-    session: ort.InferenceSession,
-    batches: Iterator[Batch],
-    taps: Sequence[Tap],
-    progress: Callable[[int], None] | None,
-) -> tuple[dict[str, ActivationStats | None], set[str]]:
-    accumulators = {tap.key: MomentAccumulator(tap.features, repr(tap.value)) for tap in taps}
-    unmasked: set[str] = set()
-    done = 0
+class _Seen:
+    """What some batches told about the inputs ``taps``.
 
-    def add(seen: tuple[Tap, Array, bool]) -> None:
+    Attributes:
+        moments: by the key of the tap.
+        unmasked: the taps in which padding counts.
+        samples: how many were seen.
+    """
+
+    def __init__(self, taps: Iterable[Tap]) -> None:
+        self.samples = 0
+        self.moments = {tap.key: MomentAccumulator(tap.features, repr(tap.value)) for tap in taps}
+        self.unmasked: set[str] = set()
+
+    def add(self, seen: tuple[Tap, Array, bool]) -> None:
+        """Note rows ``[n, K]`` of a tap, and whether padding is out of them."""
         tap, rows, masked = seen
         if not masked:
-            unmasked.add(tap.key)
-        accumulators[tap.key].update(rows)
+            self.unmasked.add(tap.key)
+        self.moments[tap.key].update(rows)
 
-    for batch in batches:
-        side_by_side(add, observe(session, batch, taps))
-        done += len(batch.index)
-        if progress is not None:
-            progress(done)
+    def merged(self, later: _Seen) -> _Seen:
+        """This with what a later shard told; both are used up."""
+        if not self.samples:
+            return later
+        self.samples += later.samples
+        self.unmasked |= later.unmasked
+        for key, moments in self.moments.items():
+            moments.merge(later.moments.pop(key))
+        return self
+
+
+def _run(
+    original: Original, samples: Samples, settings: RunSettings, taps: Sequence[Tap]
+) -> tuple[dict[str, ActivationStats | None], set[str]]:
+    """The statistics of each tap, by key, and the taps in which padding counts."""
+    model = tapped(original.model, taps)
+    session = open_session(model, settings.session, data_folder=original.data_folder)
+    check_samples(session, samples)
+    shards = _shards(model_batches(session, samples, settings.batch_size))
+    done = 0
+
+    def more(samples: int) -> None:
+        nonlocal done
+        done += samples
+        update(done)
+
+    with settings.progress.step("calibrate", len(samples)) as update:
+        if settings.backend.remote:
+            # As many threads as here, in case that a kernel's sums depend on how rows are shared.
+            threads = {"threads": settings.session.thread_count}
+            spec = settings.session.model_copy(update=threads)
+            work = partial(_collect_elsewhere, model, original.data_folder, spec, taps)
+            found = settings.backend.map(work, map(list, shards))
+        else:
+            found = (_collect(session, shard, taps, more) for shard in shards)
+        seen = _Seen(taps)
+        for later in found:
+            seen = seen.merged(later)
+            update(seen.samples)
     for tap in taps:
-        if not accumulators[tap.key].count and not tap.leading:
+        if not seen.moments[tap.key].count and not tap.leading:
             raise DataError("every position is padding: there is nothing to calibrate on")
-    return {key: a.result() if a.count else None for key, a in accumulators.items()}, unmasked
+    moments = {key: m.result() if m.count else None for key, m in seen.moments.items()}
+    return moments, seen.unmasked
+
+
+def _shards(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """The batches of each shard, to be taken before the next shard is."""
+    for first in batches:
+        yield chain([first], islice(batches, SHARD_BATCHES - 1))
+
+
+def _collect(
+    session: ort.InferenceSession,
+    batches: Iterable[Batch],
+    taps: Sequence[Tap],
+    progress: Callable[[int], None] = lambda _more: None,
+) -> _Seen:
+    """What ``batches`` tell; ``progress`` is told how many samples each has."""
+    seen = _Seen(taps)
+    for batch in batches:
+        side_by_side(seen.add, observe(session, batch, taps))
+        seen.samples += len(batch.index)
+        progress(len(batch.index))
+    return seen
+
+
+def _collect_elsewhere(
+    model: bytes,
+    data_folder: Path,
+    spec: SessionSpec,
+    taps: Sequence[Tap],
+    batches: Sequence[Batch],
+) -> _Seen:
+    """As :func:`_collect`, on a worker, which reads external data where it lies here."""
+    session = open_session(model, spec, data_folder=data_folder)
+    return _collect(session, batches, taps)
 
 
 def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:

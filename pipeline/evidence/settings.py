@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.results import Trial
+from compress_onnx.pipeline.runtime.backend import Backend, Embedded
 from compress_onnx.pipeline.runtime.progress import Progress, Silent
 from compress_onnx.pipeline.runtime.session import SessionSpec
 
@@ -23,6 +24,7 @@ class RunSettings:
         progress: shows the steps.
         on_trial: told of each trial of a search as soon as it is measured.
         allow_code: whether Python code that a recipe names may run.
+        backend: where independent jobs run.
     """
 
     session: SessionSpec = field(default_factory=SessionSpec)
@@ -32,3 +34,4 @@ class RunSettings:
     progress: Progress = field(default_factory=Silent)
     on_trial: Callable[[Trial], None] = lambda _trial: None
     allow_code: bool = False
+    backend: Backend = field(default_factory=Embedded)

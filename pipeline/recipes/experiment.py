@@ -71,9 +71,10 @@ def prepare(
 
 def settings_of(recipe: Recipe, settings: RunSettings | None = None) -> RunSettings:
     """``settings`` with what ``recipe`` says: CPU threads, batches and seed."""
-    threads = recipe.benchmark.threads if recipe.benchmark else None
+    settings = settings or RunSettings()
+    threads = recipe.benchmark.threads if recipe.benchmark else settings.session.threads
     return replace(
-        settings or RunSettings(),
+        settings,
         session=SessionSpec(threads=threads),
         batch_size=recipe.batch_size,
         seed=recipe.seed,

@@ -12,7 +12,7 @@ from cli_runner import Cli
 
 import compress_onnx
 from compress_onnx.graph_passes.factorization import METHODS
-from compress_onnx.graph_passes.planning import decompositions
+from compress_onnx.graph_passes.planning import decompositions, factoring
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.files import model_file, original
@@ -43,8 +43,9 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(owner, name, call)
 
-    counted(decompositions, "decompose", "decompositions of weights")
-    counted(decompositions, "least_errors", "spectra of weights")
+    for place in (decompositions, factoring):
+        counted(place, "decompose", "decompositions of weights")
+        counted(place, "least_errors", "spectra of weights")
     counted(original, "content_digest", "digests")
     counted(original, "load_model", "loads of the original")
     counted(Learned, "compress", "compressions")
