@@ -157,8 +157,8 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor writ
 Backend = Annotated[
     str,
     typer.Option(
-        help="Where independent jobs run: embedded (threads of this process), or dask:ADDRESS of a "
-        "scheduler whose workers see the same files (docs/scale.md)."
+        help="Where independent jobs run: embedded (in this process), embedded:JOBS (so many at "
+        "once), or dask:ADDRESS of a scheduler whose workers see the same files (docs/scale.md)."
     ),
 ]
 

@@ -235,8 +235,6 @@ class _Seen:
 
     def merged(self, later: _Seen) -> _Seen:
         """This with what a later shard told; both are used up."""
-        if not self.samples:
-            return later
         self.samples += later.samples
         self.unmasked |= later.unmasked
         for key, moments in self.moments.items():
@@ -268,10 +266,11 @@ def _run(
             found = settings.backend.map(work, map(list, shards))
         else:
             found = (_collect(session, shard, taps, more) for shard in shards)
-        seen = _Seen(taps)
+        seen: _Seen | None = None
         for later in found:
-            seen = seen.merged(later)
+            seen = later if seen is None else seen.merged(later)
             update(seen.samples)
+    assert seen is not None  # there are no samples without one
     for tap in taps:
         if not seen.moments[tap.key].count and not tap.leading:
             raise DataError("every position is padding: there is nothing to calibrate on")

@@ -1,4 +1,4 @@
-"""Where independent jobs run: on threads of this process, or on dask workers of many machines.
+"""Where independent jobs run: in this process, or on dask workers of many machines.
 
     backend.map(work, items)  ->  the results of ``work``, in the order of ``items``
 
@@ -28,12 +28,11 @@ import onnxruntime
 from threadpoolctl import threadpool_limits
 
 from compress_onnx.graph_passes.errors import BackendError, MissingDependencyError, RequestError
-from compress_onnx.pipeline.runtime.threads import thread_count
 
 if TYPE_CHECKING:
     from distributed import Client
 
-EMBEDDED, DASK = "embedded", "dask:"
+EMBEDDED, DASK = "embedded", "dask"
 
 _CONNECT_S = 10
 _PATIENCE_S = 5.0
@@ -66,23 +65,29 @@ class Backend(Protocol):
 
 
 class Embedded:
-    """Threads of this process, as many as compute: for jobs that take one thread each."""
+    """Threads of this process.
+
+    Args:
+        jobs: how many jobs at once. One by itself: each has a weight and its metric in memory, and
+            large products inside it are computed side by side anyway.
+    """
 
     remote = False
 
-    def map(self, work: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
-        """See :class:`Backend`.
+    def __init__(self, jobs: int = 1) -> None:
+        self.jobs = jobs
 
-        Raises:
-            RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
-        """
-        threads = thread_count()
-        with ThreadPoolExecutor(threads) as pool:
+    def map(self, work: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
+        """See :class:`Backend`."""
+        if self.jobs == 1:
+            yield from map(work, items)
+            return
+        with ThreadPoolExecutor(self.jobs) as pool:
 
             def submit(item: Item) -> Future[Result]:
                 return pool.submit(work, item)
 
-            yield from _in_order(submit, items, lambda: threads, Future.result)
+            yield from _in_order(submit, items, lambda: self.jobs, Future.result)
 
 
 class Dask:
@@ -119,8 +124,15 @@ class Dask:
 
     @property
     def threads(self) -> int:
-        """How many jobs the cluster carries out at once, now."""
-        return sum(self._client.nthreads().values())
+        """How many jobs the cluster carries out at once, now.
+
+        Raises:
+            BackendError: the scheduler is gone.
+        """
+        try:
+            return sum(self._client.nthreads().values())
+        except OSError as gone:
+            raise self._lost() from gone
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
         """See :class:`Backend`.
@@ -143,6 +155,7 @@ class Dask:
 
     def _result(self, future: Future[Result]) -> Result:
         from distributed import KilledWorker
+        from distributed.comm import CommClosedError
 
         warned = False
         while True:
@@ -154,14 +167,18 @@ class Dask:
                 if not warned and not self.threads:
                     logger.warning("no workers are left at %s: jobs wait for others", self.address)
                     warned = True
-            except CancelledError as gone:
-                raise BackendError(
-                    f"the connection to dask at {self.address} is lost: start it again"
-                ) from gone
+            except (CancelledError, CommClosedError) as gone:
+                raise self._lost() from gone
             except KilledWorker as killed:
                 raise BackendError(
                     "one job ended several workers in turn: look whether they run out of memory"
                 ) from killed
+
+    def _lost(self) -> BackendError:
+        return BackendError(
+            f"the connection to the dask scheduler at {self.address} is lost: start it again, and "
+            "then this"
+        )
 
     def _check_workers(self) -> None:
         try:
@@ -181,22 +198,24 @@ class Dask:
 
 
 def open_backend(name: str = EMBEDDED) -> Backend:
-    """``embedded``, or ``dask:ADDRESS``.
+    """``embedded``, ``embedded:JOBS``, or ``dask:ADDRESS``.
 
     Raises:
-        RequestError: the name is neither.
+        RequestError: the name is none of them.
         MissingDependencyError: dask is not installed.
         BackendError: nobody answers at the address, or not as expected.
     """
+    kind, _, rest = name.partition(":")
     if name == EMBEDDED:
         return Embedded()
-    address = name.removeprefix(DASK)
-    if not name.startswith(DASK) or not address:
-        raise RequestError(
-            f"there is no backend {name!r}: use {EMBEDDED}, or {DASK}ADDRESS, such as "
-            f"{DASK}tcp://10.0.0.1:8786"
-        )
-    return Dask(address)
+    if kind == EMBEDDED and rest.isdecimal() and int(rest) > 0:
+        return Embedded(int(rest))
+    if kind == DASK and rest:
+        return Dask(rest)
+    raise RequestError(
+        f"there is no backend {name!r}: use {EMBEDDED}, {EMBEDDED}:JOBS, or {DASK}:ADDRESS, such "
+        f"as {DASK}:tcp://10.0.0.1:8786"
+    )
 
 
 def _in_order(
@@ -250,6 +269,8 @@ def _connected(address: str) -> Client:
         raise MissingDependencyError(
             "the backend dask needs dask.distributed: pip install 'compress-onnx[dask]'"
         ) from missing
+    # What it logs, with tracebacks, is raised here, in one line.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         return Client(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:

@@ -138,3 +138,22 @@ def test_rows_that_hardly_vary_leave_no_noise(first_weight):
     both = paired.result()
     for found in (both.first.covariance, both.cross, alone.result().covariance):
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-13)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e6])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_parts_that_are_collected_apart_add_up(ratio, weighted):
+    x = rows(ratio)
+    # The first part weighs nothing, and units differ from part to part.
+    weights = np.repeat([0.0, 1e-20, 3.0, 5.0], len(x) // 4) if weighted else None
+    total, later = MomentAccumulator(K), [MomentAccumulator(K) for _ in range(4)]
+    for accumulator, part in zip(later, np.array_split(np.arange(len(x)), 4), strict=True):
+        for batch in np.array_split(part, 3):
+            accumulator.update(x[batch], None if weights is None else weights[batch])
+    for accumulator in (*later[:2], MomentAccumulator(K), *later[2:]):
+        total.merge(accumulator)
+    found, expected = total.result(), accumulated(x, weights)
+    assert found.count == expected.count == len(x)
+    np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-12)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(found.magnitude, expected.magnitude, rtol=1e-12)

@@ -94,6 +94,14 @@ def test_statistics_are_those_of_the_full_activations(perceptron, rows, batch_si
     assert found.origin == "40 samples of made up"
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+def test_shards_add_up(perceptron, rows, batches, monkeypatch):
+    monkeypatch.setattr(calibrate_module, "SHARD_BATCHES", batches)
+    found = calibrated(perceptron, rows, batch_size=4)
+    for site, value in zip(small.SITES, ("x", "r1", "a2"), strict=True):
+        assert_moments_of(found.stats[site], activations(perceptron, value, rows))
+
+
 def test_the_model_is_left_as_it_was(perceptron, rows):
     subject = open_original(perceptron)
     before = [value.name for value in subject.model.graph.outputs]
