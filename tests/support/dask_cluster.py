@@ -35,8 +35,9 @@ class Cluster:
         self._file = folder / "scheduler.json"
         self._scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
         self.address = json.loads(until(self._read, "a scheduler"))["address"]
-        worker = ("worker", "--nthreads", "1", "--no-nanny", "--local-directory", folder)
-        self.workers = [self._start(*worker) for _ in range(workers)]
+        self.workers = []
+        for _ in range(workers):
+            self.start_worker()
 
     def __enter__(self):
         return self
@@ -45,6 +46,11 @@ class Cluster:
         for process in (*self.workers, self._scheduler):
             process.kill()
             process.wait()
+
+    def start_worker(self):
+        """Start one more."""
+        options = ("--nthreads", "1", "--no-nanny", "--local-directory", self._folder)
+        self.workers.append(self._start("worker", *options))
 
     def connected(self):
         """The backend, once all workers are there."""

@@ -99,6 +99,26 @@ def test_a_job_whose_worker_is_killed_is_done_again(tmp_path):
 
 
 @pytest.mark.slow
+def test_jobs_wait_for_a_new_worker_where_none_is_left(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("distributed", reason="dask.distributed is not installed")
+    monkeypatch.setattr(backend, "_PATIENCE_S", 0.1)
+    with Cluster(tmp_path, workers=1) as cluster, cluster.connected() as workers:
+
+        def replace():
+            until(lambda: list(tmp_path.glob("3.*")), "job 3")
+            cluster.kill()
+            until(lambda: "no workers are left" in caplog.text, "a warning")
+            (tmp_path / "go").touch()
+            cluster.start_worker()
+
+        thread = threading.Thread(target=replace)
+        thread.start()
+        work = partial(dask_cluster.squared_unless_killed, tmp_path)
+        assert list(workers.map(work, range(6))) == [number**2 for number in range(6)]
+        thread.join()
+
+
+@pytest.mark.slow
 def test_a_job_that_kills_its_workers_is_one_line(tmp_path):
     pytest.importorskip("distributed", reason="dask.distributed is not installed")
     patience = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
