@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compress_onnx.pipeline.api import export as export
     from compress_onnx.pipeline.api import judge as judge
     from compress_onnx.pipeline.api import learn as learn
+    from compress_onnx.pipeline.api import open_backend as open_backend
     from compress_onnx.pipeline.api import optimize as optimize
     from compress_onnx.pipeline.api import recover as recover
     from compress_onnx.pipeline.api import request_of as request_of
@@ -38,7 +39,7 @@ _ORIGINS = {
     "CompressOnnxError": "compress_onnx.graph_passes.errors",
     **dict.fromkeys(("Calls", "Compressed", "Learned", "RunSettings", "Samples"), _API),
     **dict.fromkeys(("analyze", "benchmark", "compress", "export", "learn", "optimize"), _API),
-    **dict.fromkeys(("judge", "recover", "request_of", "run", "validate"), _API),
+    **dict.fromkeys(("judge", "open_backend", "recover", "request_of", "run", "validate"), _API),
 }
 __all__ = sorted(_ORIGINS)  # noqa: PLE0605
 

@@ -59,6 +59,7 @@ from compress_onnx.pipeline.results import (
     Report,
     ValidationReport,
 )
+from compress_onnx.pipeline.runtime.backend import open_backend
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.progress import Calls
@@ -488,6 +489,7 @@ __all__ = [
     "export",
     "judge",
     "learn",
+    "open_backend",
     "recover",
     "request_of",
     "run",

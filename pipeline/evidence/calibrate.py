@@ -5,9 +5,9 @@ goes straight into moments (:mod:`graph_passes.factorization.activations`), so t
 than one batch of activations is in memory. Sites that read the same value share its statistics.
 Padding positions are left out wherever a site's input can be matched with the mask.
 
-Every :data:`SHARD_BATCHES` batches are a shard, whose moments are collected by themselves and then
-added to those of the earlier ones, so that workers on other machines can take a shard each. The
-sums are the same to the bit, wherever that was.
+The samples of :data:`SHARD_BATCHES` full batches are a shard, whose moments are collected by
+themselves and then added to those of the earlier ones, so that workers on other machines can take a
+shard each. The sums are the same to the bit, wherever that was.
 
 A weight that is a stack of matrices, such as the experts of a layer, has statistics of each matrix:
 
@@ -27,7 +27,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -249,7 +248,8 @@ def _run(
     model = tapped(original.model, taps)
     session = open_session(model, settings.session, data_folder=original.data_folder)
     check_samples(session, samples)
-    shards = _shards(model_batches(session, samples, settings.batch_size))
+    batches = model_batches(session, samples, settings.batch_size)
+    shards = _shards(batches, SHARD_BATCHES * settings.batch_size)
     done = 0
 
     def more(samples: int) -> None:
@@ -278,10 +278,17 @@ def _run(
     return moments, seen.unmasked
 
 
-def _shards(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-    """The batches of each shard, to be taken before the next shard is."""
-    for first in batches:
-        yield chain([first], islice(batches, SHARD_BATCHES - 1))
+def _shards(batches: Iterator[Batch], samples: int) -> Iterator[Iterator[Batch]]:
+    """``batches`` in shards of at least ``samples``; each is to be taken before the next one is."""
+
+    def shard(first: Batch) -> Iterator[Batch]:
+        yield first
+        seen = len(first.index)
+        while seen < samples and (batch := next(batches, None)) is not None:
+            yield batch
+            seen += len(batch.index)
+
+    return map(shard, batches)
 
 
 def _collect(
