@@ -20,7 +20,7 @@ import logging
 import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from importlib import metadata
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -68,8 +68,8 @@ class Embedded:
     """Threads of this process.
 
     Args:
-        jobs: how many jobs at once. One by itself: each has a weight and its metric in memory, and
-            large products inside it are computed side by side anyway.
+        jobs: how many at once. One by itself: each has a weight and its metric in memory, and
+            scipy's eigenproblems, which take most of the time, hold Python's lock.
     """
 
     remote = False
@@ -158,21 +158,18 @@ class Dask:
         from distributed.comm import CommClosedError
 
         warned = False
-        while True:
-            try:
-                return future.result(_PATIENCE_S)
-            except TimeoutError:
-                if future.done():
-                    raise
-                if not warned and not self.threads:
-                    logger.warning("no workers are left at %s: jobs wait for others", self.address)
-                    warned = True
-            except (CancelledError, CommClosedError) as gone:
-                raise self._lost() from gone
-            except KilledWorker as killed:
-                raise BackendError(
-                    "one job ended several workers in turn: look whether they run out of memory"
-                ) from killed
+        while not wait([future], _PATIENCE_S).done:
+            if not warned and not self.threads:
+                logger.warning("no workers are left at %s: jobs wait for others", self.address)
+                warned = True
+        try:
+            return future.result()
+        except (CancelledError, CommClosedError) as gone:
+            raise self._lost() from gone
+        except KilledWorker as killed:
+            raise BackendError(
+                "one job ended several workers in turn: look whether they run out of memory"
+            ) from killed
 
     def _lost(self) -> BackendError:
         return BackendError(
