@@ -60,7 +60,7 @@ class TestBytes:
     def test_a_number_of_half_precision_takes_half(self) -> None:
         proto = self.mixed()
         small_proto, plan = compress(
-            proto, plan=make_plan(sites_of(proto), request(bytes=0.5), damage=tail)
+            proto, plan=make_plan(sites_of(proto), request(bytes=0.5), damage=tails)
         )
         assert plan.budget == "50% of bytes, energy"
         assert plan.cost.unit == "bytes"
@@ -69,8 +69,8 @@ class TestBytes:
         assert 0.45 * plan.cost.before < plan.cost.after <= 0.5 * plan.cost.before
 
     def test_so_it_buys_more_rank_there(self) -> None:
-        by_bytes = ranks(make_plan(sites_of(self.mixed()), request(bytes=0.5), damage=tail))
-        by_params = ranks(make_plan(sites_of(self.mixed()), request(params=0.5), damage=tail))
+        by_bytes = ranks(make_plan(sites_of(self.mixed()), request(bytes=0.5), damage=tails))
+        by_params = ranks(make_plan(sites_of(self.mixed()), request(params=0.5), damage=tails))
         assert by_bytes["half"] > by_bytes["single"]
         assert abs(by_params["half"] - by_params["single"]) <= 1
 
@@ -82,6 +82,11 @@ class TestBytes:
         assert [site.bias_parameters for site in plan.factored] == [small.WIDTH] * 3
         assert plan.cost.before - plan.cost.after == tensor_bytes(proto) - tensor_bytes(small_proto)
         assert plan.cost.after <= 0.5 * plan.cost.before
+
+
+def tails(weights):
+    """The damage curves of weights, each the sites that share it."""
+    return map(tail, weights)
 
 
 def tail(sites) -> np.ndarray:
