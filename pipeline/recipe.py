@@ -88,8 +88,8 @@ class PythonData(RecipeModel):
 class ParallelData(RecipeModel):
     """A parallel data set of the Hugging Face hub, or a local folder of json or parquet files.
 
-    Each row of ``column`` holds a sentence in several languages: ``{"de": …, "en": …}``. A name with
-    ``{language}`` in it, such as ``{language}_text``, is that of a column for each language.
+    Each row of ``column`` holds a sentence in several languages: ``{"de": …, "en": …}``. With
+    ``{language}`` in its name, such as ``{language}_text``, each language has a column of its own.
 
     Attributes:
         path: the folder, or the name on the hub.

@@ -195,6 +195,6 @@ def test_without_sentencepiece_a_marian_is_refused_in_one_line(tmp_path, monkeyp
     (tmp_path / "marian" / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "MarianTokenizer"})
     )
-    with pytest.raises(MissingDependencyError, match="needs: .*SentencePiece") as refused:
+    with pytest.raises(MissingDependencyError, match=r"needs: .*SentencePiece") as refused:
         LanguageTokenizer(tmp_path / "marian", TranslationMetric(kind="translation"))
     assert "\n" not in str(refused.value)
