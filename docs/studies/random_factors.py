@@ -360,9 +360,9 @@ are in `docs/studies/random_factors.py`.
 
 - Of the three losses only the mean squared error knows the weight. The other two are as small as
   they can be for factors that have nothing to do with it: any product of the right norm, or with
-  the right singular values in any directions. They converge at once, and the error is still that
-  of a random guess, which is further from the weight than zero is. The singular values of the
-  weight cost an SVD, too.
+  the right singular values in any directions. By gradients they converge at once, and the error
+  is still that of a random guess, which is further from the weight than zero is. The singular
+  values of the weight cost an SVD, too.
 - By gradients the mean squared error gets there, because it has no local minima but the global
   one (only saddles); it takes many times what an SVD takes for the same factors.
 - An evolution strategy sees one number for each candidate. A generation of n pairs does what n/d

@@ -44,12 +44,13 @@ def load_table(
     folder = base_dir / path
     if name is not None and (folder / name).is_dir():
         folder, name = folder / name, None
+    called = split
     if folder.is_dir() and name is None and files is None:
-        split = re.sub(r"^dev\b", "validation", split)  # what the library calls such files
+        called = re.sub(r"^dev\b", "validation", split)  # the library's name for such files
     data_files = None if files is None else {split.partition("[")[0]: files}
     try:
         return datasets.load_dataset(
-            str(folder) if folder.is_dir() else path, name, split=split, data_files=data_files
+            str(folder) if folder.is_dir() else path, name, split=called, data_files=data_files
         )
     except Exception as error:  # hub, HTTP, Arrow and parser errors share no base class
         raise DataError(
