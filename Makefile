@@ -17,6 +17,7 @@ DATA ?=
 SHAPES ?=
 RIVALS ?=
 ROUNDS ?=
+TRAIN ?=
 # One process a core; tests of a group run in the same one and share what they prepare.
 WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
@@ -114,8 +115,8 @@ folded-attention: $(READY)  ## Measure narrower attention heads beside low rank 
 random-factors: $(READY)  ## Train factors that start at random against a weight (docs/random-factors.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.random_factors
 
-translation-causes: $(READY)  ## Find what makes the small translation model break (docs/translation-causes.md).
-	PYTHONPATH=docs $(BIN)/python -m studies.translation_causes
+translation-causes: $(READY)  ## Find what makes the small translation model break (docs/translation-causes.md); TRAIN=1.
+	PYTHONPATH=docs $(BIN)/python -m studies.translation_causes $(if $(TRAIN),--train)
 
 cuda: $(READY)  ## Measure half floats on a GPU (docs/forms.md); MODEL, DATA.
 	PYTHONPATH=docs $(BIN)/python -m studies.cuda $(MODEL) $(DATA)

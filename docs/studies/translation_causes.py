@@ -5,8 +5,9 @@ the same held-out sentences are translated greedily. One thing is varied at a ti
 
 - how ranks are given: one rank for every layer, as the document has it (its 34 to 340 of a width of
   512, here the same share of the width), or the same share of the parameters of each;
-- which layers: encoder or decoder, attention or feed-forward networks;
-- whether the factors are trained afterwards, on the sentences that the model learned from.
+- which layers: attention or feed-forward networks;
+- with ``--train``, whether all weights are trained afterwards, on the sentences that the model
+  learned from.
 """
 
 from __future__ import annotations
@@ -39,8 +40,7 @@ BATCH = 256
 STEPS, WARMUP, LEARNING_RATE, SMOOTHING = 150, 20, 2e-3, 0.1
 THEIR_WIDTH, THEIR_STEP = 512, 34
 """The document's ranks are tenths of 340, that of all parameters of an encoder layer 512 wide."""
-TRAINED = 5
-"""How many tenths are trained, too."""
+TENTHS = (10, 5)
 
 logger = logging.getLogger(__name__)
 
@@ -165,11 +165,6 @@ def everywhere(_name: str) -> bool:
     return True
 
 
-def within(part: str) -> Chosen:
-    """Those whose names have ``part``."""
-    return lambda name: part in name
-
-
 def attention(name: str) -> bool:
     """Those of attention, to the decoder's own tokens and to the encoder's."""
     return "attn" in name
@@ -182,8 +177,6 @@ def networks(name: str) -> bool:
 
 CHOICES: Mapping[str, Chosen] = {
     "all": everywhere,
-    "encoder": within(".encoder."),
-    "decoder": within(".decoder."),
     "attention": attention,
     "feed-forward": networks,
 }
@@ -205,16 +198,16 @@ def prepared() -> Bench:
 HEADER = ("layers", "ranks", "parameters kept", "trained", "BLEU", "chrF")
 
 
-def rows(bench: Bench) -> Iterator[tuple[str, ...]]:
+def rows(bench: Bench, *, train: bool) -> Iterator[tuple[str, ...]]:
     """The lines of the table, one thing varied at a time."""
     yield "none", "–", "100%", "no", *_figures(bench.score(bench.model))
-    for tenths, choices in (5, ("all", "attention", "feed-forward")), (10, tuple(CHOICES)):
+    for tenths in TENTHS:
         one = f"one rank, {10 * tenths} %", one_rank(tenths)
-        for layers in choices:
+        for layers in CHOICES:
             yield _row(bench, layers, one)
         yield _row(bench, "all", (f"one share, {10 * tenths} %", one_share(tenths)))
-        if tenths == TRAINED:
-            yield _row(bench, "all", one, train=True)
+    if train:
+        yield _row(bench, "all", one, train=True)
 
 
 def _row(
@@ -234,8 +227,8 @@ def _figures(score: TranslationScore) -> tuple[str, str]:
     return f"{score.bleu:.2f}", f"{score.chrf:.2f}"
 
 
-def page() -> str:
-    """The document."""
+def page(*, train: bool) -> str:
+    """The document; with a trained row where ``train``."""
     bench = prepared()
     about = f"""\
 # What makes the small translation model break
@@ -248,10 +241,10 @@ Linear layers of encoder and decoder become truncated SVDs. *One rank* is the do
 same for all layers, 340 of a width of {THEIR_WIDTH} for its 100 %, here the same share of the
 width; *one share* gives each layer the same share of its parameters. Parameters kept are those of
 the layers that are factored. Means over five languages of {EACH} held-out sentences each, greedy
-search. Training is {STEPS} steps of AdamW on the sentences that the model learned from, all
-weights, about {recipe.BATCH_TOKENS:,} tokens a step.
+search. `TRAIN=1` adds a row with {STEPS} steps of AdamW on the sentences that the model learned
+from, all weights, about {recipe.BATCH_TOKENS:,} tokens a step.
 """
-    lines = [HEADER, (":---", ":---", "---:", ":---", "---:", "---:"), *rows(bench)]
+    lines = [HEADER, (":---", ":---", "---:", ":---", "---:", "---:"), *rows(bench, train=train)]
     return "\n".join([about, *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
@@ -259,10 +252,12 @@ def main() -> None:
     """Write the document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, nargs="?", default=Path("docs/translation-causes.md"))
-    output: Path = parser.parse_args().output
+    parser.add_argument("--train", action="store_true", help="also train, which takes minutes")
+    arguments = parser.parse_args()
+    output: Path = arguments.output
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
-    text = page()
+    text = page(train=arguments.train)
     with atomic_file(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -42,8 +42,6 @@ def test_a_low_rank_does_damage(model):
 @pytest.mark.parametrize(
     ("chosen", "count"),
     [
-        (causes.within(".encoder."), 6),
-        (causes.within(".decoder."), 20),
         (causes.attention, 4 + 2 * 8),
         (causes.networks, 2 + 2 * 2),
         (causes.everywhere, 26),
