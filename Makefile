@@ -17,6 +17,7 @@ DATA ?=
 SHAPES ?=
 RIVALS ?=
 ROUNDS ?=
+TRAIN ?=
 # One process a core; tests of a group run in the same one and share what they prepare.
 WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
@@ -27,7 +28,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance predicted folded-attention cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance predicted folded-attention random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -110,6 +111,12 @@ predicted: $(READY)  ## Measure the damage of single changes beside what was pre
 
 folded-attention: $(READY)  ## Measure narrower attention heads beside low rank (docs/forms.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.folded_attention
+
+random-factors: $(READY)  ## Train factors that start at random against a weight (docs/random-factors.md).
+	PYTHONPATH=docs $(BIN)/python -m studies.random_factors
+
+translation-causes: $(READY)  ## Find what makes the small translation model break (docs/translation-causes.md); TRAIN=1.
+	PYTHONPATH=docs $(BIN)/python -m studies.translation_causes $(if $(TRAIN),--train)
 
 cuda: $(READY)  ## Measure half floats on a GPU (docs/forms.md); MODEL, DATA.
 	PYTHONPATH=docs $(BIN)/python -m studies.cuda $(MODEL) $(DATA)

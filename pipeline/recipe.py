@@ -88,13 +88,15 @@ class PythonData(RecipeModel):
 class ParallelData(RecipeModel):
     """A parallel data set of the Hugging Face hub, or a local folder of json or parquet files.
 
-    Each row of ``column`` holds a sentence in several languages: ``{"de": …, "en": …}``.
+    Each row of ``column`` holds a sentence in several languages: ``{"de": …, "en": …}``. With
+    ``{language}`` in its name, such as ``{language}_text``, each language has a column of its own.
 
     Attributes:
         path: the folder, or the name on the hub.
         languages: the target languages, with the configuration (in a folder: the sub-folder) that
-            has each; null where one table has all.
+            has each; null where one table has all. With ``target`` they are the source languages.
         source: the language to translate from.
+        target: the one language to translate into, instead of ``source``.
         limit: for all languages together.
     """
 
@@ -102,10 +104,17 @@ class ParallelData(RecipeModel):
     path: str
     languages: dict[str, str | None] = Field(min_length=1)
     source: str = "en"
+    target: str | None = None
     column: str = "translation"
     split: str = "test"
     limit: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=128, ge=2)
+
+    @model_validator(mode="after")
+    def _one_common_language(self) -> ParallelData:
+        if self.target is not None and "source" in self.model_fields_set:
+            raise ValueError("source and target exclude each other: one side is in languages")
+        return self
 
 
 class HubData(RecipeModel):
@@ -226,7 +235,8 @@ class RetrievalMetric(RecipeModel):
 class TranslationMetric(RecipeModel):
     """BLEU and chrF of what an encoder–decoder says: for data of translations.
 
-    A model of many languages is told the target language in one of two ways.
+    A model of many languages is told languages in one of two ways: by a prompt, or by tokens of
+    its own (M2M100, NLLB, mBART). One that translates into one language may need neither.
 
     Attributes:
         beams: hypotheses that the search keeps; 1 is greedy.
@@ -234,7 +244,9 @@ class TranslationMetric(RecipeModel):
         prompt: what the model reads, with the language's code for ``{language}`` and the sentence
             for ``{source}``, such as ``>>{language}<< {source}``.
         source_language: the code that the tokenizer has for the source; the target language is
-            then the first token, which the decoder is forced to say (M2M100, NLLB, mBART).
+            then the first token, which the decoder is forced to say.
+        target_language: the code that the decoder is forced to say, where data have ``target``;
+            the language of each sentence is then marked in what the encoder reads.
         codes: what the model calls the languages of the data, where that is something else.
     """
 
@@ -243,12 +255,15 @@ class TranslationMetric(RecipeModel):
     max_new_tokens: int = Field(default=64, ge=1)
     prompt: str | None = None
     source_language: str | None = None
+    target_language: str | None = None
     codes: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _one_way(self) -> TranslationMetric:
-        if self.prompt is not None and self.source_language is not None:
-            raise ValueError("prompt and source_language exclude each other")
+        ways = ("prompt", "source_language", "target_language")
+        given = [name for name in ways if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other")
         if self.prompt is not None and "{source}" not in self.prompt:
             raise ValueError("a prompt needs {source}, where the sentence goes")
         return self

@@ -119,5 +119,5 @@ class CompressionSpec(BaseModel):
 
 
 def budget_changes(budget: str, share: float) -> dict[str, object]:
-    """What to change in a request so that ``share`` of ``budget`` is the only limit."""
+    """What to change in a request so that ``share`` of ``budget``, or a rank, is the only limit."""
     return {**dict.fromkeys((*BUDGETS, "rank")), budget: share}

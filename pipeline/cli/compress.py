@@ -54,8 +54,8 @@ class Budget:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Those that were given, by name."""
-        return options.budgets(self.params, self.bytes_, self.flops, self.latency)
+        """Shares, or the rank, that were given, by name."""
+        return options.budgets(self.params, self.bytes_, self.flops, self.latency, self.rank)
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,6 @@ def _request(budget: Budget, which: Which, how: How) -> CompressionSpec:
         {
             "method": options.method_spec(how.method),
             **budget.shares,
-            "rank": budget.rank,
             "allocation": how.allocation,
             "sequential": how.sequential,
             "objective": how.objective,
@@ -350,7 +349,7 @@ def _check_search(budget: Budget, data: options.Data, plan: Plan) -> None:
         if data.validation is not None:
             raise RequestError("--validation is what --max-drop is measured on: give both, or none")
         return
-    exclusive: dict[str, object] = {**budget.shares, "rank": budget.rank, "plan": plan.plan}
+    exclusive: dict[str, object] = {**budget.shares, "plan": plan.plan}
     for option, value in exclusive.items():
         if value is not None:
             raise RequestError(f"--{option} and --max-drop exclude each other: give one of them")

@@ -181,13 +181,16 @@ class Data:
     backend: Backend = EMBEDDED
 
 
-def budgets(params: T | None, bytes_: T | None, flops: T | None, latency: T | None) -> dict[str, T]:
-    """The budgets that were given, by name."""
+def budgets(
+    params: T | None, bytes_: T | None, flops: T | None, latency: T | None, rank: T | None
+) -> dict[str, T]:
+    """What says how small and was given, by name."""
     named = {
         "params": params,
         "bytes": bytes_,
         "flops": flops,
         "latency": latency,
+        "rank": rank,
     }
     return {name: value for name, value in named.items() if value is not None}
 

@@ -50,6 +50,7 @@ def run(
     bytes_: options.Bytes = None,
     flops: options.Flops = None,
     latency: options.Latency = None,
+    rank: options.Rank = None,
     store: options.Store = None,
     max_drop: options.MaxDrop = None,
     recovery: options.Recover = None,
@@ -67,7 +68,7 @@ def run(
     Where the recipe says `optimize`, the model is the best form within its drop, beside its rivals;
     `--max-drop` is then another drop, and a method, a budget or a store is taken instead of it.
     """
-    budgets = options.budgets(params, bytes_, flops, latency)
+    budgets = options.budgets(params, bytes_, flops, latency, rank)
     recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop, store)
     recipe = _recovering(recipe, recovery)
     folder = output or recipe.output or Path("bundles") / recipe.name

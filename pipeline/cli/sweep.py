@@ -43,6 +43,10 @@ def sweep(
     latency: Annotated[
         list[float] | None, typer.Option("--latency", help="May be given several times.")
     ] = None,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option("--rank", help="The same rank for every site; may be given several times."),
+    ] = None,
     allocations: Annotated[
         list[str] | None, typer.Option("--allocation", help="May be given several times.")
     ] = None,
@@ -81,7 +85,7 @@ def sweep(
     variants = grid(
         base,
         [options.method_spec(text) for text in methods or ()],
-        options.budgets(params, bytes_, flops, latency),
+        options.budgets(params, bytes_, flops, latency, ranks),
         allocations or (),
         stores or (),
     )

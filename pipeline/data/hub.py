@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def load_table(
         name: the configuration, for data sets that have several; in a folder, the sub-folder of
             that name where there is one.
         split: which split, or part of one (``validation[:10%]``); a folder's files are ``train``
-            unless their names say otherwise.
+            unless their names say otherwise, and files of ``dev`` are ``validation`` too.
         base_dir: the recipe's folder.
         files: a pattern of the split's files; without, the files of all splits are fetched.
 
@@ -43,10 +44,13 @@ def load_table(
     folder = base_dir / path
     if name is not None and (folder / name).is_dir():
         folder, name = folder / name, None
+    called = split
+    if folder.is_dir() and name is None and files is None:
+        called = re.sub(r"^dev\b", "validation", split)  # the library's name for such files
     data_files = None if files is None else {split.partition("[")[0]: files}
     try:
         return datasets.load_dataset(
-            str(folder) if folder.is_dir() else path, name, split=split, data_files=data_files
+            str(folder) if folder.is_dir() else path, name, split=called, data_files=data_files
         )
     except Exception as error:  # hub, HTTP, Arrow and parser errors share no base class
         raise DataError(
@@ -91,29 +95,27 @@ def label_column(table: Dataset, column: str) -> Array:
     return labels.astype(np.int64)
 
 
-def translation_columns(
-    table: Dataset, column: str, source: str, target: str
-) -> tuple[list[str], list[str]]:
-    """The sentences of a parallel data set in two languages.
+def sentence_column(table: Dataset, column: str, language: str) -> list[str]:
+    """The sentences of a parallel data set in one language.
 
     Args:
-        table: each row of ``column`` maps languages to sentences.
-        column: its name.
-        source: a language.
-        target: another.
+        table: each row of ``column`` maps languages to sentences, or each language has a column.
+        column: its name; with ``{language}`` in it, that of each language's column.
+        language: which.
 
     Raises:
-        DataError: no such column, or it lacks a language.
+        DataError: no such column, or it lacks the language.
     """
+    if "{language}" in column:
+        return text_column(table, column.replace("{language}", language))
     rows = list(_column(table, column))
-    for language in (source, target):
-        if not all(isinstance(row, dict) and isinstance(row.get(language), str) for row in rows):
-            known = sorted(rows[0]) if rows and isinstance(rows[0], dict) else []
-            raise DataError(
-                f"column {column!r} has no sentences in {language!r}, only in "
-                f"{', '.join(known) or 'no language at all'}"
-            )
-    return [row[source] for row in rows], [row[target] for row in rows]
+    if not all(isinstance(row, dict) and isinstance(row.get(language), str) for row in rows):
+        known = sorted(rows[0]) if rows and isinstance(rows[0], dict) else []
+        raise DataError(
+            f"column {column!r} has no sentences in {language!r}, only in "
+            f"{', '.join(known) or 'no language at all'}"
+        )
+    return [row[language] for row in rows]
 
 
 def _column(table: Dataset, column: str) -> Column:

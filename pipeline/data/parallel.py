@@ -1,4 +1,7 @@
-"""Sentences with their translations, by target language: what translation recipes read.
+"""Sentences with their translations, by language: what translation recipes read.
+
+One language is on one side of all pairs, the source's or the target's; the other side is in the
+languages that pairs are ordered by and counted by.
 
 ``limit`` keeps a random subset, the same for the same seed, with as many sentences of each
 language, so that a mean over languages rests on all of them alike.
@@ -54,7 +57,9 @@ def origin_of(spec: DataSpec, pairs: Sequence[SentencePair]) -> str:
         assert isinstance(spec, ParallelData)  # see load_pairs
         name = f"{Path(spec.path).name}, {spec.split} split"
     languages = ", ".join(dict.fromkeys(pair.language for pair in pairs))
-    return f"{len(pairs)} pairs of {name}, into {languages}"
+    targets = ", ".join(dict.fromkeys(pair.into for pair in pairs if pair.into is not None))
+    direction = f"from {languages} into {targets}" if targets else f"into {languages}"
+    return f"{len(pairs)} pairs of {name}, {direction}"
 
 
 def _returned(spec: PythonData, base_dir: Path, seed: int, allow_code: bool) -> list[SentencePair]:
@@ -73,8 +78,12 @@ def _rows(spec: ParallelData, language: str, base_dir: Path, seed: int) -> list[
     table = hub.load_table(spec.path, spec.languages[language], spec.split, base_dir=base_dir)
     each = _each(spec.limit, len(spec.languages))
     chosen = table.select(_chosen(len(table), each, seed))
-    columns = hub.translation_columns(chosen, spec.column, spec.source, language)
-    pairs = [SentencePair(language, s.strip(), t.strip()) for s, t in zip(*columns, strict=True)]
+    sides = (spec.source, language) if spec.target is None else (language, spec.target)
+    columns = [hub.sentence_column(chosen, spec.column, side) for side in sides]
+    pairs = [
+        SentencePair(language, source.strip(), target.strip(), spec.target)
+        for source, target in zip(*columns, strict=True)
+    ]
     if not pairs:
         raise DataError(f"the data set {spec.path} has nothing in {language!r}: name another split")
     return pairs

@@ -147,5 +147,9 @@ def _from_pretrained(  # transformers' classes carry no types
         return getattr(transformers, auto_class).from_pretrained(
             source.as_posix(), local_files_only=source.is_dir(), trust_remote_code=False
         )
+    except ImportError as error:  # SentencePiece, for tokenizers that come without tokenizer.json
+        raise MissingDependencyError(
+            f"{source}: install what its {auto_class[4:]} needs: {one_line(error)}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{source}: no usable {auto_class[4:]}: {one_line(error)}") from error

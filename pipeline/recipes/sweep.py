@@ -45,7 +45,7 @@ def grid(
     Args:
         base: what is not varied.
         methods: how to factor.
-        shares: of each budget.
+        shares: of each budget; for ``rank``, ranks.
         allocations: by name.
         stores: how the file holds factors.
 

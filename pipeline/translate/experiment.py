@@ -252,12 +252,13 @@ class TranslationExperiment:
         self, generator: TextGenerator, rows: Sequence[int], beams: int | None = None
     ) -> list[str]:
         pairs = [self.held_out[row] for row in rows]
+        forced_token = self.languages.turn_to(pairs[0])
         return generator.generate(
             [self.languages.prompt(pair) for pair in pairs],
             beams=beams or self.metric.beams,
             max_new_tokens=self.metric.max_new_tokens,
             batch_size=len(pairs),
-            forced_token=self.languages.forced_token(pairs[0].language),
+            forced_token=forced_token,
         )
 
     def _batches(self) -> Iterator[tuple[int, list[int]]]:
@@ -340,7 +341,7 @@ def prepare_translation(
             allow_code=settings.allow_code,
         )
         lessons = _lessons(recipe, base_dir, settings.allow_code)
-        languages.require(list(_rows_by_language([*held_out, *lessons])))
+        languages.require([*held_out, *lessons])
     with watch.measure("export"), settings.progress.step("export"):
         exported = export_encoder_decoder(checkpoint, recipe.source, folder, seed=recipe.seed)
     samples = _samples(recipe, exported.folder, languages, lessons, settings)

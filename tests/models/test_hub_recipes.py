@@ -33,6 +33,7 @@ TRANSLATING = [name for name in RECIPES if name.startswith("translation-")]
 ONE_GRAPH = [name for name in RECIPES if name not in TRANSLATING]
 ROWS = 40
 LANGUAGES = {"de": "de-en", "es": "en-es", "fr": "en-fr", "it": "en-it", "pt": "en-pt"}
+SALT = ("ach", "teo", "lug", "lgg", "nyn", "eng")
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "ate", "two", "rats", "at", "last", "here")
 
 
@@ -81,11 +82,22 @@ def save_translators(root: Path) -> None:
     codes = read_recipe(HUB / "translation-nllb.yaml").metric.codes
     nllb = hf_models.save(hf_models.m2m100(), root / "facebook" / "nllb-200-distilled-600M")
     hf_models.save_nllb_words(nllb, "eng_Latn", *codes.values())
+    marian = hf_models.save(hf_models.marian(160), root / "Sunbird" / "sunbird-mul-en")
+    hf_models.save_words(marian)
+    codes = read_recipe(HUB / "translation-salt-nllb.yaml").metric.codes
+    salt = hf_models.save(hf_models.m2m100(), root / "Sunbird" / "translate-nllb-1.3b-salt")
+    hf_models.save_nllb_words(salt, "eng_Latn", *codes.values())
     rng = np.random.default_rng(0)
+
+    def sentences(rows: int) -> list[str]:
+        return [" ".join(f"w{n}" for n in rng.integers(3, 80, size=6)) for _ in range(rows)]
+
+    for split, rows in (("dev", ROWS), ("test", 3)):
+        path = root / "Sunbird" / "salt" / "text-all" / f"{split}-00000-of-00001.parquet"
+        save_parquet(path, {f"{language}_text": sentences(rows) for language in SALT})
     for language, name in LANGUAGES.items():
         for split, rows in (("validation", ROWS), ("test", 3)):
-            said = [" ".join(f"w{n}" for n in rng.integers(3, 80, size=6)) for _ in range(rows)]
-            pairs = [{"en": text, language: text} for text in said]
+            pairs = [{"en": text, language: text} for text in sentences(rows)]
             path = root / "Helsinki-NLP" / "opus-100" / name / f"{split}-00000-of-00001.parquet"
             save_parquet(path, {"translation": pairs})
 
@@ -130,6 +142,8 @@ def test_there_is_a_recipe_for_each_published_experiment():
         "bert-multinli-attention",
         "translation-madlad",
         "translation-nllb",
+        "translation-salt",
+        "translation-salt-nllb",
         "vit-cifar10",
         "vit-imagenet",
         "vit-imagenet-attention",
@@ -165,7 +179,7 @@ def test_the_recipe_runs_on_what_stands_in_for_the_hub(hub, name):
 @pytest.mark.parametrize(
     ("experiment", "recipe", "trained"),
     [
-        (translation.run, "translation-nllb", False),
+        (translation.run, "translation-salt", False),
         (attention.run_bert, "bert-multinli-attention", False),
         (fine_tuning.run_bert, "bert-multinli", True),
     ],
@@ -190,14 +204,17 @@ def test_the_study_runs_the_published_set_up(hub, monkeypatch, experiment, recip
 def test_a_translation_recipe_runs_on_what_stands_in_for_the_hub(hub, name):
     recipe = read_recipe(HUB / f"{name}.yaml")
     assert isinstance(recipe.metric, TranslationMetric)
-    short = recipe.model_copy(
-        update={"metric": recipe.metric.model_copy(update={"max_new_tokens": 5})}
-    )
+    changes: dict[str, object] = {"metric": recipe.metric.model_copy(update={"max_new_tokens": 5})}
+    if recipe.compression.rank is not None:  # of models that are wider
+        changes["compression"] = recipe.compression.model_copy(update={"rank": 8})
 
-    report = run_recipe(short, hub / "bundle", base_dir=hub)
+    report = run_recipe(recipe.model_copy(update=changes), hub / "bundle", base_dir=hub)
 
-    assert list(report.candidate.languages) == list(LANGUAGES)
-    assert report.candidate.mean.sentences == 3 * len(LANGUAGES)
+    assert isinstance(recipe.validation, ParallelData)
+    assert list(report.candidate.languages) == list(recipe.validation.languages)
+    assert report.candidate.mean.sentences == 3 * len(recipe.validation.languages)
+    ranks = {site.rank for part in (report.encoder, report.decoder) for site in part.factored}
+    assert recipe.compression.rank is None or ranks == {8}
     assert report.encoder.factored
     assert report.decoder.factored
     assert not any("lm_head" in site.site for site in report.decoder.factored)

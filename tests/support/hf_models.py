@@ -89,7 +89,7 @@ def t5() -> PreTrainedModel:
     return jittered(lambda: transformers.T5ForConditionalGeneration(settings))
 
 
-def marian() -> PreTrainedModel:
+def marian(positions: int = 64) -> PreTrainedModel:
     """A Marian: an encoder with a decoder, which share their embeddings."""
     import transformers
 
@@ -102,7 +102,7 @@ def marian() -> PreTrainedModel:
         decoder_attention_heads=4,
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         init_std=0.3,
         scale_embedding=True,  # else positions count for more than tokens
         pad_token_id=0,

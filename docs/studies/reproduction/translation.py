@@ -1,4 +1,9 @@
-"""SVDLoRA on translation into five languages: three sub-matrices, the share of the parameters."""
+"""SVDLoRA on translation with five languages: three sub-matrices, the share of the parameters.
+
+The document's ranks are one number for all layers. Its own model is compressed so; the twin, whose
+width is another, keeps the same share of each layer's parameters (:mod:`studies.translation_causes`
+compares the two).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,7 @@ from studies.reproduction.section import Claim, Picture, Section, Table, claim, 
 from studies.reproduction.workplace import Models, Workplace
 
 MODELS = Models(
-    "hub/translation-nllb",
+    "hub/translation-salt",
     "gettext-marian",
     "`gettext-marian`: a small Marian model that we trained on messages of user interfaces",
 )
@@ -64,12 +69,12 @@ def run(place: Workplace) -> Section:
     """Experiment 2."""
     experiment = _prepared(place)
     shares = place.some(sorted(published.TRANSLATION))
-    greedy = _searched(experiment, SVDLORA, shares, 1)
-    beamed = _searched(experiment, SVDLORA, place.some(BEAMED), BEAMS)
+    greedy = _searched(place, experiment, SVDLORA, shares, 1)
+    beamed = _searched(place, experiment, SVDLORA, place.some(BEAMED), BEAMS)
     methods = {SVDLORA: greedy}
     for method in (EXACT, AUTO):
         compared = place.some(COMPARED_SHARES)
-        methods[method] = _searched(experiment, method, compared, 1)
+        methods[method] = _searched(place, experiment, method, compared, 1)
     _draw(place, methods, beamed)
     return Section(
         name=NAME,
@@ -81,7 +86,7 @@ def run(place: Workplace) -> Section:
         f"{greedy.original.mean.chrf:.2f} on {experiment.validation}; the same sentences in all "
         "rows); the linear layers of encoder and decoder, the same share of each.",
         tables=(
-            _share_table(greedy, beamed, _weight_errors(experiment, shares)),
+            _share_table(greedy, beamed, _weight_errors(experiment, shares, place.published)),
             _method_table(methods),
         ),
         pictures=(
@@ -119,29 +124,37 @@ def _description(place: Workplace) -> str:
 
 
 def _searched(
-    experiment: TranslationExperiment, method: str, shares: Sequence[float], beams: int
+    place: Workplace,
+    experiment: TranslationExperiment,
+    method: str,
+    shares: Sequence[float],
+    beams: int,
 ) -> Searched:
     rows = {}
     for share in shares:
-        rows[share] = row = experiment.row(_variant(method, share), beams)
+        rows[share] = row = experiment.row(_variant(method, share, place.published), beams)
         logger.info(
             "%s, %s, params %s, %s beams: %s", NAME, method, share, beams, row.metrics["bleu"]
         )
     return Searched(experiment.original_scores(beams), rows)
 
 
-def _variant(method: str, share: float) -> CompressionSpec:
+def _variant(method: str, share: float, as_published: bool) -> CompressionSpec:
     options = {"stages": 3} if method == SVDLORA else {}
+    rank = published.TRANSLATION[share].rank if as_published and method == SVDLORA else None
     return CompressionSpec(
         method=MethodSpec(name=method, options=options),
-        params=share,
+        params=share if rank is None else None,
+        rank=rank,
         rank_multiple=1,
         allow_larger=True,
         select=LAYERS,
     )
 
 
-def _weight_errors(experiment: TranslationExperiment, shares: Sequence[float]) -> ByError:
+def _weight_errors(
+    experiment: TranslationExperiment, shares: Sequence[float], as_published: bool
+) -> ByError:
     """Least and largest relative error of a weight that is kept to each of ``shares``."""
     errors: dict[float, list[float]] = {share: [] for share in shares}
     for part in (experiment.learned.encoder, experiment.learned.decoder):
@@ -151,7 +164,9 @@ def _weight_errors(experiment: TranslationExperiment, shares: Sequence[float]) -
             tail = spectrum(site, (None,)).weight_tail
             dense = site.in_features * site.out_features / (site.in_features + site.out_features)
             for share in shares:
-                errors[share].append(math.sqrt(tail[int(share * dense)]))
+                rank = published.TRANSLATION[share].rank if as_published else None
+                kept = int(share * dense) if rank is None else min(rank, len(tail) - 1)
+                errors[share].append(math.sqrt(tail[kept]))
     return {share: (min(found), max(found)) for share, found in errors.items()}
 
 

@@ -252,6 +252,27 @@ def test_run_and_report_repeat_the_verdict(cli, files):
     cli("report", "bundle", "--no-check", code=1)
 
 
+def test_one_rank_for_every_layer_instead_of_the_recipes_share(cli, files):
+    data = {"kind": "npz", "path": "data.npz"}
+    recipe = {
+        "name": "tiny",
+        "source": {"model": "model.onnx"},
+        "calibration": data,
+        "validation": data,
+        "compression": {"params": 0.9},
+        "benchmark": None,
+    }
+    Path("recipe.yaml").write_text(json.dumps(recipe))
+    cli("run", "recipe.yaml", "-o", "bundle", "-m", "svd", "--rank", "6")
+    plan = json.loads(Path("bundle/plan.json").read_text())
+    ranks = {site["rank"] for site in plan["sites"] if site["decision"] == "factor"}
+    assert ranks == {6}
+    table = cli("sweep", "recipe.yaml", "-m", "svd", "--rank", "4", "--rank", "6").out
+    assert [f"rank {rank}" in table for rank in (4, 5, 6)] == [True, False, True]
+    refused = cli("run", "recipe.yaml", "-o", "other", "--rank", "6", "-p", "0.5", code=2)
+    assert "params and rank exclude each other" in error_line(refused)
+
+
 def test_run_shows_each_domain_and_the_worst(cli, files):
     small.save_rows(Path("other.npz"), count=7, seed=5)
     recipe = {

@@ -69,6 +69,8 @@ def test_a_grid_of_several_budgets():
         ("bytes", 0.5),
     ]
     assert grid(CompressionSpec(rank=4), METHODS[:1], {}, [])[0].rank == 4
+    ranks = grid(CompressionSpec(params=0.9), METHODS[:1], {"rank": [4, 8]}, [])
+    assert [(v.rank, v.params) for v in ranks] == [(4, None), (8, None)]
 
 
 def test_a_share_out_of_range_is_refused():
