@@ -20,6 +20,7 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.sequential import DAMPING
 from compress_onnx.pipeline.evidence.gradients import OutputGradients
+from compress_onnx.pipeline.evidence.mixture import Mixture
 from compress_onnx.pipeline.files.original import Original
 
 
@@ -31,6 +32,7 @@ class Basis:
         original: the model, siblings that share a factor joined.
         request: with nothing left open.
         decompositions: of its weights, with what is known about their inputs.
+        known: what running the model told; None without samples.
         gradients: None where they were not needed, or there are none.
         slopes: measured sensitivity by weight key; None where it was not needed.
         notes: what could not be collected, and what stands in for it.
@@ -39,6 +41,7 @@ class Basis:
     original: Original
     request: CompressionSpec
     decompositions: Decompositions
+    known: Mixture | None = None
     gradients: OutputGradients | None = None
     slopes: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()

@@ -23,13 +23,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from compress_onnx.graph_passes.allocation import get_allocator
-from compress_onnx.graph_passes.errors import NotDifferentiableError
+from compress_onnx.graph_passes.errors import NotDifferentiableError, RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats, make_method
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.planner import require_gain
-from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.planning.request import CompressionSpec, Shrinkage
 from compress_onnx.graph_passes.planning.strategy import AUTO, concrete
 from compress_onnx.pipeline.compress.basis import Basis, goes_by_gradients, plan_on
 from compress_onnx.pipeline.compress.compressed import Compressed
@@ -40,6 +40,7 @@ from compress_onnx.pipeline.compress.siblings import rejoin, share_siblings
 from compress_onnx.pipeline.evidence.calibrate import Calibration
 from compress_onnx.pipeline.evidence.collected import Evidence
 from compress_onnx.pipeline.evidence.gradients import OutputGradients
+from compress_onnx.pipeline.evidence.mixture import Mixture
 from compress_onnx.pipeline.evidence.objective import Objective
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
@@ -49,6 +50,13 @@ from compress_onnx.pipeline.results import Potential
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.threads import limited
 
+NO_BROADER = (
+    "shrinkage towards broader data needs some: give broader sets, or shrink towards identity"
+)
+_NOTHING_TO_SHRINK = (
+    "shrinkage is of what calibration data say, and here they say nothing: give calibration data, "
+    "or leave shrinkage out"
+)
 _NO_STATISTICS = (
     "calibration can look at no site (all are inside an If, Loop or Scan, or there are none): the "
     "weights alone decide"
@@ -66,6 +74,8 @@ class Learned:
         meter: finds out what weights take of a budget of FLOPs or latency.
         held_out: samples that nothing was learned from, on which plans are measured again; None
             without.
+        broader: further sets of samples, by name, that shrinkage pulls towards; they are run when a
+            request first asks for them.
     """
 
     original: Original
@@ -73,7 +83,12 @@ class Learned:
     evidence: Evidence | None
     meter: Meter
     held_out: Samples | None = None
-    _kept: dict[Objective | None, Decompositions] = field(default_factory=dict, repr=False)
+    broader: Mapping[str, Samples] = field(default_factory=dict)
+    _broader_kept: dict[str, Evidence] = field(default_factory=dict, repr=False)
+    _mixtures: dict[Shrinkage | None, Mixture] = field(default_factory=dict, repr=False)
+    _kept: dict[tuple[Mixture | None, Objective | None], Decompositions] = field(
+        default_factory=dict, repr=False
+    )
     _unseen_kept: dict[tuple[str, ...], Decompositions] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -149,46 +164,105 @@ class Learned:
             NotDifferentiableError: gradients were asked for, and the model has none.
         """
         if self.evidence is None or (request.method.name == AUTO and not self.stats):
-            basis = Basis(self.original, concrete(request, "none"), self._decompositions(None))
+            if request.shrinkage is not None:
+                raise RequestError(_NOTHING_TO_SHRINK)
+            basis = Basis(
+                self.original, concrete(request, "none"), self._decompositions(None, None)
+            )
             return basis if self.evidence is None else basis.noting(_NO_STATISTICS)
+        request, notes = self._settled(request)
+        known = self._mixture(request.shrinkage)
         wanted, gradients = concrete(request, "gradients"), None
-        notes: tuple[str, ...] = ()
         if goes_by_gradients(wanted):
             try:
-                gradients = self.evidence.gradients(wanted.objective or "positions")
+                gradients = known.gradients(wanted.objective or "positions")
             except NotDifferentiableError as error:
                 wanted = concrete(request, "activations")
                 if goes_by_gradients(wanted):
                     raise
-                notes = (f"no gradients, so sensitivity is measured instead: {error}",)
+                notes = (
+                    *notes,
+                    f"no gradients, so sensitivity is measured instead: {error}",
+                )
         objective: Objective = wanted.objective or "positions"
-        kept = self._decompositions(objective if gradients else None, gradients)
+        kept = self._decompositions(known, objective, gradients)
         slopes = None
         if get_allocator(wanted.allocation).damage == "sensitivity" and wanted.rank is None:
             method = make_method(wanted.method.name, wanted.method.options)
-            slopes = self.evidence.slopes(method, objective, kept)
-        return Basis(self.original, wanted, kept, gradients, slopes, notes)
+            slopes = known.slopes(method, objective, kept)
+        return Basis(self.original, wanted, kept, known, gradients, slopes, notes)
 
     def _basis_of(self, plan: CompressionPlan) -> Basis:
         """What carrying out ``plan`` stands on."""
-        request = CompressionSpec(sequential=plan.sequential, objective=plan.objective)
+        request = CompressionSpec(
+            sequential=plan.sequential, objective=plan.objective, shrinkage=plan.shrinkage
+        )
         methods = [make_method(s.method.name, s.method.options) for s in plan.changed if s.method]
-        gradients = None
-        if self.evidence is not None and any(method.needs_gradients for method in methods):
-            gradients = self.evidence.gradients(plan.objective)
-        kept = self._decompositions(plan.objective if gradients else None, gradients)
-        return Basis(self.original, request, kept, gradients)
+        known = gradients = None
+        if self.evidence is not None:
+            known = self._mixture(plan.shrinkage)
+            if any(method.needs_gradients for method in methods):
+                gradients = known.gradients(plan.objective)
+        kept = self._decompositions(known, plan.objective, gradients)
+        return Basis(self.original, request, kept, known, gradients)
 
     def _decompositions(
-        self, objective: Objective | None, gradients: OutputGradients | None = None
+        self,
+        known: Mixture | None,
+        objective: Objective | None,
+        gradients: OutputGradients | None = None,
     ) -> Decompositions:
-        """Those that were made in the light of the gradients of ``objective``."""
-        if objective not in self._kept:
-            stats = self.stats
-            if self.evidence is not None and gradients is not None:
-                stats = self.evidence.with_gradients(gradients)
-            self._kept[objective] = Decompositions(stats)
-        return self._kept[objective]
+        """Those that were made by what is ``known``, in the light of the gradients, if any."""
+        key = known, objective if gradients is not None else None
+        if key not in self._kept:
+            stats = {} if known is None else known.stats
+            if known is not None and gradients is not None:
+                stats = known.with_gradients(gradients)
+            self._kept[key] = Decompositions(stats)
+        return self._kept[key]
+
+    def _mixture(self, shrinkage: Shrinkage | None) -> Mixture:
+        """What the calibration data tell, pulled as ``shrinkage`` says.
+
+        Raises:
+            RequestError: there is nothing to pull towards.
+            DataError: a broader set does not fit the model.
+        """
+        assert self.evidence is not None
+        if shrinkage is None or not shrinkage.strength:
+            shrinkage = None
+        if shrinkage not in self._mixtures:
+            self._mixtures[shrinkage] = self._mixed(self.evidence, shrinkage)
+        return self._mixtures[shrinkage]
+
+    def _mixed(self, evidence: Evidence, shrinkage: Shrinkage | None) -> Mixture:
+        if shrinkage is None:
+            return Mixture([evidence])
+        assert shrinkage.strength != "auto"  # see basis
+        if shrinkage.towards == "identity":
+            return Mixture([evidence], identity=shrinkage.strength)
+        if not self.broader:
+            raise RequestError(NO_BROADER)
+        share = shrinkage.strength / len(self.broader)
+        parts = {name: self.evidence_on(name) for name in self.broader}
+        found = [(evidence, 1 - shrinkage.strength), *((part, share) for part in parts.values())]
+        having = [(part, share) for part, share in found if share]
+        return Mixture([part for part, _ in having], [share for _, share in having])
+
+    def evidence_on(self, name: str) -> Evidence:
+        """What is known from the broader set ``name``.
+
+        Raises:
+            DataError: it does not fit the model.
+        """
+        if name not in self._broader_kept:
+            samples = self.broader[name]
+            with limited():
+                self._broader_kept[name] = Evidence(self.original, samples, self.settings)
+        return self._broader_kept[name]
+
+    def _settled(self, request: CompressionSpec) -> tuple[CompressionSpec, tuple[str, ...]]:
+        return request, ()
 
     def _factored(self, basis: Basis, plan: CompressionPlan) -> Compressed:
         table = basis.original.table
@@ -213,15 +287,16 @@ class Learned:
 
     def _repaired(self, basis: Basis, plan: CompressionPlan) -> Repaired:
         """What a plan in sequence makes of the weights; nothing of one that is not."""
-        if not plan.sequential or self.evidence is None:
+        if not plan.sequential or basis.known is None:
             return Repaired()
         return factor_sequentially(
             basis.original,
             plan,
             basis.decompositions,
-            self.evidence.samples,
+            basis.known.sets,
             self.settings,
             weights=basis.gradients.weights if basis.gradients else None,
+            identity=basis.known.identity,
         )
 
 
@@ -233,6 +308,7 @@ def learn(
     benchmark: BenchmarkSpec | None = None,
     priced_on: Samples | None = None,
     held_out: Samples | None = None,
+    broader: Mapping[str, Samples] | None = None,
 ) -> Learned:
     """Find the linear sites of ``model``, and run it over ``samples``.
 
@@ -244,6 +320,7 @@ def learn(
             sample of median length.
         priced_on: rows for that inference; None takes ``samples``.
         held_out: other samples, on which the error of every plan is measured once more.
+        broader: further sets of samples, by name, for requests with shrinkage towards them.
 
     Raises:
         ModelFileError: the file is missing, damaged or unsafe, or the model cannot be run.
@@ -254,4 +331,4 @@ def learn(
     with limited():
         evidence = None if samples is None else Evidence(original, samples, settings)
     meter = Meter(original, benchmark, samples=priced_on or samples, settings=settings)
-    return Learned(original, settings, evidence, meter, held_out)
+    return Learned(original, settings, evidence, meter, held_out, broader or {})
