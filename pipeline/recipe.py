@@ -419,12 +419,14 @@ class Recipe(RecipeModel):
     With ``compression: {optimize: …}``, the form is found too.
 
     ``domains`` are further sets to validate on, by name: other kinds of data than ``calibration``
-    has. They decide nothing, they only report.
+    has. They decide nothing, they only report. ``broader`` are further sets to calibrate on, by
+    name, as far as ``compression: {shrinkage: …}`` says.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     source: SourceSpec
     calibration: DataSpec | None = None
+    broader: dict[Domain, DataSpec] = {}
     validation: DataSpec | None = None
     domains: dict[Domain, DataSpec] = {}
     mask: str | None = None
@@ -437,6 +439,19 @@ class Recipe(RecipeModel):
     batch_size: int = Field(default=32, ge=1)
     seed: int = 0
     output: Path | None = None
+
+    @model_validator(mode="after")
+    def _broader_for_shrinkage(self) -> Recipe:
+        shrinkage = self.compression.shrinkage
+        if self.broader and shrinkage is None:
+            raise ValueError("broader data are for shrinkage: add it to compression")
+        if self.broader and isinstance(self.metric, TranslationMetric):
+            raise ValueError("broader data are for models of one graph: translation has languages")
+        if shrinkage is not None and shrinkage.towards == "broader" and not self.broader:
+            raise ValueError("shrinkage towards broader data needs some: add broader")
+        if shrinkage is not None and self.calibration is None:
+            raise ValueError("shrinkage is of what calibration data say: add calibration")
+        return self
 
     @model_validator(mode="after")
     def _domains_beside_a_main_set(self) -> Recipe:

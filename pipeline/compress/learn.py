@@ -29,7 +29,11 @@ from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.fitting import check_fits
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.planner import require_gain
-from compress_onnx.graph_passes.planning.request import CompressionSpec, Shrinkage
+from compress_onnx.graph_passes.planning.request import (
+    CompressionSpec,
+    Shrinkage,
+    budget_changes,
+)
 from compress_onnx.graph_passes.planning.strategy import AUTO, concrete
 from compress_onnx.pipeline.compress.basis import Basis, goes_by_gradients, plan_on
 from compress_onnx.pipeline.compress.compressed import Compressed
@@ -37,10 +41,11 @@ from compress_onnx.pipeline.compress.enough_data import too_few_rows
 from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.sequential import Repaired, factor_sequentially
 from compress_onnx.pipeline.compress.siblings import rejoin, share_siblings
+from compress_onnx.pipeline.compress.strength import Choice, choose_strength
 from compress_onnx.pipeline.evidence.calibrate import Calibration
 from compress_onnx.pipeline.evidence.collected import Evidence
 from compress_onnx.pipeline.evidence.gradients import OutputGradients
-from compress_onnx.pipeline.evidence.mixture import Mixture
+from compress_onnx.pipeline.evidence.mixture import Mixture, pulled
 from compress_onnx.pipeline.evidence.objective import Objective
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
@@ -50,9 +55,6 @@ from compress_onnx.pipeline.results import Potential
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.threads import limited
 
-NO_BROADER = (
-    "shrinkage towards broader data needs some: give broader sets, or shrink towards identity"
-)
 _NOTHING_TO_SHRINK = (
     "shrinkage is of what calibration data say, and here they say nothing: give calibration data, "
     "or leave shrinkage out"
@@ -86,6 +88,7 @@ class Learned:
     broader: Mapping[str, Samples] = field(default_factory=dict)
     _broader_kept: dict[str, Evidence] = field(default_factory=dict, repr=False)
     _mixtures: dict[Shrinkage | None, Mixture] = field(default_factory=dict, repr=False)
+    _chosen: dict[str, Choice] = field(default_factory=dict, repr=False)
     _kept: dict[tuple[Mixture | None, Objective | None], Decompositions] = field(
         default_factory=dict, repr=False
     )
@@ -171,7 +174,11 @@ class Learned:
             )
             return basis if self.evidence is None else basis.noting(_NO_STATISTICS)
         request, notes = self._settled(request)
-        known = self._mixture(request.shrinkage)
+        return self._basis_on(request, self._mixture(request.shrinkage), notes)
+
+    def _basis_on(
+        self, request: CompressionSpec, known: Mixture, notes: tuple[str, ...] = ()
+    ) -> Basis:
         wanted, gradients = concrete(request, "gradients"), None
         if goes_by_gradients(wanted):
             try:
@@ -180,10 +187,7 @@ class Learned:
                 wanted = concrete(request, "activations")
                 if goes_by_gradients(wanted):
                     raise
-                notes = (
-                    *notes,
-                    f"no gradients, so sensitivity is measured instead: {error}",
-                )
+                notes += (f"no gradients, so sensitivity is measured instead: {error}",)
         objective: Objective = wanted.objective or "positions"
         kept = self._decompositions(known, objective, gradients)
         slopes = None
@@ -232,37 +236,46 @@ class Learned:
         if shrinkage is None or not shrinkage.strength:
             shrinkage = None
         if shrinkage not in self._mixtures:
-            self._mixtures[shrinkage] = self._mixed(self.evidence, shrinkage)
+            wanted = shrinkage is not None and shrinkage.towards == "broader"
+            broader = self._evidence_of_broader() if wanted else {}
+            self._mixtures[shrinkage] = pulled(self.evidence, broader, shrinkage)
         return self._mixtures[shrinkage]
 
-    def _mixed(self, evidence: Evidence, shrinkage: Shrinkage | None) -> Mixture:
-        if shrinkage is None:
-            return Mixture([evidence])
-        assert shrinkage.strength != "auto"  # see basis
-        if shrinkage.towards == "identity":
-            return Mixture([evidence], identity=shrinkage.strength)
-        if not self.broader:
-            raise RequestError(NO_BROADER)
-        share = shrinkage.strength / len(self.broader)
-        parts = {name: self.evidence_on(name) for name in self.broader}
-        found = [(evidence, 1 - shrinkage.strength), *((part, share) for part in parts.values())]
-        having = [(part, share) for part, share in found if share]
-        return Mixture([part for part, _ in having], [share for _, share in having])
-
-    def evidence_on(self, name: str) -> Evidence:
-        """What is known from the broader set ``name``.
-
-        Raises:
-            DataError: it does not fit the model.
-        """
-        if name not in self._broader_kept:
-            samples = self.broader[name]
-            with limited():
-                self._broader_kept[name] = Evidence(self.original, samples, self.settings)
-        return self._broader_kept[name]
+    def _evidence_of_broader(self) -> Mapping[str, Evidence]:
+        """What is known from each of the broader sets."""
+        for name, samples in self.broader.items():
+            if name not in self._broader_kept:
+                with limited():
+                    self._broader_kept[name] = Evidence(self.original, samples, self.settings)
+        return self._broader_kept
 
     def _settled(self, request: CompressionSpec) -> tuple[CompressionSpec, tuple[str, ...]]:
-        return request, ()
+        """The request with a strength of shrinkage, and a note where it had to be chosen."""
+        if request.shrinkage is None or request.shrinkage.strength != "auto":
+            return request, ()
+        assert self.evidence is not None
+        usual = request.model_copy(
+            update={**budget_changes("params", 0.5), "sequential": False, "siblings": "never"}
+        )
+        key = usual.model_dump_json()
+        if key not in self._chosen:
+            self._chosen[key] = choose_strength(
+                request.shrinkage,
+                self.evidence,
+                self._evidence_of_broader(),
+                request.objective or "positions",
+                build=lambda known: self._one_shot(usual, known),
+                progress=self.settings.progress,
+            )
+        chosen = self._chosen[key]
+        return request.model_copy(update={"shrinkage": chosen.shrinkage}), (chosen.note,)
+
+    def _one_shot(self, request: CompressionSpec, known: Mixture) -> Compressed:
+        """What ``request`` makes of what is ``known``, which is then forgotten."""
+        basis = self._basis_on(request, known)
+        for key in [key for key in self._kept if key[0] is known]:
+            del self._kept[key]
+        return Compressed(basis, plan_on(basis, self.meter))
 
     def _factored(self, basis: Basis, plan: CompressionPlan) -> Compressed:
         table = basis.original.table

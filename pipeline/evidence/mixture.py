@@ -17,8 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats, GradientStats, Method
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
+from compress_onnx.graph_passes.planning.request import Shrinkage
 from compress_onnx.pipeline.evidence.collected import Evidence
 from compress_onnx.pipeline.evidence.gradients import OutputGradients
 from compress_onnx.pipeline.evidence.objective import Objective
@@ -123,6 +125,36 @@ class Mixture:
         if not self.identity:
             return stats
         return {name: known.shrunk(self.identity) for name, known in stats.items()}
+
+
+def pulled(
+    evidence: Evidence, broader: Mapping[str, Evidence], shrinkage: Shrinkage | None
+) -> Mixture:
+    """What ``evidence`` of the calibration data tells, pulled as ``shrinkage`` says.
+
+    Args:
+        evidence: of the calibration data.
+        broader: that of each broader set, by name.
+        shrinkage: with a strength; None pulls nowhere.
+
+    Raises:
+        RequestError: there is nothing to pull towards, or the strength is still open.
+    """
+    if shrinkage is None or not shrinkage.strength:
+        return Mixture([evidence])
+    if shrinkage.strength == "auto":
+        raise RequestError("a plan says how strong its shrinkage is: write a number, not auto")
+    if shrinkage.towards == "identity":
+        return Mixture([evidence], identity=shrinkage.strength)
+    if not broader:
+        raise RequestError(
+            "shrinkage towards broader data needs some: give broader sets, or shrink towards "
+            "identity"
+        )
+    parts, share = list(broader.values()), shrinkage.strength / len(broader)
+    if shrinkage.strength == 1:
+        return Mixture(parts, [share] * len(parts))
+    return Mixture([evidence, *parts], [1 - shrinkage.strength, *[share] * len(parts)])
 
 
 def _names(known: Iterable[Iterable[str]]) -> list[str]:

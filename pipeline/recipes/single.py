@@ -405,6 +405,10 @@ def prepare_model(
             name: _loaded(recipe, spec, exported, base_dir, settings.allow_code)
             for name, spec in recipe.domains.items()
         }
+        broader = {
+            name: _loaded(recipe, spec, exported, base_dir, settings.allow_code)
+            for name, spec in recipe.broader.items()
+        }
         samples = _samples(recipe, recipe.calibration, exported, base_dir, settings.allow_code)
         lessons = recipe.recovery.data if recipe.recovery else None
         training = _samples(recipe, lessons, exported, base_dir, settings.allow_code) or samples
@@ -419,6 +423,7 @@ def prepare_model(
             settings,
             benchmark=recipe.benchmark,
             priced_on=held_out or samples,
+            broader=broader,
         )
     return ModelExperiment(recipe, exported, learned, held_out, domains, training, watch)
 
