@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.planning.request import CompressionSpec, Shrinkage
 from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.runtime.duration import parse_duration
 
@@ -324,6 +324,7 @@ class OptimizeSpec(RecipeModel):
         time: seconds, after which no trial starts any more.
         batch_invariance: the least cosine between a sample alone and the same in a batch that the
             winner may have; None lets it depend on the batch.
+        shrinkage: what the metric that forms are chosen by is pulled towards; None leaves it.
     """
 
     max_drop: float = Field(default=0.01, ge=0)
@@ -332,6 +333,7 @@ class OptimizeSpec(RecipeModel):
     seven_bits: bool | None = None
     time: Duration = 900.0
     batch_invariance: float | None = Field(default=None, ge=0, le=1)
+    shrinkage: Shrinkage | None = None
 
 
 class Compression(CompressionSpec):
@@ -442,7 +444,8 @@ class Recipe(RecipeModel):
 
     @model_validator(mode="after")
     def _broader_for_shrinkage(self) -> Recipe:
-        shrinkage = self.compression.shrinkage
+        search = self.compression.optimize
+        shrinkage = search.shrinkage if search else self.compression.shrinkage
         if self.broader and shrinkage is None:
             raise ValueError("broader data are for shrinkage: add it to compression")
         if self.broader and isinstance(self.metric, TranslationMetric):
