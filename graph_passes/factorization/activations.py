@@ -95,6 +95,8 @@ class ActivationStats:
 
     def shrunk(self, strength: float) -> ActivationStats:
         """The same, pulled towards the identity by ``strength``, 1 being the identity."""
+        if not strength:
+            return self
         level = np.full_like(self.magnitude, np.mean(self.magnitude))
         return replace(
             self,

@@ -236,6 +236,9 @@ class Learned:
         if shrinkage is None or not shrinkage.strength:
             shrinkage = None
         if shrinkage not in self._mixtures:
+            # Of those that are pulled somewhere, one at a time: each is as large as the evidence.
+            for other in [other for other in self._mixtures if other is not None]:
+                self._forget(self._mixtures.pop(other))
             wanted = shrinkage is not None and shrinkage.towards == "broader"
             broader = self._evidence_of_broader() if wanted else {}
             self._mixtures[shrinkage] = pulled(self.evidence, broader, shrinkage)
@@ -273,9 +276,13 @@ class Learned:
     def _one_shot(self, request: CompressionSpec, known: Mixture) -> Compressed:
         """What ``request`` makes of what is ``known``, which is then forgotten."""
         basis = self._basis_on(request, known)
+        self._forget(known)
+        return Compressed(basis, plan_on(basis, self.meter))
+
+    def _forget(self, known: Mixture) -> None:
+        """Keep no decomposition that was made by what is ``known``."""
         for key in [key for key in self._kept if key[0] is known]:
             del self._kept[key]
-        return Compressed(basis, plan_on(basis, self.meter))
 
     def _factored(self, basis: Basis, plan: CompressionPlan) -> Compressed:
         table = basis.original.table

@@ -60,10 +60,20 @@ class Mixture:
 
     @cached_property
     def stats(self) -> Mapping[str, ActivationStats]:
-        """Activation statistics by matrix name, without gradients."""
-        return self._shrunk(
-            {name: self._mixed(name) for name in _names(p.stats for p in self.parts)}
-        )
+        """Activation statistics by matrix name, without gradients.
+
+        Matrices that read one input share theirs.
+        """
+        if len(self.parts) == 1 and not self.identity:
+            return self.parts[0].stats
+        made: dict[tuple[int, ...], ActivationStats] = {}
+        found: dict[str, ActivationStats] = {}
+        for name in _names(part.stats for part in self.parts):
+            key = tuple(id(part.stats.get(name)) for part in self.parts)
+            if key not in made:
+                made[key] = self._mixed(name)
+            found[name] = made[key]
+        return found
 
     def with_gradients(self, gradients: OutputGradients) -> dict[str, ActivationStats]:
         """The statistics with the gradients of each site beside its activations."""
@@ -89,7 +99,7 @@ class Mixture:
                 if name in each.stats
             ]
             mixed = GradientStats.mixed([s for s, _ in having], [share for _, share in having])
-            stats[name] = mixed.shrunk(self.identity) if self.identity else mixed
+            stats[name] = mixed.shrunk(self.identity)
         weights = {
             site: [batch for each in found for batch in each.weights.get(site, ())]
             for site in _names(each.weights for each in found)
@@ -119,12 +129,7 @@ class Mixture:
             if name in part.stats
         ]
         parts, shares, sizes = zip(*having, strict=True)
-        return ActivationStats.mixed(parts, shares, sizes)
-
-    def _shrunk(self, stats: dict[str, ActivationStats]) -> dict[str, ActivationStats]:
-        if not self.identity:
-            return stats
-        return {name: known.shrunk(self.identity) for name, known in stats.items()}
+        return ActivationStats.mixed(parts, shares, sizes).shrunk(self.identity)
 
 
 def pulled(
