@@ -30,7 +30,7 @@ from compress_onnx.pipeline.runtime.samples import Samples
 
 RECIPE = Path("models/minilm.yaml")
 SHARE = 0.5
-STRENGTHS = (0.3, 0.5, 0.1, 1.0)
+STRENGTHS = (0.1, 0.3, 0.5, 1.0)
 STRUCTURES: Mapping[str, FFNPolicy] = {"neurons and low rank": "neurons", "low rank": "factor"}
 UNSEEN = ("descriptions", "docstrings")
 
