@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from compress_onnx.graph_passes.arrays import Float64
-from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.errors import NotDifferentiableError, RequestError
 from compress_onnx.graph_passes.factorization import GradientStats
 from compress_onnx.graph_passes.planning.request import Shrinkage
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
@@ -63,8 +63,7 @@ def choose_strength(
         progress: shows the step.
 
     Raises:
-        RequestError: too few broader sets.
-        NotDifferentiableError: the model has no gradients.
+        RequestError: too few broader sets, or the model has no gradients to predict by.
     """
     fewest = 2 if shrinkage.towards == "broader" else 1
     if len(broader) < fewest:
@@ -72,6 +71,13 @@ def choose_strength(
             f"strength auto of shrinkage towards {shrinkage.towards} leaves a broader set out and "
             f"needs {fewest} or more, not {len(broader)}: give a strength, or more sets"
         )
+    try:
+        for known in (evidence, *broader.values()):
+            known.gradients(objective)
+    except NotDifferentiableError as error:
+        raise RequestError(
+            f"strength auto of shrinkage predicts damage by gradients: give a strength ({error})"
+        ) from error
     worst: dict[float, float] = {}
     with progress.step("choose the strength", len(STRENGTHS)) as update:
         for done, strength in enumerate(STRENGTHS, start=1):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from tiny_models import samples, saved, two_layers
 
-from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.errors import NotDifferentiableError, RequestError
 from compress_onnx.graph_passes.planning.plan import MethodSpec, read_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Shrinkage
 from compress_onnx.pipeline.api import request_of
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.strength import damage
+from compress_onnx.pipeline.evidence import collected
 from compress_onnx.pipeline.evidence.collected import Evidence
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -151,6 +152,19 @@ def test_what_cannot_be_is_said_in_one_line(model, broader, shrinkage, told):
     with pytest.raises(RequestError, match=told) as caught:
         learned.compress(request(shrinkage=shrinkage))
     assert "\n" not in str(caught.value)
+
+
+def test_without_gradients_a_strength_must_be_given(model, monkeypatch):
+    def refuse(*_):
+        raise NotDifferentiableError("no gradient of Fancy")
+
+    monkeypatch.setattr(collected, "output_gradients", refuse)
+    learned = learn(model, narrow(1), broader={"two": narrow(2), "three": narrow(3)})
+    with pytest.raises(RequestError, match=r"give a strength \(no gradient of Fancy\)") as caught:
+        learned.compress(request(method="asvd", shrinkage="broader:auto"))
+    assert "\n" not in str(caught.value)
+    plan = learned.compress(request(method="asvd", shrinkage="broader:0.5")).plan
+    assert plan.shrinkage == Shrinkage(strength=0.5)
 
 
 @pytest.mark.parametrize("text", ["broader:2", "broader:-1", "nowhere:0.5", "identity:much"])
