@@ -28,7 +28,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance predicted folded-attention random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance predicted domains folded-attention random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -108,6 +108,9 @@ two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
 
 predicted: $(READY)  ## Measure the damage of single changes beside what was predicted (docs/forms.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.predicted
+
+domains: $(READY)  ## Measure what shrinkage is worth on text of other kinds (docs/domains.md).
+	PYTHONPATH=docs $(BIN)/python -m studies.domains docs/domains.md
 
 folded-attention: $(READY)  ## Measure narrower attention heads beside low rank (docs/forms.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.folded_attention

@@ -8,7 +8,8 @@ steps. Errors are subclasses of :class:`~graph_passes.errors.CompressOnnxError`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,7 @@ from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import export as export_source
 from compress_onnx.pipeline.files.model_file import load_model, model_size, save_model
 from compress_onnx.pipeline.files.original import ModelLike, Original, open_original
+from compress_onnx.pipeline.measure.domains import with_domains
 from compress_onnx.pipeline.measure.latency import measure_latency
 from compress_onnx.pipeline.measure.loading import measure_loadings
 from compress_onnx.pipeline.measure.providers import Requested
@@ -71,6 +73,7 @@ def learn(
     model: ModelLike,
     data: DataLike | None = None,
     *,
+    broader: Mapping[str, DataLike] | None = None,
     mask: str | None = None,
     settings: RunSettings | None = None,
 ) -> Learned:
@@ -80,6 +83,7 @@ def learn(
         model: never changed.
         data: calibration data, a few hundred real samples, of which every fifth is held out to
             measure plans on; None looks at the weights alone.
+        broader: further data by name, that ``shrinkage="broader:0.3"`` pulls towards.
         mask: the input that is the padding mask; ``attention_mask`` is found by itself.
         settings: how the model is run, and who is told about progress.
 
@@ -91,7 +95,8 @@ def learn(
     samples = held_out = None
     if data is not None:
         samples, held_out = hold_out_if_enough(_samples(original.path, data, mask))
-    return learn_original(original, samples, settings, held_out=held_out)
+    further = _sets(original.path, broader, mask)
+    return learn_original(original, samples, settings, held_out=held_out, broader=further)
 
 
 def compress(
@@ -99,6 +104,7 @@ def compress(
     output: Path | str | None = None,
     data: DataLike | None = None,
     *,
+    broader: Mapping[str, DataLike] | None = None,
     mask: str | None = None,
     settings: RunSettings | None = None,
     **request: Any,  # noqa: ANN401
@@ -109,6 +115,7 @@ def compress(
         model: never changed.
         output: the ``.onnx`` file to write.
         data: as for :func:`learn`.
+        broader: likewise.
         mask: likewise.
         settings: likewise.
         **request: the fields of :class:`~graph_passes.planning.request.CompressionSpec`, such as
@@ -120,7 +127,8 @@ def compress(
         CompressOnnxError: as for :func:`learn`, or the output cannot be written.
     """
     spec = request_of(**request)
-    compressed = learn(model, data, mask=mask, settings=settings).compress(spec)
+    learned = learn(model, data, broader=broader, mask=mask, settings=settings)
+    compressed = learned.compress(spec)
     if output is not None:
         compressed.write(Path(output))
     return compressed
@@ -131,6 +139,8 @@ def optimize(
     output: Path | str,
     data: DataLike,
     *,
+    broader: Mapping[str, DataLike] | None = None,
+    domains: Mapping[str, DataLike] | None = None,
     mask: str | None = None,
     metric: MetricSpec | None = None,
     how: BenchmarkSpec | None = None,
@@ -145,6 +155,8 @@ def optimize(
         model: never changed.
         output: the ``.onnx`` file to write.
         data: real samples, some hundreds; every fifth is held out to choose and to report on.
+        broader: as for :func:`learn`.
+        domains: further data by name, on which the best are told too; they decide nothing.
         mask: as for :func:`learn`.
         metric: of the drop; None compares raw outputs.
         how: provider, sizes of inferences, and repetitions; of several sizes, the geometric mean
@@ -167,7 +179,7 @@ def optimize(
     original = open_original(model)
     samples, held_out = hold_out(_samples(original.path, data, mask))
     return optimize_learned(
-        learn_original(original, samples, settings),
+        learn_original(original, samples, settings, broader=_sets(original.path, broader, mask)),
         held_out,
         Path(output),
         wanted,
@@ -175,6 +187,7 @@ def optimize(
         metric=metric,
         log=None if log is None else Path(log),
         recovery=recovery,
+        domains=_sets(original.path, domains, mask),
     ).report
 
 
@@ -247,6 +260,7 @@ def validate(
     candidate: ModelLike,
     data: DataLike,
     *,
+    domains: Mapping[str, DataLike] | None = None,
     mask: str | None = None,
     metric: MetricSpec | None = None,
     batch_invariance: bool = False,
@@ -259,6 +273,8 @@ def validate(
         reference: the original.
         candidate: has the same inputs and outputs.
         data: samples that calibration never saw.
+        domains: further data by name; the report has one of each, and the worst of all, measured
+            on the first provider.
         mask: as for :func:`learn`.
         metric: of the task; None compares raw outputs only.
         batch_invariance: also run samples alone and in a batch, and compare the two.
@@ -273,13 +289,14 @@ def validate(
     """
     ours, theirs = open_original(reference), open_original(candidate)
     samples, how = _samples(ours.path, data, mask), settings or RunSettings()
+    further = _sets(ours.path, domains, mask)
 
-    def measure(provider: Provider) -> ValidationReport:
-        with how.progress.step("validate", len(samples)) as update:
+    def measure(provider: Provider, on: Samples = samples) -> ValidationReport:
+        with how.progress.step("validate", len(on)) as update:
             return validate_files(
                 ours.path,
                 theirs.path,
-                samples,
+                on,
                 metric=metric,
                 spec=how.session.model_copy(update={"provider": provider}),
                 batch_size=how.batch_size,
@@ -287,7 +304,12 @@ def validate(
                 progress=update,
             )
 
-    return validate_on(providers or [how.session.provider], measure)
+    places = providers or [how.session.provider]
+    report = validate_on(places, measure)
+    return with_domains(
+        report,
+        {n: validate_on(places[:1], partial(measure, on=each)) for n, each in further.items()},
+    )
 
 
 def benchmark(
@@ -474,6 +496,10 @@ def run(
 
 def _samples(model: Path, data: DataLike, mask: str | None) -> Samples:
     return as_samples(data, model_inputs(load_structure(model)), mask)
+
+
+def _sets(model: Path, sets: Mapping[str, DataLike] | None, mask: str | None) -> dict[str, Samples]:
+    return {name: _samples(model, data, mask) for name, data in (sets or {}).items()}
 
 
 __all__ = [

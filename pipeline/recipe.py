@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.graph_passes.planning.request import CompressionSpec, Shrinkage
 from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.runtime.duration import parse_duration
 
@@ -339,6 +339,7 @@ class OptimizeSpec(RecipeModel):
         time: seconds, after which no trial starts any more.
         batch_invariance: the least cosine between a sample alone and the same in a batch that the
             winner may have; None lets it depend on the batch.
+        shrinkage: what the metric that forms are chosen by is pulled towards; None leaves it.
     """
 
     max_drop: float = Field(default=0.01, ge=0)
@@ -347,6 +348,7 @@ class OptimizeSpec(RecipeModel):
     seven_bits: bool | None = None
     time: Duration = 900.0
     batch_invariance: float | None = Field(default=None, ge=0, le=1)
+    shrinkage: Shrinkage | None = None
 
 
 class Compression(CompressionSpec):
@@ -434,12 +436,14 @@ class Recipe(RecipeModel):
     With ``compression: {optimize: …}``, the form is found too.
 
     ``domains`` are further sets to validate on, by name: other kinds of data than ``calibration``
-    has. They decide nothing, they only report.
+    has. They decide nothing, they only report. ``broader`` are further sets to calibrate on, by
+    name, as far as ``compression: {shrinkage: …}`` says.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     source: SourceSpec
     calibration: DataSpec | None = None
+    broader: dict[Domain, DataSpec] = {}
     validation: DataSpec | None = None
     domains: dict[Domain, DataSpec] = {}
     mask: str | None = None
@@ -452,6 +456,20 @@ class Recipe(RecipeModel):
     batch_size: int = Field(default=32, ge=1)
     seed: int = 0
     output: Path | None = None
+
+    @model_validator(mode="after")
+    def _broader_for_shrinkage(self) -> Recipe:
+        search = self.compression.optimize
+        shrinkage = search.shrinkage if search else self.compression.shrinkage
+        if self.broader and shrinkage is None:
+            raise ValueError("broader data are for shrinkage: add it to compression")
+        if self.broader and isinstance(self.metric, TranslationMetric):
+            raise ValueError("broader data are for models of one graph: translation has languages")
+        if shrinkage is not None and shrinkage.towards == "broader" and not self.broader:
+            raise ValueError("shrinkage towards broader data needs some: add broader")
+        if shrinkage is not None and self.calibration is None:
+            raise ValueError("shrinkage is of what calibration data say: add calibration")
+        return self
 
     @model_validator(mode="after")
     def _domains_beside_a_main_set(self) -> Recipe:

@@ -317,7 +317,8 @@ class Trial(Result):
     shapes of inputs it is the geometric mean; ``speedup_at`` then has that of each, by its name.
     ``timed_at`` says on what, and at which shapes. ``on_front`` says that no other is better in
     both the drop and what is to be least.
-    ``batch_invariance`` is the least cosine between a sample alone and in a batch.
+    ``batch_invariance`` is the least cosine between a sample alone and in a batch; ``domains`` has
+    the drop on further sets of samples, by name.
     """
 
     name: str
@@ -335,6 +336,7 @@ class Trial(Result):
     timed_at: str = ""
     batch_invariance: float | None = None
     reported: Drop | None = None
+    domains: dict[str, Drop] = Field(default_factory=dict)
     on_front: bool = False
 
 
@@ -483,6 +485,7 @@ class SweepRow(Result):
     """One variant of a sweep and what it measured; ``problem`` says why there are no figures.
 
     ``ranks`` are the least and the largest; ``error`` is that of the factors before recovery.
+    ``by_set`` are the figures of all sets of samples and their worst, where there are domains.
     """
 
     variant: CompressionSpec
@@ -494,6 +497,7 @@ class SweepRow(Result):
     parameters_after: int | None = None
     size: SizeReport | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+    by_set: dict[str, dict[str, float]] = Field(default_factory=dict)
     outputs: tuple[OutputComparison, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
 

@@ -8,6 +8,18 @@ With rows x of X [n, K]::
 
 They are gathered batch by batch (:mod:`graph_passes.factorization.moments`).
 
+Statistics of several sets are mixed so that each set counts by a share, whatever its size: with
+shares a and 1 − a that is ::
+
+    E[x xᵀ] = (1 − a) E₁[x xᵀ] + a E₂[x xᵀ]
+
+as if the rows themselves had weights, so nothing but moments is needed. Shrinkage pulls a metric
+towards the identity of the same trace, which stands for the weights alone::
+
+    C ← (1 − a) C + a (tr C / K) I
+
+Both keep a positive semidefinite C so.
+
 A weight that is a stack of matrices has statistics for each of them (:data:`Known`).
 
 Where gradients g [n, N] of the model's outputs at the site's own output are known as well, rows
@@ -32,6 +44,21 @@ def square_root(covariance: Float64) -> Float64:
     values, vectors = linalg.eigh(covariance, driver="evd")
     root: Float64 = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
     return root
+
+
+def towards_identity(matrix: Float64, strength: float, level: float | None = None) -> Float64:
+    """``(1 − strength) · matrix + strength · level · I``.
+
+    Args:
+        matrix: square.
+        strength: 0 leaves it as it is.
+        level: the mean of its diagonal unless it is given.
+    """
+    if not strength:
+        return matrix
+    size = len(matrix)
+    mean = float(np.trace(matrix)) / size if level is None else level
+    return (1 - strength) * matrix + strength * mean * np.eye(size)
 
 
 @dataclass(frozen=True)
@@ -65,6 +92,28 @@ class ActivationStats:
     def uncentred(self) -> ActivationStats:
         """The same with a mean of zero: the metric is the second moment, and no bias is owed."""
         return replace(self, mean=np.zeros_like(self.mean), covariance=self.second_moment)
+
+    def shrunk(self, strength: float) -> ActivationStats:
+        """The same, pulled towards the identity by ``strength``, 1 being the identity."""
+        if not strength:
+            return self
+        level = np.full_like(self.magnitude, np.mean(self.magnitude))
+        return replace(
+            self,
+            magnitude=(1 - strength) * self.magnitude + strength * level,
+            covariance=towards_identity(self.covariance, strength),
+            gradients=None if self.gradients is None else self.gradients.shrunk(strength),
+        )
+
+    @classmethod
+    def mixed(
+        cls, parts: Sequence[ActivationStats], shares: Sequence[float], samples: Sequence[int]
+    ) -> ActivationStats:
+        """The statistics, without gradients, of sets of ``samples`` that count by ``shares``."""
+        if len(parts) == 1:
+            return replace(parts[0], gradients=None)
+        rows = [part.count / size for part, size in zip(parts, samples, strict=True)]
+        return cls._mix(parts, [share * each for share, each in zip(shares, rows, strict=True)])
 
     @classmethod
     def merge(cls, parts: Iterable[ActivationStats]) -> ActivationStats:
@@ -125,6 +174,21 @@ class GradientStats:
     def strength(self) -> float:
         """The squared norm of the gradients, a sample."""
         return float(np.trace(self.moment))
+
+    def shrunk(self, strength: float) -> GradientStats:
+        """The same, both sides pulled towards the identity by ``strength``."""
+        return GradientStats(self.inputs.shrunk(strength), towards_identity(self.moment, strength))
+
+    @classmethod
+    def mixed(cls, parts: Sequence[GradientStats], shares: Sequence[float]) -> GradientStats:
+        """The statistics of sets of samples that count by ``shares``."""
+        if len(parts) == 1 and shares[0] == 1:
+            return parts[0]
+        scaled = list(zip(shares, parts, strict=True))
+        inputs = ActivationStats._mix(
+            [part.inputs for part in parts], [share * part.strength for share, part in scaled]
+        )
+        return cls(inputs, np.sum([share * part.moment for share, part in scaled], axis=0))
 
     @classmethod
     def merge(cls, parts: Sequence[GradientStats]) -> GradientStats:

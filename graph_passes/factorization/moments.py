@@ -16,13 +16,16 @@ sees to it, and lets other threads run meanwhile.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from compress_onnx.graph_passes.arrays import Array, Float64, Floats
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.graph_passes.factorization.activations import ActivationStats
+from compress_onnx.graph_passes.factorization.activations import (
+    ActivationStats,
+    towards_identity,
+)
 
 
 class MomentAccumulator:
@@ -105,6 +108,15 @@ class PairedStats:
     first: ActivationStats
     second_mean: Float64
     cross: Float64
+
+    def shrunk(self, strength: float) -> PairedStats:
+        """The same with rows x' = x, uncorrelated and of equal size, for ``strength`` of them."""
+        level = float(np.trace(self.first.covariance)) / len(self.cross)
+        return replace(
+            self,
+            first=self.first.shrunk(strength),
+            cross=towards_identity(self.cross, strength, level),
+        )
 
 
 class PairedAccumulator:

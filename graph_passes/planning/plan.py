@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization.storage import INTEGERS, Storage, bytes_per_rank
@@ -36,6 +36,35 @@ class MethodSpec(BaseModel):
 
     name: str = "auto"
     options: dict[str, OptionValue] = Field(default_factory=dict)
+
+
+class Shrinkage(BaseModel):
+    """What the metric of the calibration data is pulled towards, and how strongly.
+
+    Also written as one text: ``broader:0.3``, ``identity:0.1``, ``broader:auto``.
+
+    Attributes:
+        towards: ``broader``, the moments of further data, of which each set counts alike; or
+            ``identity``, which is what the weights alone say.
+        strength: 0 leaves the calibration data alone, 1 leaves nothing of them; ``auto`` is chosen
+            by leaving one set of the further data out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    towards: Literal["broader", "identity"] = "broader"
+    strength: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        towards, colon, strength = value.partition(":")
+        return {"towards": towards, **({"strength": strength} if colon else {})}
+
+    def __str__(self) -> str:
+        return f"{self.towards}:{self.strength}"
 
 
 class SiteError(BaseModel):
@@ -208,7 +237,8 @@ class CompressionPlan(BaseModel):
     """What every MatMul and Gemm of one model becomes.
 
     ``sequential`` plans are applied with the errors of earlier sites in sight; ``objective`` is
-    what gradients are taken of, for methods that need them. ``cost`` is what the budget counts,
+    what gradients are taken of, for methods that need them; ``shrinkage`` is what the metric was
+    pulled towards, with the strength that was taken. ``cost`` is what the budget counts,
     None where that is parameters; ``multiplier`` is the damage that one more unit of the budget
     would prevent, None where ranks do not go by damage. ``error`` is measured when the plan is
     carried out, on the data that it was made from; ``held_out_error`` on other samples, where there
@@ -225,6 +255,7 @@ class CompressionPlan(BaseModel):
     multiplier: float | None = None
     sequential: bool = False
     objective: Objective = "positions"
+    shrinkage: Shrinkage | None = None
     sites: tuple[SitePlan, ...]
     layers: tuple[LayerPlan, ...] = ()
     error: PlanError | None = None

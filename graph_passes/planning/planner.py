@@ -121,6 +121,7 @@ def make_plan(
         multiplier=multiplier(taking, ranks, request.rank_multiple),
         sequential=bool(request.sequential),
         objective=request.objective or "positions",
+        shrinkage=request.shrinkage,
         sites=tuple(
             _thinned_plan(site, request, menus.members[site.name], ranks, damages)
             if site.name in menus.members

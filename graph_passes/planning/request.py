@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress_onnx.graph_passes.allocation import AllocatorName
 from compress_onnx.graph_passes.factorization.storage import Storage
-from compress_onnx.graph_passes.planning.plan import MethodSpec, Objective
+from compress_onnx.graph_passes.planning.plan import MethodSpec, Objective, Shrinkage
 
 __all__ = [
     "BUDGETS",
@@ -23,6 +23,7 @@ __all__ = [
     "FFNPolicy",
     "Objective",
     "Selection",
+    "Shrinkage",
     "SiblingPolicy",
     "SiteGroup",
     "Storage",
@@ -63,14 +64,15 @@ class CompressionSpec(BaseModel):
     sizes that matrix kernels like; ``allow_larger`` also rewrites where the factors are not
     smaller. ``sequential`` factors each site with the errors of the earlier ones in sight;
     ``objective`` is what about the outputs matters, to all that looks at them
-    (:mod:`pipeline.evidence.objective`). ``store`` is how the file holds factors
-    (:mod:`graph_passes.factorization.storage`). ``siblings`` are never factored together, or where
-    that does less damage (:mod:`graph_passes.planning.sharing`); the method ``auto`` gains nothing
-    by it. ``ffns`` are feed-forward networks: each of their weights is factored, or the network as
-    a whole loses ``neurons`` (:mod:`graph_passes.planning.ffns`), ``alone`` where nothing else is
-    to be changed. ``stand_ins`` lets a weight without the evidence that the method needs have the
-    best method that its own allows, as ``auto`` does. What is left open (the method ``auto``, the
-    allocation ``auto``, no word about the rest) becomes concrete in
+    (:mod:`pipeline.evidence.objective`). ``shrinkage`` pulls the metric of the calibration data
+    towards a broader one (:mod:`pipeline.evidence.mixture`). ``store`` is how the file holds
+    factors (:mod:`graph_passes.factorization.storage`). ``siblings`` are never factored together,
+    or where that does less damage (:mod:`graph_passes.planning.sharing`); the method ``auto`` gains
+    nothing by it. ``ffns`` are feed-forward networks: each of their weights is factored, or the
+    network as a whole loses ``neurons`` (:mod:`graph_passes.planning.ffns`), ``alone`` where
+    nothing else is to be changed. ``stand_ins`` lets a weight without the evidence that the method
+    needs have the best method that its own allows, as ``auto`` does. What is left open (the method
+    ``auto``, the allocation ``auto``, no word about the rest) becomes concrete in
     :mod:`graph_passes.planning.strategy`.
     """
 
@@ -85,6 +87,7 @@ class CompressionSpec(BaseModel):
     allocation: Allocation = "auto"
     sequential: bool | None = None
     objective: Objective | None = None
+    shrinkage: Shrinkage | None = None
     store: Storage = "same"
     siblings: SiblingPolicy = "never"
     ffns: FFNPolicy | None = None

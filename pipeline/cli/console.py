@@ -336,7 +336,9 @@ def print_steps(steps: Sequence[SearchStep]) -> None:
 def print_optimized(report: OptimizeReport) -> None:
     """All trials, those that were timed with their speed, and the verdict."""
     shapes = [f"at {shape}" for shape in report.shapes]
-    shown = table("trial", "drop", "reported", "within", "size", "speed-up", *shapes, "in a batch")
+    domains = list(dict.fromkeys(name for trial in report.trials for name in trial.domains))
+    drops = ("drop", "reported", *map(escape, domains))
+    shown = table("trial", *drops, "within", "size", "speed-up", *shapes, "in a batch")
     for trial in report.trials:
         speed = ""
         if trial.speedup is not None:
@@ -347,6 +349,7 @@ def print_optimized(report: OptimizeReport) -> None:
             trial.name,
             significant(trial.drop.value) if trial.drop else trial.problem or "",
             significant(trial.reported.value) if trial.reported else "",
+            *(significant(d.value) if (d := trial.domains.get(n)) else "" for n in domains),
             "yes" if trial.within else "no",
             "" if trial.size_bytes is None else formats.size(trial.size_bytes),
             speed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
@@ -17,6 +18,7 @@ from compress_onnx.pipeline.cli.console import ProgressBars, TrialTable
 from compress_onnx.pipeline.data.npz import load_npz
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
+from compress_onnx.pipeline.recipe import Domain
 from compress_onnx.pipeline.runtime.backend import EMBEDDED, open_backend
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -163,6 +165,35 @@ Backend = Annotated[
 ]
 
 
+_NAMED = "NAME=FILE.npz"
+Domains = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--domain",
+        metavar=_NAMED,
+        help="A further set of samples to tell figures of, such as cosine.NAME; may be given "
+        "several times.",
+    ),
+]
+ShrinkageText = Annotated[
+    str | None,
+    typer.Option(
+        "--shrinkage",
+        metavar="TOWARDS:STRENGTH",
+        help="Pull what calibration says towards broader data (broader:0.3) or the weights alone "
+        "(identity:0.1); broader:auto chooses the strength.",
+    ),
+]
+BroaderFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--broader",
+        metavar=_NAMED,
+        help="A broader set of samples for --shrinkage; may be given several times.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Data:
     """What the model runs on."""
@@ -193,6 +224,41 @@ def budgets(
         "rank": rank,
     }
     return {name: value for name, value in named.items() if value is not None}
+
+
+def check_broader(
+    broader: Mapping[str, Path], shrinkage: str | None, calibration: Path | None
+) -> None:
+    """Refuse broader data that nothing would be done with.
+
+    Raises:
+        RequestError: there is no shrinkage, or no calibration data beside them.
+    """
+    if broader and shrinkage is None:
+        raise RequestError("--broader is data for shrinkage: give --shrinkage broader:auto, say")
+    if broader and calibration is None:
+        raise RequestError("--broader stands beside calibration data: give --calibration")
+
+
+def named_files(texts: list[str] | None) -> dict[str, Path]:
+    """Files by name, from ``NAME=FILE``.
+
+    Raises:
+        RequestError: a text is something else, a name is none, or is given twice.
+    """
+    found: dict[str, Path] = {}
+    for text in texts or ():
+        name, sign, file = text.partition("=")
+        if not (name and sign and file):
+            raise RequestError(f"cannot read {text!r}: write NAME=FILE.npz")
+        if name in found:
+            raise RequestError(f"the name {name!r} is given twice: give each set another one")
+        try:
+            TypeAdapter(Domain).validate_python(name)
+        except ValidationError as error:
+            raise RequestError(f"{text!r}: {first_problem(error)}") from error
+        found[name] = Path(file)
+    return found
 
 
 def validated(kind: type[T], values: dict[str, object]) -> T:

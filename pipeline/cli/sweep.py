@@ -9,7 +9,7 @@ import typer
 
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import out
-from compress_onnx.pipeline.recipe import read_recipe
+from compress_onnx.pipeline.recipe import NpzData, Recipe, read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid
 from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
 from compress_onnx.pipeline.report.drawing import require_pictures
@@ -53,6 +53,7 @@ def sweep(
     stores: Annotated[
         list[str] | None, typer.Option("--store", help="May be given several times.")
     ] = None,
+    domain: options.Domains = None,
     rank_multiple: Annotated[
         int | None, typer.Option(min=1, help="Ranks are multiples of it.")
     ] = None,
@@ -74,6 +75,13 @@ def sweep(
     if output is not None:
         require_pictures()
     recipe = read_recipe(recipe_path)
+    further = {
+        name: NpzData(kind="npz", path=path.absolute())
+        for name, path in options.named_files(domain).items()
+    }
+    if further:
+        sets = {"domains": {**recipe.domains, **further}}
+        recipe = options.validated(Recipe, {**dict(recipe), **sets})
     read = outputs.recipe_inputs(recipe_path, recipe)
     outputs.check_outputs([outputs.sweep_folder(output)], read, force=force)
     changes: dict[str, object] = {}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
+from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, errors, print_gates, print_validation
 from compress_onnx.pipeline.files.model_file import model_size
+from compress_onnx.pipeline.measure.domains import with_domains
 from compress_onnx.pipeline.measure.gates import (
     asks_for,
     check_gates,
@@ -48,6 +51,7 @@ def validate(
         Path | None,
         typer.Option("--inputs", help=".npz to compare on [default: made-up inputs]."),
     ] = None,
+    domain: options.Domains = None,
     mask: options.Mask = None,
     gate: Annotated[
         list[str] | None,
@@ -77,14 +81,21 @@ def validate(
     With `--provider cpu --provider cuda`, `relative_l2.cuda` is that on one provider; a name
     without a provider is that of the first.
 
+    With `--domain news=news.npz` the same is told of other kinds of data: `relative_l2.news`, and
+    `relative_l2.worst` of all sets.
+
     Real inputs matter: a model compressed for real data looks worse on made-up ones than it is.
     """
     gates = [parse_gate(text) for text in gate or ()]
     requested = cast("list[Requested]", provider or ["cpu"])  # one of typer's choices
     names = [value.name for value in load_structure(reference).graph.output]
-    check_quantities(gates, validate_quantities(names, providers=requested))
+    domains = options.named_files(domain)
+    if domains and inputs is None:
+        raise RequestError("domains stand beside the set that decides: give --inputs")
+    check_quantities(gates, validate_quantities(names, providers=requested, domains=tuple(domains)))
     written = outputs.comparison_file(json_path)
-    outputs.check_outputs([written], (reference, candidate, inputs), force=force)
+    read = (reference, candidate, inputs, *domains.values())
+    outputs.check_outputs([written], read, force=force)
     if inputs is not None:
         samples = options.samples_for(reference, inputs, mask)
     else:
@@ -94,12 +105,14 @@ def validate(
         constants = constants_among(feeds, declared)
         samples = Samples(feeds, origin="made-up inputs", constants=constants)
 
-    def measure(place: Provider) -> ValidationReport:
-        with ProgressBars().step(f"validate on {place}", len(samples)) as update:
+    further = {name: options.samples_for(reference, path, mask) for name, path in domains.items()}
+
+    def measure(place: Provider, on: Samples = samples) -> ValidationReport:
+        with ProgressBars().step(f"validate on {place}", len(on)) as update:
             return validate_models(
                 reference,
                 candidate,
-                samples,
+                on,
                 spec=SessionSpec(provider=place, threads=threads),
                 batch_size=batch_size,
                 batch_invariance=batch_invariance or asks_for(gates, "batch_invariance"),
@@ -107,6 +120,8 @@ def validate(
             )
 
     report = validate_on(requested, measure)
+    found = {n: validate_on(requested[:1], partial(measure, on=on)) for n, on in further.items()}
+    report = with_domains(report, found)
     print_validation(report)
     size = model_size(reference, candidate)
     results = check_gates(gates, measured_quantities(report, size=size), report.unmeasured)

@@ -22,6 +22,7 @@ from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.sequential import DAMPING
 from compress_onnx.pipeline.evidence.gradients import OutputGradients
+from compress_onnx.pipeline.evidence.mixture import Mixture
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.progress import Progress, Silent
 
@@ -34,6 +35,7 @@ class Basis:
         original: the model, siblings that share a factor joined.
         request: with nothing left open.
         decompositions: of its weights, with what is known about their inputs.
+        known: what running the model told; None without samples.
         gradients: None where they were not needed, or there are none.
         slopes: measured sensitivity by weight key; None where it was not needed.
         notes: what could not be collected, and what stands in for it.
@@ -42,6 +44,7 @@ class Basis:
     original: Original
     request: CompressionSpec
     decompositions: Decompositions
+    known: Mixture | None = None
     gradients: OutputGradients | None = None
     slopes: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()

@@ -160,29 +160,36 @@ class Forms:
 
     def _whole(self) -> Compressed:
         """All weights."""
-        basis = self.learned.basis(CompressionSpec(sequential=False, objective=OBJECTIVE))
+        basis = self.learned.basis(
+            CompressionSpec(sequential=False, objective=OBJECTIVE, shrinkage=self.spec.shrinkage)
+        )
         return Compressed(basis, whole_plan(basis.original.table))
 
     def _thinned(self, structure: Structure, share: float) -> Compressed:
-        return self.learned.compress(_request(structure, share))
+        return self.learned.compress(self._request(structure, share))
 
     def _damage(self, structure: Structure, share: float) -> float:
         """What the allocation predicts; sites that share a weight share its damage."""
         if (structure, share) not in self._damages:
             try:
-                sites = self.learned.plan(_request(structure, share)).sites
+                sites = self.learned.plan(self._request(structure, share)).sites
             except NothingToCompressError:  # so large a share leaves all as it is
                 sites = ()
             by_weight = {site.weight: site.damage or 0.0 for site in sites}
             self._damages[structure, share] = sum(by_weight.values())
         return self._damages[structure, share]
 
-
-def _request(structure: Structure, share: float) -> CompressionSpec:
-    request = CompressionSpec(params=share, sequential=False, objective=OBJECTIVE, ffns="neurons")
-    if structure == "both":
-        return request
-    return request.model_copy(update={"method": MethodSpec(name="neurons")})
+    def _request(self, structure: Structure, share: float) -> CompressionSpec:
+        request = CompressionSpec(
+            params=share,
+            sequential=False,
+            objective=OBJECTIVE,
+            shrinkage=self.spec.shrinkage,
+            ffns="neurons",
+        )
+        if structure == "both":
+            return request
+        return request.model_copy(update={"method": MethodSpec(name="neurons")})
 
 
 def _noting(compressed: Compressed, numbers: Numbers, layers: tuple[LayerPlan, ...]) -> Compressed:

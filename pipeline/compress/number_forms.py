@@ -147,7 +147,9 @@ class NumberForms:
     @cached_property
     def gradients(self) -> Mapping[str, GradientStats]:
         """By site name; none where the model has none."""
-        basis = self.learned.basis(CompressionSpec(sequential=False, objective=OBJECTIVE))
+        basis = self.learned.basis(
+            CompressionSpec(sequential=False, objective=OBJECTIVE, shrinkage=self.spec.shrinkage)
+        )
         return {} if basis.gradients is None else basis.gradients.stats
 
     @cached_property

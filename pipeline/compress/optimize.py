@@ -118,6 +118,7 @@ def optimize(
     log: Path | None = None,
     recovery: RecoverySpec | None = None,
     lessons: Samples | None = None,
+    domains: Mapping[str, Samples] | None = None,
 ) -> Optimum:
     """Find the best model within the drop, and write it to ``output``.
 
@@ -131,6 +132,7 @@ def optimize(
         log: a file of trials, read and added to; None keeps none.
         recovery: how candidates are trained; None trains none.
         lessons: what they are trained on; None takes the calibration data.
+        domains: further samples, by name, on which finalists are told; they decide nothing.
 
     Raises:
         RequestError: nothing was learned from samples, or the log is not one.
@@ -153,7 +155,9 @@ def optimize(
             recovery=recovery,
             lessons=lessons,
         )
-        search = _Search(forms, held_out, benchmark, metric=metric, folder=Path(folder))
+        search = _Search(
+            forms, held_out, benchmark, metric=metric, folder=Path(folder), domains=domains or {}
+        )
         return search.run(output, log)
 
 
@@ -168,9 +172,10 @@ class _Search:
         *,
         metric: MetricSpec | None,
         folder: Path,
+        domains: Mapping[str, Samples],
     ) -> None:
         self._learned, self._spec, self._benchmark = forms.learned, forms.spec, benchmark
-        self._metric, self._folder = metric, folder
+        self._metric, self._folder, self._domains = metric, folder, domains
         self._forms = replace(forms, speedups=self._speedups)
         self._reporting, self._choosing = halves(held_out)
         self._log = TrialLog(None, "")
@@ -538,21 +543,23 @@ class _Search:
         return tuple(filter(None, notes))
 
     def _told(self, trial: Trial) -> Trial:
-        """A finalist with its drop on the samples that report, and its batch invariance."""
+        """A finalist with its drop on what chose nothing, and its batch invariance."""
         path = self._path(trial.name)
         changes: dict[str, object] = {"batch_invariance": self._invariance(trial.name)}
         if trial.name != ORIGINAL:
             changes["reported"] = self._drop(path, self._reporting)
+            changes["domains"] = {n: self._drop(path, s) for n, s in self._domains.items()}
         return trial.model_copy(update=changes)
 
     def _key_of_all(self) -> str:
         """All that decides what a trial comes to, but its name."""
         assert self._learned.samples is not None
-        settings = self._learned.settings
+        settings, shrinkage = self._learned.settings, self._spec.shrinkage
         return content_key(
             f"{_FORMAT} {version('compress-onnx')}",
             self._learned.original.digest,
-            f"{settings.batch_size} {settings.seed} {self._forms.numbers.limit} {self._timed_at}",
+            f"{settings.batch_size} {settings.seed} {self._forms.numbers.limit} {self._timed_at}"
+            f"{'' if shrinkage is None else f' {shrinkage}'}",
             f"{self._learned.samples.mask_name} {self._choosing.mask_name}",
             "" if self._metric is None else self._metric.model_dump_json(),
             self._learned.samples.inputs,
@@ -560,6 +567,7 @@ class _Search:
             {} if self._choosing.labels is None else {"labels": self._choosing.labels},
             _other_settings(self._forms.recovery),
             {} if self._forms.lessons is None else self._forms.lessons.inputs,
+            *([each.inputs for each in self._learned.broader.values()] if shrinkage else []),
         )
 
 

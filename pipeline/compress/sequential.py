@@ -23,7 +23,9 @@ Rules:
    sites share is left to the plain way of factoring, because it can repair only one of them; so is
    a stack of matrices.
 2. Positions are weighted with the squared norm of the outputs' gradients where there are any, else
-   padding counts as nothing and all else alike.
+   padding counts as nothing and all else alike; both times the weight of their set.
+3. Shrinkage towards the identity is λ for the target, ``λ = a / (1 − a)`` beside the λ above, and
+   also in the metric that T is factored in.
 """
 
 from __future__ import annotations
@@ -51,13 +53,14 @@ from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.pipeline.evidence.mixture import Weighted
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
 from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.protobuf import serialized
-from compress_onnx.pipeline.runtime.samples import Batch, Samples
+from compress_onnx.pipeline.runtime.samples import Batch
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 Values = dict[str, Array]
@@ -91,6 +94,21 @@ class _Group:
     sites: tuple[LinearSite, ...]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What runs through the models.
+
+    Attributes:
+        batches: of all sets, one set after the other.
+        counts: for each batch, how often a position of it counts.
+        weights: as :func:`factor_sequentially` takes them.
+    """
+
+    batches: Sequence[Batch]
+    counts: Sequence[float]
+    weights: Weights | None
+
+
 @dataclass
 class _Side:
     """One of the two models on its way through the segments: what is alive, batch by batch."""
@@ -103,10 +121,11 @@ def factor_sequentially(
     original: Original,
     plan: CompressionPlan,
     decompositions: Decompositions,
-    samples: Samples,
+    sets: Sequence[Weighted],
     settings: RunSettings,
     *,
     weights: Weights | None = None,
+    identity: float = 0.0,
     damping: float = DAMPING,
 ) -> Repaired:
     """Carry ``plan`` out weight by weight, each with the errors of the earlier ones in sight.
@@ -115,9 +134,10 @@ def factor_sequentially(
         original: the model; never changed.
         plan: ranks and methods.
         decompositions: of the weights, with what is known about their inputs.
-        samples: the calibration data.
+        sets: the calibration data, and whatever counts beside it.
         settings: how the segments are run; in the batches that ``weights`` were collected with.
-        weights: by site name, for each batch of ``samples`` the weight of each position.
+        weights: by site name, for each batch of ``sets`` the weight of each position.
+        identity: how strongly moments are pulled towards the identity.
         damping: λ.
 
     Returns:
@@ -139,19 +159,26 @@ def factor_sequentially(
     ]
     proto, spec = self_contained(original.model, original.data_folder), settings.session
     session = open_session(serialized(proto), spec)
-    check_samples(session, samples)
-    batches = list(model_batches(session, samples, settings.batch_size))
+    batches: list[Batch] = []
+    counts: list[float] = []  # how often each position of a batch counts
+    for each in sets:
+        check_samples(session, each.samples)
+        found = list(model_batches(session, each.samples, settings.batch_size))
+        batches += found
+        counts += [each.weight] * len(found)
     shifts = shift_outputs(proto, sites)
     exact = _Side(proto, [dict(batch.feeds) for batch in batches])
     compressed = _Side(_copy(proto), [dict(batch.feeds) for batch in batches])
     done, count, start = Repaired(), 0, 0
+    seen = _Seen(batches, counts, weights)
     with settings.progress.step("factor in sequence", len(sites)) as update:
         for group in _groups(proto, sites):
             for side in (exact, compressed):
                 _advance(side, start, group.cut, spec)
             start = group.cut
             for site in group.sites:
-                moments = _moments(site, exact, compressed, batches, weights)
+                seen = _Seen(batches, counts, weights)
+                moments = _moments(site, exact, compressed, seen).shrunk(identity)
                 shift, how = shifts[site.name], planned[site.name]
                 if how.decision == "neurons":
                     folded = _fold(site, how, moments, decompositions, damping)
@@ -239,19 +266,20 @@ def _moments(
     site: LinearSite,
     original: _Side,
     compressed: _Side,
-    batches: Sequence[Batch],
-    weights: Weights | None,
+    seen: _Seen,
 ) -> PairedStats:
     """Of x' and x, weighted, over all batches."""
     name, features = site.input.name or "", site.in_features
     accumulator = PairedAccumulator(features, repr(name))
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(seen.batches):
         pair = [side.alive[index][name] for side in (compressed, original)]
         # Features last: [..., T, K].
         ours, theirs = (np.swapaxes(v, -1, -2) if site.transpose_input else v for v in pair)
         weight = (
-            real_weights(ours, batch.mask) if weights is None else weights[site.name][index]
-        ).reshape(-1)
+            real_weights(ours, batch.mask)
+            if seen.weights is None
+            else seen.weights[site.name][index]
+        ).reshape(-1) * np.float32(seen.counts[index])
         real = weight > 0
         # The real rows alone: [n, K].
         x, y = (value.reshape(-1, features)[real] for value in (ours, theirs))

@@ -42,7 +42,7 @@ class Evidence:
         self._original = original
         self._settings = settings
         self._gradients: dict[Objective, OutputGradients | NotDifferentiableError] = {}
-        self._slopes: dict[tuple[Method, Objective], dict[str, float]] = {}
+        self._slopes: dict[tuple[Method, Objective, Decompositions], dict[str, float]] = {}
         self.calibration: Calibration = calibrate(original, samples, settings)
 
     @property
@@ -80,7 +80,7 @@ class Evidence:
             objective: what about the outputs matters.
             decompositions: of the model's weights.
         """
-        key = method, objective
+        key = method, objective, decompositions
         if key not in self._slopes:
             self._slopes[key] = measure_slopes(
                 self._original,

@@ -35,7 +35,8 @@ def require_permission_of(recipe: Recipe, base_dir: Path, *, allow_code: bool) -
 
 def _loaders(recipe: Recipe) -> Iterator[str]:
     lessons = recipe.recovery.data if recipe.recovery else None
-    for data in (recipe.calibration, recipe.validation, *recipe.domains.values(), lessons):
+    further = (*recipe.broader.values(), *recipe.domains.values())
+    for data in (recipe.calibration, recipe.validation, *further, lessons):
         source = data.sentences if isinstance(data, MaskedData) else data
         if isinstance(source, PythonData):
             yield source.loader

@@ -69,6 +69,7 @@ def validate_quantities(
     outputs: Iterable[str] = _ANY_OUTPUT,
     metric: MetricSpec | None = None,
     providers: Sequence[Requested] = _CPU,
+    domains: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """What ``validate`` measures.
 
@@ -76,9 +77,13 @@ def validate_quantities(
         outputs: names of the model's outputs.
         metric: what the outputs are held against besides each other.
         providers: where.
+        domains: names of further sets of samples.
     """
-    figures = (*_of_one_set(outputs, metric), *_IN_BATCHES)
-    return (*figures, *_on_providers(figures, providers), *SIZES)
+    of_one = _of_one_set(outputs, metric)
+    figures = (*of_one, *_IN_BATCHES)
+    places = [*domains, WORST] if domains else []
+    in_domains = [f"{figure}.{place}" for place in places for figure in of_one]
+    return (*figures, *_on_providers(figures, providers), *in_domains, *SIZES)
 
 
 def bench_quantities(
@@ -119,19 +124,13 @@ def recipe_quantities(recipe: Recipe, outputs: Iterable[str] = _ANY_OUTPUT) -> t
     if recipe.validation is None:
         return names
     outputs = tuple(outputs)
-    compared = validate_quantities(outputs, recipe.metric, providers)
-    return tuple(dict.fromkeys((*compared, *_in_domains(recipe, outputs), *names)))
+    compared = validate_quantities(outputs, recipe.metric, providers, tuple(recipe.domains))
+    return tuple(dict.fromkeys((*compared, *names)))
 
 
 def metric_quantities(metric: MetricSpec | None) -> tuple[str, ...]:
     """What ``metric`` measures of one graph; nothing where there is none."""
     return () if metric is None else _METRICS[type(metric)]
-
-
-def _in_domains(recipe: Recipe, outputs: Iterable[str]) -> tuple[str, ...]:
-    places = (*recipe.domains, WORST) if recipe.domains else ()
-    figures = _of_one_set(outputs, recipe.metric)
-    return tuple(f"{figure}.{place}" for place in places for figure in figures)
 
 
 def _of_one_set(outputs: Iterable[str], metric: MetricSpec | None) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from compress_onnx.pipeline.export import ExportedModel, export
 from compress_onnx.pipeline.files.bundle import copy_assets
 from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.model_file import model_size
-from compress_onnx.pipeline.measure.domains import with_domains
+from compress_onnx.pipeline.measure.domains import by_set, with_domains
 from compress_onnx.pipeline.measure.gates import (
     asks_for,
     check_gates,
@@ -172,14 +172,19 @@ class ModelExperiment:
         with self.watch.measure("validate"):
             return validate_on([provider, *elsewhere], measure)
 
-    def validate_domains(self, candidate: Path) -> dict[str, ValidationReport]:
-        """Hold ``candidate`` against the reference on each domain, on the first provider."""
+    def _with_domains(
+        self, candidate: Path, validation: ValidationReport | None
+    ) -> ValidationReport | None:
+        """The same with ``candidate`` on each domain, on the first provider."""
+        if validation is None or not self.domains:
+            return validation
         provider = self.settings.session.provider
         with self.watch.measure("validate domains"):
-            return {
+            found = {
                 name: self._compare(candidate, samples, provider)
                 for name, samples in self.domains.items()
             }
+        return with_domains(validation, found)
 
     def benchmark(
         self, candidate: Path, plan: CompressionPlan | None
@@ -236,7 +241,7 @@ class ModelExperiment:
                 return SweepRow(variant=variant, problem=str(error))
             plan = self.write(compressed, candidate)
             recovery = self.recover(candidate)
-            validation = self.validate(candidate)
+            validation = self._with_domains(candidate, self.validate(candidate))
             benchmarks, _ = self.benchmark(candidate, plan)
             ranks = [site.rank for site in plan.factored if site.rank is not None]
             return SweepRow(
@@ -248,6 +253,7 @@ class ModelExperiment:
                 parameters_after=plan.parameters_after,
                 size=model_size(self.reference, candidate),
                 metrics=validation.metrics if validation else {},
+                by_set=by_set(validation) if validation else {},
                 outputs=validation.outputs if validation else (),
                 benchmarks=benchmarks,
             )
@@ -320,8 +326,7 @@ class ModelExperiment:
             *([timed.provider] if timed else []),
             batch_invariance=asks_for(gates, "batch_invariance"),
         )
-        if validation is not None and self.domains:
-            validation = with_domains(validation, self.validate_domains(candidate))
+        validation = self._with_domains(candidate, validation)
         # A plan says what factoring alone should bring: nothing about other forms.
         benchmarks, unmeasured = self.benchmark(candidate, None if made.optimize else plan)
         size = model_size(self.reference, candidate)
@@ -405,6 +410,10 @@ def prepare_model(
             name: _loaded(recipe, spec, exported, base_dir, settings.allow_code)
             for name, spec in recipe.domains.items()
         }
+        broader = {
+            name: _loaded(recipe, spec, exported, base_dir, settings.allow_code)
+            for name, spec in recipe.broader.items()
+        }
         samples = _samples(recipe, recipe.calibration, exported, base_dir, settings.allow_code)
         lessons = recipe.recovery.data if recipe.recovery else None
         training = _samples(recipe, lessons, exported, base_dir, settings.allow_code) or samples
@@ -419,6 +428,7 @@ def prepare_model(
             settings,
             benchmark=recipe.benchmark,
             priced_on=held_out or samples,
+            broader=broader,
         )
     return ModelExperiment(recipe, exported, learned, held_out, domains, training, watch)
 

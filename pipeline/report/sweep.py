@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
+from compress_onnx.pipeline.recipe import MAIN_SET
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.markdown import escape
 from compress_onnx.pipeline.report.pictures import draw_pareto
@@ -55,9 +56,20 @@ def cells(report: SweepReport) -> list[list[str]]:
     """Header and rows as text; columns that no row has are left out."""
     metrics = metric_names(report)
     providers = list(dict.fromkeys(b.name for row in report.rows for b in row.benchmarks))
+    head, sets = _domains(report)
     header = ["method", "allocation", "asked", "parameters kept", "file", *metrics]
+    header += [f"{head}.{name}" for name in sets]
     header += [text for p in providers for text in (f"speed-up ({p})", f"ideal ({p})")]
-    return [header, *(_row(row, metrics, providers) for row in report.rows)]
+    return [header, *(_row(row, metrics, (head, sets), providers) for row in report.rows)]
+
+
+def _domains(report: SweepReport) -> tuple[str, list[str]]:
+    """The first figure of the metric, and the sets beside the main one that it is told of."""
+    for row in report.rows:
+        if row.by_set:
+            head = next(iter(row.metrics), "min_output_cosine")
+            return head, [name for name in row.by_set[head] if name != MAIN_SET]
+    return "", []
 
 
 def metric_names(report: SweepReport) -> list[str]:
@@ -87,7 +99,12 @@ def asked(variant: CompressionSpec) -> str:
     return share if variant.budget == "params" else f"{share} of {QUANTITIES[variant.budget]}"
 
 
-def _row(row: SweepRow, metrics: Sequence[str], providers: Sequence[str]) -> list[str]:
+def _row(
+    row: SweepRow,
+    metrics: Sequence[str],
+    domains: tuple[str, Sequence[str]],
+    providers: Sequence[str],
+) -> list[str]:
     variant = row.variant
     stored = "" if variant.store == "same" else f" as {variant.store}"
     texts = [method_text(variant.method) + stored, variant.allocation, asked(variant)]
@@ -95,13 +112,15 @@ def _row(row: SweepRow, metrics: Sequence[str], providers: Sequence[str]) -> lis
         return [
             *texts,
             row.problem or "",
-            *[formats.MISSING] * (1 + len(metrics) + 2 * len(providers)),
+            *[formats.MISSING] * (1 + len(metrics) + len(domains[1]) + 2 * len(providers)),
         ]
     assert row.parameters_after is not None
     assert row.parameters_before is not None
     texts.append(f"{row.parameters_after / row.parameters_before:.1%}")
     texts.append(formats.size(row.size.candidate_bytes))
     texts += [formats.significant(metric(row, name)) for name in metrics]
+    head, sets = domains
+    texts += [formats.significant(row.by_set.get(head, {}).get(name)) for name in sets]
     measured = {benchmark.name: benchmark for benchmark in row.benchmarks}
     for provider in providers:
         found = measured.get(provider)

@@ -99,10 +99,11 @@ def test_what_moves_to_the_disk_comes_back_the_same(folder):
     learned = compress_onnx.learn(folder / "model.onnx", folder / "data.npz")
     expected = learned.compress(request).factorizations()
     tight = compress_onnx.learn(folder / "model.onnx", folder / "data.npz")
-    tight._kept[None] = decompositions.Decompositions(tight.stats, memory_limit_bytes=1)
+    key = tight._mixture(None), None
+    tight._kept[key] = decompositions.Decompositions(tight.stats, memory_limit_bytes=1)
     found = tight.compress(request).factorizations()
 
-    shelf = tight._kept[None]._shelf
+    shelf = tight._kept[key]._shelf
     assert not shelf._in_memory
     assert len(list(Path(shelf._folder.name).iterdir())) == 2 * WEIGHTS
     for key, factorization in expected.items():

@@ -291,14 +291,17 @@ def test_run_shows_each_domain_and_the_worst(cli, files):
     assert ["other:", "7", "samples", "of", "npz", "file", "other.npz"] in lines
 
 
-def test_code_of_a_domain_needs_permission(cli, files):
+@pytest.mark.parametrize("place", ["domains", "broader"])
+def test_code_of_a_further_set_needs_permission(cli, files, place):
     loader = {"kind": "python", "loader": "rows.py:rows"}
     Path("rows.py").write_text("def rows(): raise SystemExit('was run')")
     recipe = {
         "name": "tiny",
         "source": {"model": "model.onnx"},
         "validation": {"kind": "npz", "path": "data.npz"},
-        "domains": {"other": loader},
+        "calibration": {"kind": "npz", "path": "data.npz"},
+        "compression": {"shrinkage": "identity:0.1"},
+        place: {"other": loader},
     }
     Path("recipe.yaml").write_text(json.dumps(recipe))
     assert "rows.py:rows" in error_line(cli("run", "recipe.yaml", "-o", "b", code=2))

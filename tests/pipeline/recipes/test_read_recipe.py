@@ -118,6 +118,22 @@ def test_little_is_required(tmp_path):
             for taken in ("cpu", "cuda", "openvino", "auto", "worst", "validation")
         ],
         ("seed: 7", "domains: {a.b: {kind: npz, path: x.npz}}", r"domains\.a\.b\.\[key\]"),
+        (
+            "seed: 7",
+            "broader: {web: {kind: npz, path: x.npz}}",
+            "the document: .*broader data are for shrinkage: add it to compression",
+        ),
+        (
+            "params: 0.5",
+            "params: 0.5\n  shrinkage: broader:0.3",
+            "the document: .*shrinkage towards broader data needs some: add broader",
+        ),
+        ("params: 0.5", "params: 0.5\n  shrinkage: broader:3", r"compression.shrinkage"),
+        (
+            "params: 0.5",
+            "params: 0.5\n  shrinkage: {towards: web, strength: 0.3}",
+            r"compression.shrinkage.towards",
+        ),
         ("seed: 7", "domains: {'a|b': {kind: npz, path: x.npz}}", r"domains\.a\|b\.\[key\]"),
         ("seed: 7", "domains: {verses: {kind: npz}}", r"domains\.verses\.npz\.path"),
         (
