@@ -28,7 +28,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory performance predicted domains folded-attention random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory scale performance predicted domains folded-attention random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -98,6 +98,9 @@ gradients: $(READY)  ## Try gradients on the collection of strangers' graphs aga
 
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	PYTHONPATH=docs $(BIN)/python -m studies.memory
+
+scale: $(READY)  ## Measure time, memory and cache of learning (docs/scale.md); MODEL, DATA, SHAPES=1.
+	PYTHONPATH=docs $(BIN)/python -m studies.scale --write $(MODEL) $(DATA) $(if $(SHAPES),--shapes)
 
 performance: $(READY)  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); MODEL, DATA, RIVALS=1, SHAPES=1, ROUNDS=30.
 	PYTHONPATH=docs $(BIN)/python -m studies.performance $(MODEL) $(DATA) \

@@ -6,7 +6,9 @@ With rows x of X [n, K]::
     magnitude   E|x|                          [K]
     covariance  C = E[(x − μ)(x − μ)ᵀ]        [K, K]
 
-They are gathered batch by batch (:mod:`graph_passes.factorization.moments`).
+They are gathered batch by batch (:mod:`graph_passes.factorization.moments`). Matrices may be at
+rest (:mod:`graph_passes.factorization.symmetric`): whoever reads one gets it in float64, anew each
+time, and lets it go after use.
 
 Statistics of several sets are mixed so that each set counts by a share, whatever its size: with
 shares a and 1 − a that is ::
@@ -31,12 +33,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from scipy import linalg
 
 from compress_onnx.graph_passes.arrays import Float64
+from compress_onnx.graph_passes.factorization.symmetric import SecondMoment
 
 
 def square_root(covariance: Float64) -> Float64:
@@ -69,29 +71,34 @@ class ActivationStats:
         count: rows seen.
         mean: ``[K]``.
         magnitude: ``[K]`` mean absolute value.
-        covariance: ``[K, K]`` symmetric, the centred second moment.
+        centred: ``[K, K]`` the centred second moment, as it is kept.
         gradients: how much the model's outputs depend on the site; None where not differentiated.
     """
 
     count: int
     mean: Float64
     magnitude: Float64
-    covariance: Float64
+    centred: Float64 | SecondMoment
     gradients: GradientStats | None = None
+
+    @property
+    def covariance(self) -> Float64:
+        """``[K, K]`` the centred second moment."""
+        return _matrix(self.centred)
+
+    @property
+    def at_rest(self) -> ActivationStats:
+        """The same in little memory."""
+        return replace(self, centred=_at_rest(self.centred))
 
     @property
     def second_moment(self) -> Float64:
         """``[K, K]`` ``E[x xᵀ]``, not centred."""
         return self.covariance + np.outer(self.mean, self.mean)
 
-    @cached_property
-    def root(self) -> Float64:
-        """``[K, K]`` S with ``SᵀS`` = covariance; shared by all sites that read the same input."""
-        return square_root(self.covariance)
-
     def uncentred(self) -> ActivationStats:
         """The same with a mean of zero: the metric is the second moment, and no bias is owed."""
-        return replace(self, mean=np.zeros_like(self.mean), covariance=self.second_moment)
+        return replace(self, mean=np.zeros_like(self.mean), centred=self.second_moment)
 
     def shrunk(self, strength: float) -> ActivationStats:
         """The same, pulled towards the identity by ``strength``, 1 being the identity."""
@@ -101,7 +108,7 @@ class ActivationStats:
         return replace(
             self,
             magnitude=(1 - strength) * self.magnitude + strength * level,
-            covariance=towards_identity(self.covariance, strength),
+            centred=towards_identity(self.covariance, strength),
             gradients=None if self.gradients is None else self.gradients.shrunk(strength),
         )
 
@@ -133,7 +140,7 @@ class ActivationStats:
         gradients = [part.gradients for part in parts if part.gradients is not None]
         if len(gradients) < len(parts):
             return replace(parts[0], gradients=None)
-        return replace(parts[0], gradients=GradientStats.beside(gradients))
+        return replace(parts[0], gradients=GradientStats.beside(gradients).at_rest)
 
     @classmethod
     def _mix(cls, parts: Sequence[ActivationStats], weights: Sequence[float]) -> ActivationStats:
@@ -164,16 +171,33 @@ class GradientStats:
 
     Attributes:
         inputs: statistics of the site's inputs, each row weighted with its ‖g‖².
-        moment: ``[N, N]`` the sum of ``g gᵀ`` over all positions, a sample.
+        outer: ``[N, N]`` the sum of ``g gᵀ`` over all positions, a sample, as it is kept.
     """
 
     inputs: ActivationStats
-    moment: Float64
+    outer: Float64 | SecondMoment
+
+    @property
+    def moment(self) -> Float64:
+        """``[N, N]`` the sum of ``g gᵀ`` over all positions, a sample."""
+        return _matrix(self.outer)
+
+    @property
+    def at_rest(self) -> GradientStats:
+        """The same in little memory."""
+        return GradientStats(self.inputs.at_rest, _at_rest(self.outer))
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return len(self.outer)
 
     @property
     def strength(self) -> float:
         """The squared norm of the gradients, a sample."""
-        return float(np.trace(self.moment))
+        if isinstance(self.outer, SecondMoment):
+            return self.outer.trace
+        return float(np.trace(self.outer))
 
     def shrunk(self, strength: float) -> GradientStats:
         """The same, both sides pulled towards the identity by ``strength``."""
@@ -205,6 +229,14 @@ class GradientStats:
             [part.inputs for part in parts], [part.strength for part in parts]
         )
         return cls(inputs, linalg.block_diag(*[part.moment for part in parts]))
+
+
+def _matrix(kept: Float64 | SecondMoment) -> Float64:
+    return kept.matrix() if isinstance(kept, SecondMoment) else kept
+
+
+def _at_rest(kept: Float64 | SecondMoment) -> SecondMoment:
+    return kept if isinstance(kept, SecondMoment) else SecondMoment.of(kept)
 
 
 Known = Sequence[ActivationStats | None]

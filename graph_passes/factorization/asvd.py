@@ -43,5 +43,5 @@ class ASVD:
         """
         if stats is None:
             raise ValueError("asvd needs activation statistics")
-        root = stats.root
-        return ProjectedWeight(weight, project(weight, root), root, stats.mean, self.stages)
+        metric = stats.covariance
+        return ProjectedWeight(weight, project(weight, metric), metric, stats.mean, self.stages)

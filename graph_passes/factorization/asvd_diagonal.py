@@ -45,4 +45,4 @@ class DiagonalASVD:
             raise ValueError("asvd-diagonal needs activation statistics")
         # A channel that is always zero must keep a vanishing weight, also with alpha = 0.
         scale = np.where(stats.magnitude > 0, stats.magnitude**self.alpha, 0.0)
-        return ProjectedWeight(weight, project(weight, scale))
+        return ProjectedWeight(weight, project(weight, scale**2))

@@ -56,12 +56,13 @@ class GaussNewton:
         """
         if stats is None or stats.gradients is None:
             raise ValueError("gauss-newton needs activation statistics with gradients")
-        inputs, sizes = stats.gradients.inputs, (len(stats.mean), len(stats.gradients.moment))
+        inputs, sizes = stats.gradients.inputs, (len(stats.mean), stats.gradients.outputs)
         if weight.shape != sizes:
             raise ValueError(f"a site of shape {sizes} does not fit a weight {weight.shape}")
         half = damped_half(stats.gradients.moment, self.damping)
-        projection = project(weight.astype(np.float64) @ half, inputs.root)
-        return ProjectedWeight(weight, projection, inputs.root, inputs.mean, self.stages, half=half)
+        metric = inputs.covariance
+        projection = project(weight.astype(np.float64) @ half, metric)
+        return ProjectedWeight(weight, projection, metric, inputs.mean, self.stages, half=half)
 
 
 def damped_half(moment: Float64, damping: float) -> Float64:

@@ -9,9 +9,8 @@ mean is larger than the deviation. Weights are in units of the first batch's lar
 
 Rows may be collected in several parts, elsewhere: parts are merged, in the end.
 
-The products of a batch are computed in the precision of its rows, at least float32, and in float64
-where squares overflow; all else is float64. (``xᵀ x`` of one array is BLAS ``syrk``: numpy
-sees to it, and lets other threads run meanwhile.)
+The products of a batch are computed and added up in the precision of its rows, at least float32,
+and in float64 where squares overflow; all else is float64.
 """
 
 from __future__ import annotations
@@ -26,6 +25,10 @@ from compress_onnx.graph_passes.factorization.activations import (
     ActivationStats,
     towards_identity,
 )
+from compress_onnx.graph_passes.factorization.symmetric import GramSum
+
+_SAFE = 1e30
+"""Sums of squares up to this cannot overflow float32, however many batches come."""
 
 
 class MomentAccumulator:
@@ -38,7 +41,7 @@ class MomentAccumulator:
 
     def __init__(self, features: int, name: str = "a value inside the model") -> None:
         self._rows = Rows(features, name)
-        self._moment = np.zeros((features, features))
+        self._moment = GramSum(features)
 
     @property
     def count(self) -> int:
@@ -66,7 +69,7 @@ class MomentAccumulator:
             ``[n, K]`` the rows around their mean, each times the root of its weight.
         """
         scaled = self._rows.add(rows, weights)
-        self._moment += scaled.T @ scaled
+        self._moment.add(scaled)
         return scaled
 
     def merge(self, later: MomentAccumulator) -> None:
@@ -76,8 +79,7 @@ class MomentAccumulator:
         """
         if not later.count:
             return
-        later._moment *= self._rows.merge(later._rows)
-        self._moment += later._moment
+        self._moment.merge(later._moment, self._rows.merge(later._rows))
 
     def result(self) -> ActivationStats:
         """The statistics so far; all zero where every weight was.
@@ -90,8 +92,10 @@ class MomentAccumulator:
             raise ValueError("no rows were seen")
         if not rows.weight:
             zero = np.zeros_like(rows.magnitude)
-            return ActivationStats(rows.count, zero, zero, np.zeros_like(self._moment))
-        covariance = (self._moment + rows.between(rows)) / rows.weight
+            return ActivationStats(rows.count, zero, zero, np.zeros((len(zero),) * 2))
+        covariance = self._moment.total()
+        covariance += rows.between(rows)
+        covariance /= rows.weight
         return ActivationStats(rows.count, rows.mean, rows.magnitude / rows.weight, covariance)
 
 
@@ -196,7 +200,7 @@ class Rows:
         self._offs.append(off)
         self._weights.append(weight)
         x *= np.sqrt(w)[:, None]
-        safe: Floats = x if np.isfinite(np.vdot(x, x)) else x.astype(np.float64)
+        safe: Floats = x if np.vdot(x, x) < _SAFE else x.astype(np.float64)
         return safe
 
     def merge(self, later: Rows) -> float:

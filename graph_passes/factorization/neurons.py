@@ -136,9 +136,10 @@ def fold(weight: Array, stats: ActivationStats, kept: Indices) -> Folded:
         kept: the neurons that stay, rising.
     """
     inputs, exact = seen_inputs(stats), weight.astype(np.float64)
-    among = damped(inputs.covariance[np.ix_(kept, kept)], INPUT_DAMPING)
-    ridge = among[0, 0] - inputs.covariance[kept[0], kept[0]]
-    target = inputs.covariance[kept] @ exact + ridge * exact[kept]
+    covariance = inputs.covariance
+    among = damped(covariance[np.ix_(kept, kept)], INPUT_DAMPING)
+    ridge = among[0, 0] - covariance[kept[0], kept[0]]
+    target = covariance[kept] @ exact + ridge * exact[kept]
     new: Float64 = linalg.solve(among, target, assume_a="pos")
     return Folded(kept, new, inputs.mean @ exact - inputs.mean[kept] @ new)
 

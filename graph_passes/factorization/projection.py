@@ -10,8 +10,9 @@ is solved by ``B = W Q Qᵀ`` where the columns of Q [N, r] are the leading righ
 the spectrum, so one decomposition gives every rank and the exact error of each.
 
 The spectrum comes from a symmetric eigenproblem in float64 on the smaller side, several times
-cheaper than an SVD. Squared singular values are then exact to ``1e-16`` of the largest, relative
-errors to about ``1e-8``: far below what float32 factors can express.
+cheaper than an SVD: of ``WᵀCW`` where that is N, so that nothing of size K is solved. Squared
+singular values are then exact to ``1e-16`` of the largest, relative errors to about ``1e-8``: far
+below what float32 factors can express.
 
 Directions that the metric does not see (C singular, for instance fewer calibration rows than K)
 are ordered by what they hold of W itself, so a rank beyond rank(C^½ W) still improves the weight
@@ -63,28 +64,27 @@ class Projection:
         return np.linalg.qr(np.hstack([self.seen, unseen[:, :missing]]))[0]
 
 
-def project(weight: Array, root: Float64 | None = None) -> Projection:
+def project(weight: Array, metric: Float64 | None = None) -> Projection:
     """Find the optimal right subspaces of ``weight`` [K, N].
 
     Args:
         weight: ``[K, N]`` of any float dtype; the arithmetic is float64.
-        root: any S with ``SᵀS = C``: ``[K, K]``, ``[K]`` for a diagonal one, None for the identity.
+        metric: C: ``[K, K]``, ``[K]`` for a diagonal one, None for the identity.
 
     Raises:
         ValueError: shapes do not agree.
     """
     exact = weight.astype(np.float64)
     rows, columns = exact.shape
-    if root is not None and root.shape not in {(rows,), (rows, rows)}:
-        raise ValueError(f"a metric of shape {root.shape} does not fit a weight {weight.shape}")
-    if root is None:
+    if metric is not None and metric.shape not in {(rows,), (rows, rows)}:
+        raise ValueError(f"a metric of shape {metric.shape} does not fit a weight {weight.shape}")
+    tall = columns <= rows
+    if tall:
+        energy, vectors = _descending(_seen(exact, metric))
         seen_by_metric = exact
     else:
-        seen_by_metric = root[:, None] * exact if root.ndim == 1 else root @ exact
-    tall = columns <= rows
-    energy, vectors = _descending(
-        seen_by_metric.T @ seen_by_metric if tall else seen_by_metric @ seen_by_metric.T
-    )
+        seen_by_metric = _halved(exact, metric)  # [K, N]
+        energy, vectors = _descending(seen_by_metric @ seen_by_metric.T)
     rank = int(np.count_nonzero(energy > _UNSEEN * energy[0]))
     vectors = vectors[:, :rank]
     seen = vectors if tall else np.linalg.qr(seen_by_metric.T @ vectors)[0]
@@ -105,12 +105,29 @@ def squared_spectrum(weight: Array, covariance: Float64 | None = None) -> Float6
     if not np.isfinite(exact).all():
         return np.full(min(rows, columns), np.nan)
     if columns <= rows:
-        seen = exact.T @ (exact if covariance is None else covariance @ exact)  # [N, N]
+        seen = _seen(exact, covariance)
     else:
-        root = exact if covariance is None else square_root(covariance) @ exact  # [K, N]
-        seen = root @ root.T  # [K, K]
+        halved = _halved(exact, covariance)
+        seen = halved @ halved.T  # [K, K]
     values = linalg.eigvalsh(seen, overwrite_a=True, check_finite=False)
     return np.maximum(values[::-1], 0.0)
+
+
+def _seen(exact: Float64, metric: Float64 | None) -> Float64:
+    """``[N, N]`` ``WᵀCW``: no root of C, which is the larger side, is needed."""
+    if metric is None:
+        return exact.T @ exact
+    product: Float64 = exact.T @ (metric[:, None] * exact if metric.ndim == 1 else metric @ exact)
+    return (product + product.T) / 2
+
+
+def _halved(exact: Float64, metric: Float64 | None) -> Float64:
+    """``[K, N]`` ``C^½ W``."""
+    if metric is None:
+        return exact
+    if metric.ndim == 1:
+        return np.sqrt(metric)[:, None] * exact
+    return square_root(metric) @ exact
 
 
 def _descending(matrix: Float64) -> tuple[Float64, Float64]:

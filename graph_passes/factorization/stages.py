@@ -38,7 +38,7 @@ class ProjectedWeight:
     Attributes:
         weight: ``[K, N]`` W.
         projection: subspaces of W, or of W·H where there is a ``half``.
-        root: S of the metric ``SᵀS`` of the inputs; None for the identity.
+        metric: C of the inputs, to project once more; None for the identity.
         mean: ``[K]`` of the site's inputs μ, which asks for the bias correction
             ``b' = b + μ·(W − Σ down·up)``; it keeps the mean output exact.
         stages: how many; they share the rank evenly.
@@ -49,7 +49,7 @@ class ProjectedWeight:
 
     weight: Array
     projection: Projection
-    root: Float64 | None = None
+    metric: Float64 | None = None
     mean: Float64 | None = None
     stages: int = 1
     layout: Layout = "merged"
@@ -97,7 +97,9 @@ class ProjectedWeight:
         for stage_rank in split_rank(rank, self.stages):
             if terms:
                 residual = residual - terms[-1].product()
-                found = project(residual if self.half is None else residual @ self.half, self.root)
+                found = project(
+                    residual if self.half is None else residual @ self.half, self.metric
+                )
             down, up = self._factors(found, found.basis(stage_rank))
             terms.append(Term.rounded(down, up, self.weight.dtype, storage))
         bias = None if self.mean is None else self.mean @ (residual - terms[-1].product())

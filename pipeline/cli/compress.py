@@ -405,6 +405,6 @@ def _recovered(candidate: Path, learned: Learned, settings: RecoverySpec) -> Rec
             learned.samples,
             settings,
             batch_size=run.batch_size,
-            checkpoints=run.cache,
+            checkpoints=run.cache and run.cache.checkpoints,
             progress=update,
         )

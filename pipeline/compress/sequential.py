@@ -15,7 +15,7 @@ inverted, and T is W where there is nothing to learn from.
 The graph is cut in front of each group of sites that read one value. What is alive at a cut is kept
 for all samples, of the original and of the compressed model; a segment leads from cut to cut and
 runs once for each. So the whole costs two forward runs and the moments, however many sites there
-are, and memory for what is alive at the widest cut.
+are, and memory for what is alive at the widest cut that is kept (rule 3).
 
 Rules:
 
@@ -26,6 +26,9 @@ Rules:
    padding counts as nothing and all else alike; both times the weight of their set.
 3. Shrinkage towards the identity is λ for the target, ``λ = a / (1 − a)`` beside the λ above, and
    also in the metric that T is factored in.
+4. What is alive in front of sites that narrow, K > N, such as the neurons of a network, is looked
+   at and not kept: the nodes that lead there run once more with the next segment. Never twice in a
+   row, so that no node runs more than twice.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -55,9 +59,15 @@ from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.mixture import Weighted
 from compress_onnx.pipeline.evidence.settings import RunSettings
-from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained, shift_outputs
+from compress_onnx.pipeline.evidence.shifts import (
+    can_shift,
+    referring,
+    shift_outputs,
+    weights_outside,
+)
 from compress_onnx.pipeline.files.original import Original
-from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import POSITIONS, check_samples, model_batches
+from compress_onnx.pipeline.runtime.memory import return_freed
 from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.samples import Batch
@@ -94,26 +104,13 @@ class _Group:
     sites: tuple[LinearSite, ...]
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What runs through the models.
-
-    Attributes:
-        batches: of all sets, one set after the other.
-        counts: for each batch, how often a position of it counts.
-        weights: as :func:`factor_sequentially` takes them.
-    """
-
-    batches: Sequence[Batch]
-    counts: Sequence[float]
-    weights: Weights | None
-
-
 @dataclass
 class _Side:
     """One of the two models on its way through the segments: what is alive, batch by batch."""
 
     proto: onnx.ModelProto
+    data_folder: Path
+    spec: SessionSpec
     alive: list[Values]
 
 
@@ -157,41 +154,51 @@ def factor_sequentially(
         and not site.weight.stacked
         and site.weight.key in single
     ]
-    proto, spec = self_contained(original.model, original.data_folder), settings.session
-    session = open_session(serialized(proto), spec)
-    batches: list[Batch] = []
-    counts: list[float] = []  # how often each position of a batch counts
-    for each in sets:
-        check_samples(session, each.samples)
-        found = list(model_batches(session, each.samples, settings.batch_size))
-        batches += found
-        counts += [each.weight] * len(found)
-    shifts = shift_outputs(proto, sites)
-    exact = _Side(proto, [dict(batch.feeds) for batch in batches])
-    compressed = _Side(_copy(proto), [dict(batch.feeds) for batch in batches])
-    done, count, start = Repaired(), 0, 0
-    seen = _Seen(batches, counts, weights)
-    with settings.progress.step("factor in sequence", len(sites)) as update:
-        for group in _groups(proto, sites):
-            for side in (exact, compressed):
-                _advance(side, start, group.cut, spec)
-            start = group.cut
-            for site in group.sites:
-                seen = _Seen(batches, counts, weights)
-                moments = _moments(site, exact, compressed, seen).shrunk(identity)
-                shift, how = shifts[site.name], planned[site.name]
-                if how.decision == "neurons":
-                    folded = _fold(site, how, moments, decompositions, damping)
-                    dense = folded.dense(site.in_features)
-                    _install(compressed, site, shift, dense, folded.bias)
-                    done.networks[site.name] = folded
-                else:
-                    stats = decompositions.stats[site.name]
-                    made = _factor(site, how, moments, stats, damping)
-                    _install(compressed, site, shift, made.product(), made.bias)
-                    done.factors[site.weight.key] = made
-                count += 1
-                update(count)
+    proto, done = referring(original.model, original.data_folder), Repaired()
+    with weights_outside(proto, original.data_folder) as folder:
+        spec = settings.session
+        session = open_session(serialized(proto), spec, data_folder=folder)
+        batches: list[Batch] = []
+        counts: list[float] = []  # how often each position of a batch counts
+        for each in sets:
+            check_samples(session, each.samples)
+            made_of = list(model_batches(session, each.samples, settings.batch_size, POSITIONS))
+            batches += made_of
+            counts += [each.weight] * len(made_of)
+        del session
+        shifts = shift_outputs(proto, sites)
+        exact = _Side(proto, folder, spec, [dict(batch.feeds) for batch in batches])
+        compressed = _Side(_copy(proto), folder, spec, [dict(batch.feeds) for batch in batches])
+        count, start, kept = 0, 0, True
+        with settings.progress.step("factor in sequence", len(sites)) as update:
+            for group in _groups(proto, sites):
+                kept = not (kept and all(map(_narrows, group.sites)))
+                found = _Found(group.sites, counts, weights)
+                reached = (_alive_at(side, start, group.cut) for side in (exact, compressed))
+                for index, (batch, *values) in enumerate(zip(batches, *reached, strict=True)):
+                    found.add(index, batch, *values)
+                    if kept:
+                        exact.alive[index], compressed.alive[index] = values
+                if kept:
+                    start = group.cut
+                    for side in (exact, compressed):
+                        _forget(side.proto.graph, start)
+                for site in group.sites:
+                    moments = found.moments(site).shrunk(identity)
+                    shift, how = shifts[site.name], planned[site.name]
+                    if how.decision == "neurons":
+                        folded = _fold(site, how, moments, decompositions, damping)
+                        dense = folded.dense(site.in_features)
+                        _install(compressed, site, shift, dense, folded.bias)
+                        done.networks[site.name] = folded
+                    else:
+                        stats = decompositions.stats[site.name]
+                        made = _factor(site, how, moments, stats, damping)
+                        _install(compressed, site, shift, made.product(), made.bias)
+                        done.factors[site.weight.key] = made
+                    count += 1
+                    update(count)
+                return_freed()
     return done
 
 
@@ -208,7 +215,7 @@ def _factor(
     target = repaired(exact, inputs.covariance, wanted, damping, _ROUNDING * square)
     seen = inputs
     if stats.gradients is not None:
-        seen = replace(inputs, gradients=GradientStats(inputs, stats.gradients.moment))
+        seen = replace(inputs, gradients=GradientStats(inputs, stats.gradients.outer))
     method = make_method(plan.method.name, plan.method.options)
     factorization = method.decompose(target.astype(weight.dtype), seen).factorize(
         plan.rank, plan.store
@@ -262,29 +269,43 @@ def repaired(
     return solved
 
 
-def _moments(
-    site: LinearSite,
-    original: _Side,
-    compressed: _Side,
-    seen: _Seen,
-) -> PairedStats:
-    """Of x' and x, weighted, over all batches."""
-    name, features = site.input.name or "", site.in_features
-    accumulator = PairedAccumulator(features, repr(name))
-    for index, batch in enumerate(seen.batches):
-        pair = [side.alive[index][name] for side in (compressed, original)]
-        # Features last: [..., T, K].
-        ours, theirs = (np.swapaxes(v, -1, -2) if site.transpose_input else v for v in pair)
-        weight = (
-            real_weights(ours, batch.mask)
-            if seen.weights is None
-            else seen.weights[site.name][index]
-        ).reshape(-1) * np.float32(seen.counts[index])
-        real = weight > 0
-        # The real rows alone: [n, K].
-        x, y = (value.reshape(-1, features)[real] for value in (ours, theirs))
-        accumulator.update(x, y, weight[real])
-    return accumulator.result()
+class _Found:
+    """Of x' and x of each of ``sites``, weighted, batch by batch."""
+
+    def __init__(
+        self, sites: Sequence[LinearSite], counts: Sequence[float], weights: Weights | None
+    ) -> None:
+        self._counts = counts
+        self._weights = weights
+        self._accumulators = {
+            site.name: (site, PairedAccumulator(site.in_features, repr(site.input.name)))
+            for site in sites
+        }
+
+    def add(self, index: int, batch: Batch, original: Values, compressed: Values) -> None:
+        """Add what is alive in both models in batch ``index``."""
+        for name, (site, accumulator) in self._accumulators.items():
+            value, features = site.input.name or "", site.in_features
+            pair = compressed[value], original[value]
+            # Features last: [..., T, K].
+            ours, theirs = (np.swapaxes(v, -1, -2) if site.transpose_input else v for v in pair)
+            weight = (
+                real_weights(ours, batch.mask)
+                if self._weights is None
+                else self._weights[name][index]
+            ).reshape(-1) * np.float32(self._counts[index])
+            real = weight > 0
+            # The real rows alone: [n, K].
+            x, y = (side.reshape(-1, features)[real] for side in (ours, theirs))
+            accumulator.update(x, y, weight[real])
+
+    def moments(self, site: LinearSite) -> PairedStats:
+        """Those of ``site``, over all batches; they go from here."""
+        return self._accumulators.pop(site.name)[1].result()
+
+
+def _narrows(site: LinearSite) -> bool:
+    return site.in_features > site.out_features
 
 
 def _groups(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> Iterator[_Group]:
@@ -298,20 +319,34 @@ def _groups(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> Iterator[_Gr
         yield _Group(at[group[0].name], group)
 
 
-def _advance(side: _Side, start: int, stop: int, spec: SessionSpec | None) -> None:
-    """Run the nodes from ``start`` to ``stop`` on every batch; keeps what is alive afterwards."""
+def _alive_at(side: _Side, start: int, stop: int) -> Iterator[Values]:
+    """Run the nodes from ``start`` to ``stop``; yields what is alive afterwards, by batch."""
     graph = side.proto.graph
     wanted = _reads(graph.node[stop:])
-    kept = [{n: v for n, v in values.items() if n in wanted} for values in side.alive]
     made = {name for node in graph.node[start:stop] for name in node.output}
     outputs = sorted(made & wanted)
+    session, names = None, []
     if outputs:
         segment = _segment(side.proto, start, stop, side.alive[0], outputs)
-        session = open_session(serialized(segment), spec)
+        session = open_session(serialized(segment), side.spec, data_folder=side.data_folder)
         names = [value.name for value in session.get_inputs()]
-        for values, after in zip(side.alive, kept, strict=True):
-            after.update(run(session, {name: values[name] for name in names}, outputs))
-    side.alive = kept
+    for values in side.alive:
+        found = {name: value for name, value in values.items() if name in wanted}
+        if session is not None:
+            found |= run(session, {name: values[name] for name in names}, outputs)
+        yield found
+
+
+def _forget(graph: onnx.GraphProto, start: int) -> None:
+    """Let the weights go that no node from ``start`` on reads."""
+    wanted = _reads(graph.node[start:])
+    kept = [
+        onnx.TensorProto.FromString(tensor.SerializeToString())
+        for tensor in graph.initializer
+        if tensor.name in wanted
+    ]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _segment(

@@ -241,4 +241,4 @@ def _known(
 
 
 def _fits(found: GradientStats, site: LinearSite) -> bool:
-    return (len(found.inputs.mean), len(found.moment)) == site.weight.shape
+    return (len(found.inputs.mean), found.outputs) == site.weight.shape

@@ -7,7 +7,8 @@ way there and back:
    operators of ONNX in place of fused ones. Slices become gathers, and padding is written out.
 2. An inner value v becomes ``v + d`` and is differentiated by the input d; afterwards the additions
    are taken out again.
-3. What no output depends on is taken out: ``onnx-ad`` differentiates by every operand on the way,
+3. Weights in files are inputs meanwhile: nobody reads them, and none of the copies has them.
+4. What no output depends on is taken out: ``onnx-ad`` differentiates by every operand on the way,
    also by constants that nobody asked about. Gradients by the weights of a 6-layer encoder,
    ``[B, K, N]`` numbers for each product, were more than half of its backward pass.
 
@@ -20,7 +21,8 @@ ones.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -34,8 +36,8 @@ from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import ModelFileError, NotDifferentiableError
 from compress_onnx.pipeline.evidence.conv_padding import write_out_pads
 from compress_onnx.pipeline.evidence.fused_operators import write_out_fused
-from compress_onnx.pipeline.evidence.opset import in_recent_opset
-from compress_onnx.pipeline.evidence.precision import in_float32
+from compress_onnx.pipeline.evidence.opset import RECENT, in_recent_opset, opset_of
+from compress_onnx.pipeline.evidence.precision import in_float32, is_float32
 from compress_onnx.pipeline.evidence.shifts import add_shifts, shift_of
 from compress_onnx.pipeline.evidence.slices import gather_slices
 from compress_onnx.pipeline.evidence.value_shapes import declare_sizes, shapes_of
@@ -64,6 +66,11 @@ def prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
+def is_prepared(proto: onnx.ModelProto) -> bool:
+    """Whether :func:`prepared` need not read the weights of ``proto``."""
+    return opset_of(proto) >= RECENT and is_float32(proto)
+
+
 def in_single(arrays: Mapping[str, Array]) -> Values:
     """What a prepared graph is fed: all floats as float32."""
     return {
@@ -79,13 +86,14 @@ class Adjoint:
     """Runs a graph forwards and backwards.
 
     Args:
-        graph: a :func:`prepared` graph with its weights inside; unchanged.
+        graph: a :func:`prepared` graph; unchanged.
         by: the values to differentiate by: float inputs, or what nodes of the main graph compute.
         of: the float outputs that are differentiated.
         beside: values that are returned beside the gradients.
         advice: what to do where there are no gradients, for the message.
         spec: how it runs.
         finish: changes the graph in place after it was differentiated.
+        data_folder: where external data of the graph lies.
     """
 
     def __init__(
@@ -98,8 +106,10 @@ class Adjoint:
         advice: str,
         spec: SessionSpec | None = None,
         finish: Callable[[onnx.ModelProto], None] | None = None,
+        data_folder: Path | None = None,
     ) -> None:
         self._graph = graph
+        self._data_folder = data_folder
         self._finish = finish
         inputs = {value.name for value in graph.graph.input}
         self._reached = {name: name if name in inputs else shift_of(name) for name in by}
@@ -156,7 +166,7 @@ class Adjoint:
         key = tuple((name, array.shape) for name, array in sorted(feeds.items()))
         if key not in self._sized:
             graph = _copy(self._graph)
-            declare_sizes(graph, feeds)
+            declare_sizes(graph, feeds, self._data_folder)
             while len(self._sized) >= _SIZES_KEPT:
                 del self._sized[next(iter(self._sized))]
             self._sized[key] = self._session(graph)
@@ -168,7 +178,9 @@ class Adjoint:
             if self._finish is not None:
                 self._finish(adjoint)
             expose(adjoint, self._beside)
-            return open_session(without_dead_nodes(adjoint), self._spec)
+            return open_session(
+                without_dead_nodes(adjoint), self._spec, data_folder=self._data_folder
+            )
         except Exception as error:  # onnx-ad raises many classes on graphs that it cannot read
             raise self._refusal(error) from error
 
@@ -192,6 +204,7 @@ def _differentiated(
     write_out_pads(graph)
     shifted = [value for value, name in reached.items() if value != name]
     _add_shift_inputs(graph, shifted)
+    outside = _take_outside(graph)
     adjoint: onnx.ModelProto = onnx_ad.reverse(
         graph,
         inputs=list(reached.values()),
@@ -201,7 +214,31 @@ def _differentiated(
         layout="onnx",
     )
     _remove_shifts(adjoint, {reached[value]: value for value in shifted})
+    _remove_inputs(adjoint, outside)
+    adjoint.graph.initializer.extend(outside.values())
     return adjoint
+
+
+def _take_outside(graph: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Take the weights in files out of ``graph``, in place: inputs that ``onnx-ad`` cannot read."""
+    outside: dict[str, onnx.TensorProto] = {}
+    inside: list[onnx.TensorProto] = []
+    for tensor in graph.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            inside.append(tensor)
+            continue
+        outside[tensor.name] = onnx.TensorProto()
+        outside[tensor.name].CopyFrom(tensor)
+    declared = {value.name for value in graph.graph.input}
+    graph.graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+        for name, tensor in outside.items()
+        if name not in declared
+    )
+    inside = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in inside]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(inside)
+    return outside
 
 
 def _add_shift_inputs(graph: onnx.ModelProto, values: Sequence[str]) -> None:
@@ -225,7 +262,11 @@ def _remove_shifts(adjoint: onnx.ModelProto, values: Mapping[str, str]) -> None:
         for index, name in enumerate(node.input):
             if name in values:
                 node.input[index] = values[name]
-    kept = [value for value in adjoint.graph.input if value.name not in values]
+    _remove_inputs(adjoint, values)
+
+
+def _remove_inputs(adjoint: onnx.ModelProto, names: Container[str]) -> None:
+    kept = [value for value in adjoint.graph.input if value.name not in names]
     del adjoint.graph.input[:]
     adjoint.graph.input.extend(kept)
 

@@ -39,13 +39,14 @@ from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.routing import row_source
-from compress_onnx.pipeline.evidence.compact import compact
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.stacks import part
+from compress_onnx.pipeline.evidence.stored import arrays_of, stats_of
 from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.original import Original
-from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import POSITIONS, check_samples, model_batches
 from compress_onnx.pipeline.runtime.inner_values import exposed
+from compress_onnx.pipeline.runtime.memory import return_freed
 from compress_onnx.pipeline.runtime.padding import real_positions
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
@@ -54,7 +55,8 @@ from compress_onnx.pipeline.runtime.threads import side_by_side
 SHARD_BATCHES = 32
 """1,024 samples where nobody says how large a batch is; of no more, moments are held only once."""
 
-_FORMAT = "calibration 2"
+_FORMAT = "calibration 3"
+_UNMASKED = "/unmasked"
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,9 @@ def calibrate(original: Original, samples: Samples, settings: RunSettings) -> Ca
     cached = moments is not None
     if moments is None:
         moments, unmasked = _run(original, samples, settings, list(distinct.values()))
-        stored = compact(_pack(moments, unmasked))
-        moments = {tap: _unpack_one(stored, tap) for tap in distinct}
+        return_freed()
         if cache is not None:
-            cache.put(key, stored)
+            cache.put(key, _pack(moments, unmasked))
     else:
         unmasked = _unmasked(stored or {})
     notes = [
@@ -248,7 +249,7 @@ def _run(
     model = tapped(original.model, taps)
     session = open_session(model, settings.session, data_folder=original.data_folder)
     check_samples(session, samples)
-    batches = model_batches(session, samples, settings.batch_size)
+    batches = model_batches(session, samples, settings.batch_size, POSITIONS)
     shards = _shards(batches, SHARD_BATCHES * settings.batch_size)
     done = 0
 
@@ -274,8 +275,11 @@ def _run(
     for tap in taps:
         if not seen.moments[tap.key].count and not tap.leading:
             raise DataError("every position is padding: there is nothing to calibrate on")
-    moments = {key: m.result() if m.count else None for key, m in seen.moments.items()}
-    return moments, seen.unmasked
+    return {tap.key: _at_rest(seen.moments.pop(tap.key)) for tap in taps}, seen.unmasked
+
+
+def _at_rest(accumulator: MomentAccumulator) -> ActivationStats | None:
+    return accumulator.result().at_rest if accumulator.count else None
 
 
 def _shards(batches: Iterator[Batch], samples: int) -> Iterator[Iterator[Batch]]:
@@ -353,34 +357,24 @@ def _sent(value: Array, source: Array) -> NDArray[np.bool_]:
 def _pack(moments: Mapping[str, ActivationStats | None], unmasked: set[str]) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for key, stats in moments.items():
-        arrays[f"{key}/unmasked"] = np.array(key in unmasked)
-        arrays[f"{key}/count"] = np.array(0 if stats is None else stats.count)
-        if stats is not None:
-            arrays[f"{key}/mean"] = stats.mean
-            arrays[f"{key}/magnitude"] = stats.magnitude
-            arrays[f"{key}/covariance"] = stats.covariance
+        found = {"count": np.array(0)} if stats is None else arrays_of(stats)
+        arrays |= {f"{key}/{field}": array for field, array in found.items()}
+        arrays[f"{key}{_UNMASKED}"] = np.array(key in unmasked)
     return arrays
 
 
 def _unpack(
     arrays: Mapping[str, Array], taps: Mapping[str, Tap]
 ) -> dict[str, ActivationStats | None] | None:
+    by_tap: dict[str, dict[str, Array]] = {}
+    for name, array in arrays.items():
+        key, _, field = name.rpartition("/")
+        by_tap.setdefault(key, {})[field] = array
     try:
-        return {key: _unpack_one(arrays, key) for key in taps}
+        return {key: stats_of(by_tap[key]) for key in taps}
     except KeyError:
         return None
 
 
-def _unpack_one(arrays: Mapping[str, Array], key: str) -> ActivationStats | None:
-    count = int(arrays[f"{key}/count"])
-    if not count:
-        return None
-    mean, magnitude, covariance = (
-        arrays[f"{key}/{field}"].astype(np.float64) for field in ("mean", "magnitude", "covariance")
-    )
-    return ActivationStats(count, mean, magnitude, covariance)
-
-
 def _unmasked(arrays: Mapping[str, Array]) -> set[str]:
-    suffix = "/unmasked"
-    return {name.removesuffix(suffix) for name, a in arrays.items() if name.endswith(suffix) and a}
+    return {n.removesuffix(_UNMASKED) for n, a in arrays.items() if n.endswith(_UNMASKED) and a}

@@ -22,21 +22,32 @@ import onnx
 from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.factorization import (
-    ActivationStats,
     GradientStats,
     MomentAccumulator,
 )
+from compress_onnx.graph_passes.factorization.symmetric import GramSum
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
-from compress_onnx.pipeline.evidence.adjoint import Adjoint, prepared
-from compress_onnx.pipeline.evidence.compact import compact
+from compress_onnx.pipeline.evidence.adjoint import Adjoint, is_prepared, prepared
 from compress_onnx.pipeline.evidence.objective import Objective, signs
 from compress_onnx.pipeline.evidence.settings import RunSettings
-from compress_onnx.pipeline.evidence.shifts import can_shift, self_contained
+from compress_onnx.pipeline.evidence.shifts import (
+    can_shift,
+    referring,
+    self_contained,
+    weights_outside,
+)
 from compress_onnx.pipeline.evidence.stacks import part
+from compress_onnx.pipeline.evidence.stored import (
+    arrays_of,
+    arrays_of_moment,
+    moment_of,
+    stats_of,
+)
 from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.original import Original
-from compress_onnx.pipeline.runtime.batches import check_samples, model_batches
+from compress_onnx.pipeline.runtime.batches import POSITIONS, check_samples, model_batches
 from compress_onnx.pipeline.runtime.inner_values import exposed
+from compress_onnx.pipeline.runtime.memory import return_freed
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
 from compress_onnx.pipeline.runtime.threads import side_by_side
@@ -98,7 +109,7 @@ def output_gradients(
     mask = samples.mask_name or ""
     cache, seed = settings.cache, settings.seed
     key = content_key(
-        "gradients 2",
+        "gradients 3",
         original.digest,
         mask,
         names,
@@ -123,10 +134,11 @@ def output_gradients(
             collector.update(values)
             done += len(batch.index)
             update(done)
-    arrays = compact(_pack(collector.result(len(samples))))
+    return_freed()
+    found = collector.result(len(samples))
     if cache is not None:
-        cache.put(key, arrays)
-    return _unpack(arrays)
+        cache.put(key, _pack(found))
+    return found
 
 
 def backward(
@@ -152,36 +164,40 @@ def backward(
     """
     values = {site.name: site.node.outputs[0].name or "" for site in sites}
     inputs = {site.name: site.input.name or "" for site in sites}
-    graph = prepared(self_contained(original.model, original.data_folder))
+    graph = referring(original.model, original.data_folder)
+    if not is_prepared(graph):
+        graph = self_contained(original.model, original.data_folder)
+    graph = prepared(graph)
     outputs = [value.name for value in graph.graph.output if _is_float(value)]
     fed = {value.name for value in graph.graph.input}
-    adjoint = Adjoint(
-        graph,
-        list(values.values()),
-        outputs,
-        beside=[name for name in inputs.values() if name not in fed],
-        advice=_ADVICE,
-        spec=settings.session,
-    )
-    plain = open_session(
-        exposed(original.model, ()), settings.session, data_folder=original.data_folder
-    )
-    check_samples(plain, samples)
-    for batch in model_batches(plain, samples, settings.batch_size):
-        seeds = {
-            name: seeding(value, batch) for name, value in run(plain, batch.feeds, outputs).items()
-        }
-        gradients, beside = adjoint.run(batch.feeds, seeds)
-        seen = {**batch.feeds, **beside}
-        yield (
-            batch,
-            {
-                site.name: SiteValues(
-                    _rows(site, seen[inputs[site.name]]), _finite(gradients[values[site.name]])
-                )
-                for site in sites
-            },
+    with weights_outside(graph, original.data_folder) as folder:
+        adjoint = Adjoint(
+            graph,
+            list(values.values()),
+            outputs,
+            beside=[name for name in inputs.values() if name not in fed],
+            advice=_ADVICE,
+            spec=settings.session,
+            data_folder=folder,
         )
+        plain = open_session(
+            exposed(original.model, ()), settings.session, data_folder=original.data_folder
+        )
+        check_samples(plain, samples)
+        for batch in model_batches(plain, samples, settings.batch_size, POSITIONS):
+            found = run(plain, batch.feeds, outputs)
+            seeds = {name: seeding(value, batch) for name, value in found.items()}
+            gradients, beside = adjoint.run(batch.feeds, seeds)
+            seen = {**batch.feeds, **beside}
+            yield (
+                batch,
+                {
+                    site.name: SiteValues(
+                        _rows(site, seen[inputs[site.name]]), _finite(gradients[values[site.name]])
+                    )
+                    for site in sites
+                },
+            )
 
 
 def _is_float(value: onnx.ValueInfoProto) -> bool:
@@ -208,7 +224,7 @@ class _Collector:
             name: MomentAccumulator(site.in_features, f"the input or the gradient of {name}")
             for name, site in names
         }
-        self._moments = {name: np.zeros((site.out_features,) * 2) for name, site in names}
+        self._moments = {name: GramSum(site.out_features) for name, site in names}
         self._weights: dict[str, list[Float32]] = {site.name: [] for site in sites}
 
     def update(self, values: Mapping[str, SiteValues]) -> None:
@@ -226,8 +242,7 @@ class _Collector:
         weights = _squared_norms(rows)
         real = ~(weights == 0)  # NaN is not left out: it must show
         self._inputs[matrix].update(inputs.reshape(-1, inputs.shape[-1])[real], weights[real])
-        rows = rows[real]
-        self._moments[matrix] += rows.T @ rows
+        self._moments[matrix].add(rows[real])
 
     def result(self, samples: int) -> OutputGradients:
         if not any(accumulator.count for accumulator in self._inputs.values()):
@@ -235,16 +250,19 @@ class _Collector:
                 f"no output has a gradient by any linear layer at these samples: {_ADVICE}"
             )
         stats = {
-            matrix: GradientStats(self._seen(site, matrix), self._moments[matrix] / samples)
+            matrix: self._taken(site, matrix, samples)
             for site in self._sites.values()
             for matrix in site.matrices
             if self._inputs[matrix].count
         }
         return OutputGradients(stats, self._weights)
 
-    def _seen(self, site: LinearSite, matrix: str) -> ActivationStats:
-        seen = self._inputs[matrix].result()
-        return seen if site.corrected_bias else seen.uncentred()
+    def _taken(self, site: LinearSite, matrix: str, samples: int) -> GradientStats:
+        """What was collected about ``matrix``, at rest; it goes from here."""
+        seen = self._inputs.pop(matrix).result()
+        moment = self._moments.pop(matrix).total()
+        moment /= samples
+        return GradientStats(seen if site.corrected_bias else seen.uncentred(), moment).at_rest
 
 
 def _squared_norms(gradient: Float32) -> Float32:
@@ -252,33 +270,29 @@ def _squared_norms(gradient: Float32) -> Float32:
     return norms
 
 
-_FIELDS = ("mean", "magnitude", "covariance")
-
-
 def _pack(gradients: OutputGradients) -> dict[str, Array]:
-    """Arrays named ``stats/FIELD/SITE`` and ``weights/BATCH/SITE``; a site may have slashes."""
+    """Arrays named ``KIND/FIELD/SITE``; a site may have slashes."""
     arrays: dict[str, Array] = {}
     for site, stats in gradients.stats.items():
-        arrays[f"stats/moment/{site}"] = stats.moment
-        arrays[f"stats/count/{site}"] = np.array(stats.inputs.count)
-        arrays |= {f"stats/{field}/{site}": getattr(stats.inputs, field) for field in _FIELDS}
+        found = {"inputs": arrays_of(stats.inputs), "outputs": arrays_of_moment(stats.outer)}
+        arrays |= {f"{kind}/{f}/{site}": a for kind, of in found.items() for f, a in of.items()}
     for site, batches in gradients.weights.items():
         arrays |= {f"weights/{index}/{site}": batch for index, batch in enumerate(batches)}
     return arrays
 
 
 def _unpack(arrays: Mapping[str, Array]) -> OutputGradients:
-    stats: dict[str, GradientStats] = {}
-    weights: dict[str, list[Float32]] = {}
+    kinds: dict[str, dict[str, dict[str, Array]]] = {"inputs": {}, "outputs": {}, "weights": {}}
     for key, array in arrays.items():
         kind, field, site = key.split("/", 2)
-        if kind == "weights":
-            weights.setdefault(site, []).append(array.astype(np.float32))
-        elif field == "moment":
-            count = int(arrays[f"stats/count/{site}"])
-            mean, magnitude, covariance = (
-                arrays[f"stats/{name}/{site}"].astype(np.float64) for name in _FIELDS
-            )
-            inputs = ActivationStats(count, mean, magnitude, covariance)
-            stats[site] = GradientStats(inputs, array.astype(np.float64))
+        kinds[kind].setdefault(site, {})[field] = array
+    stats: dict[str, GradientStats] = {}
+    for site, found in kinds["inputs"].items():
+        inputs = stats_of(found)
+        assert inputs is not None  # only what was seen is kept
+        stats[site] = GradientStats(inputs, moment_of(kinds["outputs"][site]))
+    weights = {
+        site: [np.asarray(batch, np.float32) for batch in batches.values()]
+        for site, batches in kinds["weights"].items()
+    }
     return OutputGradients(stats, weights)

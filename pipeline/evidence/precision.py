@@ -18,6 +18,11 @@ def in_float32(proto: onnx.ModelProto) -> None:
             _convert_node(node)
 
 
+def is_float32(proto: onnx.ModelProto) -> bool:
+    """Whether no initializer of the main graph is of another kind of float."""
+    return all(tensor.data_type not in _OTHERS for tensor in proto.graph.initializer)
+
+
 def _convert(graph: onnx.GraphProto) -> None:
     for tensor in graph.initializer:
         _convert_tensor(tensor)

@@ -7,14 +7,21 @@ original where none is fed, and nobody has to know the shape of y.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+_LARGE_BYTES = 1024
+_ALIGNED_BYTES = 64
 
 
 def can_shift(site: LinearSite) -> bool:
@@ -28,6 +35,53 @@ def self_contained(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
     onnx.load_external_data_for_model(proto, str(data_folder))
     del proto.graph.value_info[:]
     return proto
+
+
+def referring(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
+    """A copy of ``model`` without inferred shapes; weights in files stay there, integers do not."""
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    for tensor in proto.graph.initializer:
+        outside = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if outside and tensor.data_type not in _FLOATS:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(data_folder))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return proto
+
+
+@contextmanager
+def weights_outside(proto: onnx.ModelProto, data_folder: Path) -> Iterator[Path]:
+    """Have the large weights of ``proto`` in files, in place; yields the folder of these.
+
+    A graph is copied and serialized many times on its way to a session: without its weights that
+    costs nothing. ONNX Runtime takes one folder: where there are files already, no more is moved.
+
+    Args:
+        proto: cannot be run once the context has ended.
+        data_folder: where its external data lies.
+    """
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        yield data_folder
+        return
+    with TemporaryDirectory(prefix="compress-onnx-") as folder:
+        path = Path(folder) / "weights.bin"
+        with path.open("wb") as stream:
+            for tensor in proto.graph.initializer:
+                if tensor.data_type in _FLOATS and len(tensor.raw_data) >= _LARGE_BYTES:
+                    _move(tensor, stream, path.name)
+        yield Path(folder)
+
+
+def _move(tensor: onnx.TensorProto, stream: BinaryIO, location: str) -> None:
+    """Write the numbers of ``tensor`` to the end of ``stream``, and let it refer to them."""
+    stream.write(bytes(-stream.tell() % _ALIGNED_BYTES))
+    entries = {"location": location, "offset": stream.tell(), "length": len(tensor.raw_data)}
+    stream.write(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def shift_outputs(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> dict[str, str]:

@@ -16,6 +16,7 @@ hold:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -99,18 +100,21 @@ def shapes_of(proto: onnx.ModelProto) -> dict[str, Shape]:
     }
 
 
-def declare_sizes(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
+def declare_sizes(
+    proto: onnx.ModelProto, feeds: Mapping[str, Array], data_folder: Path | None = None
+) -> None:
     """Declare all shapes of the main graph of ``proto``, in place, as they are at ``feeds``.
 
     Args:
-        proto: with its weights inside.
+        proto: the graph.
         feeds: one array for each input.
+        data_folder: where its external data lies.
 
     Raises:
         ModelFileError: ONNX Runtime does not load or run the graph.
     """
-    types = _types(proto)
-    shapes = _measured(proto, types, feeds)
+    types = _types(proto, data_folder)
+    shapes = _measured(proto, types, feeds, data_folder)
     loose = _loose(proto.graph)
     for value in proto.graph.input:
         if value.name in feeds:
@@ -126,12 +130,13 @@ def _declare(value: onnx.ValueInfoProto, kind: int, shape: Shape) -> None:
     value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
 
 
-def _types(proto: onnx.ModelProto) -> dict[str, int]:
+def _types(proto: onnx.ModelProto, data_folder: Path | None) -> dict[str, int]:
     """The element type of each tensor that a node of the main graph computes."""
     light = onnx.ModelProto()
     light.CopyFrom(proto)
     expose(light, _computed(proto.graph))
-    session = open_session(light.SerializeToString(), SessionSpec(threads=1, optimization="off"))
+    spec = SessionSpec(threads=1, optimization="off")
+    session = open_session(light.SerializeToString(), spec, data_folder=data_folder)
     kinds = {value.name: value.type for value in session.get_outputs()}
     return {
         name: onnx.TensorProto.DataType.Value(kind[7:-1].upper())
@@ -141,7 +146,10 @@ def _types(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 def _measured(
-    proto: onnx.ModelProto, types: Mapping[str, int], feeds: Mapping[str, Array]
+    proto: onnx.ModelProto,
+    types: Mapping[str, int],
+    feeds: Mapping[str, Array],
+    data_folder: Path | None,
 ) -> dict[str, tuple[int, ...]]:
     """The shape at ``feeds`` of each value in ``types``."""
     measuring = onnx.ModelProto()
@@ -151,7 +159,8 @@ def _measured(
     )
     del measuring.graph.output[:]
     expose(measuring, [f"{name}{_SHAPE}" for name in types])
-    session = open_session(measuring.SerializeToString(), SessionSpec(optimization="off"))
+    spec = SessionSpec(optimization="off")
+    session = open_session(measuring.SerializeToString(), spec, data_folder=data_folder)
     found = run(session, feeds)
     return {name: tuple(np.asarray(found[f"{name}{_SHAPE}"]).tolist()) for name in types}
 

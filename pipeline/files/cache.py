@@ -9,6 +9,9 @@ told not to. After each write the entries that were used least recently go, unti
 ``COMPRESS_ONNX_CACHE_LIMIT`` (bytes, or ``500MB``; 2 GB by default). What a killed writer left
 counts like an entry after an hour, so that it goes as well.
 
+Checkpoints of what is under way are large and change all the time: they have a folder inside, with
+a limit of its own of the same size, so that they never evict what was learned.
+
 Several processes may use one cache: an entry appears and goes in one step of the file system, and
 one that goes while it is wanted is absent. ``COMPRESS_ONNX_CACHE`` moves the cache; deleting it is
 always safe. Files of other names in its folder are nobody's business.
@@ -43,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 _FOLDER_VARIABLE, _LIMIT_VARIABLE = "COMPRESS_ONNX_CACHE", "COMPRESS_ONNX_CACHE_LIMIT"
 _DEFAULT_LIMIT_BYTES = 2_000_000_000
+_CHECKPOINTS = "checkpoints"
 _WRITER_IS_DEAD_AFTER_S = 3600
 # A key of content_key, or the hidden name of its writer's temporary file.
 _ENTRY = re.compile(r"[0-9a-f]{64}\.(npz|jsonl?)|\.[0-9a-f]{64}\.[\w-]+\.tmp\.(npz|json)")
@@ -70,7 +74,7 @@ def default_limit() -> int:
 
 
 class CacheInfo(NamedTuple):
-    """What a cache holds."""
+    """What a cache holds, checkpoints included; the limit is that of each of both."""
 
     folder: Path
     entries: int
@@ -89,6 +93,11 @@ class ArrayCache:
     def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
         self._folder = folder
         self._limit = default_limit() if limit_bytes is None else limit_bytes
+
+    @property
+    def checkpoints(self) -> ArrayCache:
+        """Another one inside it, for what is under way."""
+        return ArrayCache(self._folder / _CHECKPOINTS, self._limit)
 
     def get(self, key: str) -> dict[str, Array] | None:
         """The arrays under ``key``; None where there are none or they are damaged."""
@@ -142,14 +151,17 @@ class ArrayCache:
         _remove(self._path(key))
 
     def clear(self) -> None:
-        """Forget everything."""
-        for path in self._entries():
+        """Forget everything, checkpoints included."""
+        for path in self._all():
             _remove(path)
 
     def info(self) -> CacheInfo:
         """What there is."""
-        entries = self._entries()
+        entries = self._all()
         return CacheInfo(self._folder, len(entries), sum(entries.values()), self._limit)
+
+    def _all(self) -> dict[Path, int]:
+        return {**self._entries(), **self.checkpoints._entries()}
 
     def _evict(self) -> None:
         entries = self._entries()

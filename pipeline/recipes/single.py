@@ -147,7 +147,7 @@ class ModelExperiment:
                 seed=settings.seed,
                 spec=settings.session,
                 batch_size=settings.batch_size,
-                checkpoints=settings.cache,
+                checkpoints=settings.cache and settings.cache.checkpoints,
                 progress=update,
             )
 

@@ -215,7 +215,7 @@ def recover_in_memory(
             spec=settings.session,
             batch_size=settings.batch_size,
             rounding=rounding,
-            checkpoints=settings.cache,
+            checkpoints=settings.cache and settings.cache.checkpoints,
             progress=update,
         )
 

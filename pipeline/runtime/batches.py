@@ -14,6 +14,9 @@ from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 
+POSITIONS = 512
+"""So many at a time where values of all layers are looked at: they are what memory goes by."""
+
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
@@ -53,7 +56,10 @@ def check_samples(session: ort.InferenceSession, samples: Samples) -> None:
 
 
 def model_batches(
-    session: ort.InferenceSession, samples: Samples, batch_size: int
+    session: ort.InferenceSession,
+    samples: Samples,
+    batch_size: int,
+    positions: int | None = None,
 ) -> Iterator[Batch]:
     """Batches that the model accepts.
 
@@ -64,10 +70,13 @@ def model_batches(
         session: the model.
         samples: what :func:`check_samples` let pass.
         batch_size: at most so many samples at a time.
+        positions: at most so many positions at a time, where padding can be cut off and the graph
+            does not fix the batch; None for any number.
     """
     shapes = {value.name: value.shape for value in session.get_inputs() if value.shape}
     sampled = {name: shape for name, shape in shapes.items() if name not in samples.constants}
-    size = fixed_batch(session, samples) or batch_size
+    fixed = fixed_batch(session, samples)
+    size = fixed or batch_size
     mask_name = samples.mask_name
     if mask_name is None or not _can_trim(shapes, samples):
         for batch in replace(samples, mask_name=None).batches(size):
@@ -76,7 +85,7 @@ def model_batches(
         return
     # Heads, say, that are as many as positions: an axis that the graph fixes is no length.
     untrimmed = [n for n, shape in sampled.items() if len(shape) > 2 and isinstance(shape[1], int)]
-    yield from samples.batches(size, untrimmed)
+    yield from samples.batches(size, untrimmed, None if fixed else positions)
 
 
 def fixed_batch(session: ort.InferenceSession, samples: Samples) -> int | None:

@@ -115,20 +115,29 @@ class Samples:
             self._rows(index), self.mask_name, labels, self.origin, constants=self.constants
         )
 
-    def batches(self, size: int, untrimmed: Collection[str] = ()) -> Iterator[Batch]:
+    def batches(
+        self, size: int, untrimmed: Collection[str] = (), positions: int | None = None
+    ) -> Iterator[Batch]:
         """Cut into batches of at most ``size``; with a mask, samples of like length together.
 
         Args:
             size: samples in a batch.
             untrimmed: inputs whose second axis is none of positions, though it has their number.
+            positions: what a batch with a mask has at most, all its samples as long as the longest;
+                one sample may have more.
         """
         if self.mask_name is None:
-            order = np.arange(len(self))
-        else:
-            mask = self.inputs[self.mask_name]
-            order = np.argsort(-mask.astype(bool).sum(axis=1), kind="stable")
-        for start in range(0, len(self), size):
-            yield self._batch(order[start : start + size], untrimmed)
+            for start in range(0, len(self), size):
+                yield self._batch(np.arange(start, min(start + size, len(self))), untrimmed)
+            return
+        lengths = self.inputs[self.mask_name].astype(bool).sum(axis=1)
+        order = np.argsort(-lengths, kind="stable")
+        start = 0
+        while start < len(self):
+            longest = max(1, int(lengths[order[start]]))
+            count = size if positions is None else min(size, max(1, positions // longest))
+            yield self._batch(order[start : start + count], untrimmed)
+            start += count
 
     def _rows(self, index: NDArray[np.intp]) -> dict[str, Array]:
         """The inputs ``[len(index), ...]`` of some samples; constants whole."""

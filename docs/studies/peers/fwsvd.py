@@ -24,7 +24,7 @@ from studies.peers.loss import adjoint
 
 def fisher_weighted(weight: Array, information: Float64) -> ProjectedWeight:
     """Decompose ``weight`` [K, N] with its rows weighted by ``information`` [K]."""
-    return ProjectedWeight(weight, project(weight, np.sqrt(information)))
+    return ProjectedWeight(weight, project(weight, information))
 
 
 def row_information(values: SiteValues, samples: int) -> Float64:

@@ -10,9 +10,6 @@ afterwards, and no correction of the bias.
 
 from __future__ import annotations
 
-import numpy as np
-from scipy import linalg
-
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization import ActivationStats
 from compress_onnx.graph_passes.factorization.projection import project
@@ -23,9 +20,7 @@ from studies.peers.laboratory import Laboratory
 
 def whitened(weight: Array, stats: ActivationStats) -> ProjectedWeight:
     """Decompose ``weight`` [K, N] in the metric of the uncentred second moment."""
-    values, vectors = linalg.eigh(stats.second_moment, driver="evd")
-    root = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
-    return ProjectedWeight(weight, project(weight, root))
+    return ProjectedWeight(weight, project(weight, stats.second_moment))
 
 
 def _learn(laboratory: Laboratory) -> Compressor:

@@ -19,6 +19,7 @@ from compress_onnx.graph_passes.factorization import (
     MomentAccumulator,
     make_method,
 )
+from compress_onnx.graph_passes.factorization.activations import square_root
 from compress_onnx.graph_passes.factorization.error import (
     activation_error,
     least_errors,
@@ -265,7 +266,8 @@ class TestMoments:
         np.testing.assert_allclose(
             stats.covariance, np.cov(x.T, bias=True).reshape(features, features), atol=1e-8
         )
-        np.testing.assert_allclose(stats.root.T @ stats.root, stats.covariance, atol=1e-8)
+        root = square_root(stats.covariance)
+        np.testing.assert_allclose(root.T @ root, stats.covariance, atol=1e-8)
 
     def test_merge_weighs_by_count(self) -> None:
         rng = np.random.default_rng(9)
@@ -325,9 +327,9 @@ class TestEveryMethod:
         decomposition = method.decompose(weight, stats)
         metric = {
             "weight": np.eye(shape[0]),
-            "activation": stats.root,
+            "activation": square_root(stats.covariance),
             "scaled": np.diag(np.sqrt(stats.magnitude)),
-            "output": stats.root,
+            "output": square_root(stats.covariance),
         }[method.metric]
         right = np.eye(shape[1])
         if method.metric == "output":

@@ -108,7 +108,7 @@ def test_gradients_say_which_outputs_count():
 
 def test_a_value_that_never_varies_needs_no_neuron():
     _, weight, stats = network(0)
-    still = replace(stats, covariance=np.zeros((H, H)))
+    still = replace(stats, centred=np.zeros((H, H)))
     assert order_neurons(weight, still).damage[1] >= 0
     folded = fold(weight, still, np.arange(3))
     mean_output = stats.mean @ weight

@@ -18,6 +18,7 @@ from compress_onnx.graph_passes.factorization import (
     MomentAccumulator,
     make_method,
 )
+from compress_onnx.graph_passes.factorization.activations import square_root
 from compress_onnx.graph_passes.factorization.base import Term
 from compress_onnx.graph_passes.factorization.error import activation_error, weight_error
 from compress_onnx.graph_passes.factorization.gauss_newton import damped_half
@@ -166,7 +167,7 @@ class TestStages:
 
         weight, stats = TestEveryMethod.problem((24, 16))
 
-        left = np.eye(24) if name == "svdlora" else stats.root
+        left = np.eye(24) if name == "svdlora" else square_root(stats.covariance)
         right = damped_half(stats.gradients.moment, 0.02) if name == "gauss-newton" else np.eye(16)
 
         def error(stages: int, store: Storage) -> float:

@@ -99,7 +99,7 @@ def test_the_inputs_decide_where_they_are_known():
     rng = np.random.default_rng(3)
     arrays = {name: rng.standard_normal((K, N)).astype(np.float32) for name in ("wq", "wk", "wv")}
     proto = model(THREE, arrays)
-    seen = replace(IDENTITY, covariance=np.diag(variance))
+    seen = replace(IDENTITY, centred=np.diag(variance))
     stats = dict.fromkeys((QUERY, KEY, VALUE), seen)
     assert decided(proto)[0] == []
     groups, *_ = decided(proto, "asvd", stats)
@@ -110,7 +110,7 @@ def with_gradients(first: int, strength: float) -> ActivationStats:
     """A site whose outputs matter where the inputs from ``first`` on are large."""
     moment = np.full(K, 0.01)
     moment[first : first + 14] = 1.0
-    inputs = replace(IDENTITY, covariance=np.diag(moment))
+    inputs = replace(IDENTITY, centred=np.diag(moment))
     return replace(IDENTITY, gradients=GradientStats(inputs, strength * np.eye(N)))
 
 

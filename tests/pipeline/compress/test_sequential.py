@@ -9,6 +9,7 @@ from compress_onnx.graph_passes.factorization import make_method
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress import sequential
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.sequential import repaired
 from compress_onnx.pipeline.evidence import collected
@@ -144,3 +145,12 @@ def test_sequential_repair_sees_the_rounding(tmp_path):
     assert {site.store for site in plan.factored} == {"int8"}
     _, one_shot, _, _ = compressed(tmp_path, **{**options, "store": "int8", "sequential": False})
     assert error(before, sequential) < error(before, one_shot)
+
+
+def test_what_is_looked_at_and_not_kept_changes_nothing(tmp_path, monkeypatch):
+    assert FEATURES[1] > FEATURES[2]  # the second layer narrows
+    _, streamed, plan, _ = compressed(tmp_path, name="streamed.onnx")
+    monkeypatch.setattr(sequential, "_narrows", lambda _site: False)
+    _, held, other, _ = compressed(tmp_path, name="kept.onnx")
+    np.testing.assert_array_equal(streamed, held)
+    assert plan == other

@@ -102,3 +102,19 @@ def test_keys_tell_apart_what_differs():
     assert len({content_key(*part) for part in parts}) == len(parts)
     x, y = np.arange(6.0).reshape(2, 3), np.zeros(1)
     assert content_key({"x": x, "y": y}) == content_key({"y": y, "x": np.asfortranarray(x)})
+
+
+def test_a_checkpoint_evicts_no_more_than_checkpoints(tmp_path):
+    learned, others = {"x": np.zeros(100, np.uint8)}, {"x": np.ones(700, np.uint8)}
+    cache = ArrayCache(tmp_path, limit_bytes=1200)
+    first, second = content_key("first"), content_key("second")
+    cache.put(KEY, learned)
+    cache.checkpoints.put(first, others)
+    cache.checkpoints.put(second, others)
+    assert cache.get(KEY) is not None
+    assert cache.checkpoints.get(first) is None
+    assert cache.checkpoints.get(second) is not None
+    assert (cache.info().entries, cache.info().limit_bytes) == (2, 1200)
+    cache.clear()
+    assert cache.info().entries == 0
+    assert cache.checkpoints.get(second) is None

@@ -28,6 +28,20 @@ def masked_sums(ids, mask):
 @given(
     lengths=st.lists(st.integers(0, 7), min_size=1, max_size=20),
     size=st.integers(1, 8),
+    positions=st.integers(1, 30),
+)
+def test_batches_of_few_positions_hold_every_sample_once(lengths, size, positions):
+    samples = padded_samples(lengths, width=9)
+    batches = list(samples.batches(size, positions=positions))
+    assert sorted(np.concatenate([batch.index for batch in batches])) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch.index) <= size
+        assert len(batch.index) == 1 or batch.mask.size <= positions
+
+
+@given(
+    lengths=st.lists(st.integers(0, 7), min_size=1, max_size=20),
+    size=st.integers(1, 8),
     left=st.booleans(),
 )
 def test_trimmed_batches_hold_every_sample_once_and_lose_no_real_position(lengths, size, left):
