@@ -3,8 +3,8 @@
 Shares are multiples of 1 / :data:`GRID`. What a share loses beyond its numbers grows with the
 damage D that the allocation predicts for it:
 
-1. Between two shares that were tried, one within the drop and one beyond, loss = c·D^p goes through
-   both.
+1. Once shares were tried, loss = c·D^p goes through the two nearest to the drop: one within and one
+   beyond, or the last two.
 2. With one of them, the loss is in proportion to D; before any, as in the family before.
 3. The smallest share that is predicted to stay within the drop is tried next; where none is, and
    none was, the largest.
@@ -90,10 +90,10 @@ class ShareSearch:
         """The loss (rules 1 and 2); None where nothing predicts it."""
         assert self.damage is not None
         damage = self.damage(tried / GRID)
-        if self._low in self._losses and self._high in self._losses:
-            beyond, within = (
-                (self.damage(n / GRID), self._losses[n]) for n in (self._low, self._high)
-            )
+        ends = [n for n in (self._low, self._high) if n in self._losses]
+        known = ends if len(ends) == 2 else list(self._losses)[-2:]
+        if len(known) == 2:
+            beyond, within = ((self.damage(n / GRID), self._losses[n]) for n in sorted(known))
             if min(within) > 0 and beyond[0] > within[0] and within[1] < beyond[1] < math.inf:
                 exponent = math.log(beyond[1] / within[1]) / math.log(beyond[0] / within[0])
                 return within[1] * math.pow(damage / within[0], exponent)
