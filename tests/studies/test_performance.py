@@ -12,9 +12,9 @@ import pytest
 from studies.performance import __main__ as study
 from studies.performance import rows as made
 from studies.performance import table as tables
-from studies.performance.rows import DYNAMIC, ORIGINAL, compiled, ours
+from studies.performance.rows import DYNAMIC, ORIGINAL, compiled, ours, recovered
 from studies.performance.subject import Subject
-from studies.performance.table import Line, absent, groups, ratios, render, speeds_of
+from studies.performance.table import Line, absent, accuracy, groups, ratios, render, speeds_of
 from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import ModelFileError, RequestError
@@ -84,6 +84,20 @@ def test_rows_can_be_chosen(subject, tmp_path):
     assert list(found) == [ORIGINAL, DYNAMIC, "integers"]
     with pytest.raises(RequestError, match="no row is called rubbish; there are: original, "):
         list(study.table(subject, tmp_path, rounds=3, only=["rubbish"]))
+
+
+def test_models_are_trained_where_that_is_asked_for(subject, tmp_path):
+    name = "50% of the neurons, integers"
+    assert f"{name}, recovered" not in table(subject, tmp_path)
+    only = [name, f"{name}, recovered"]
+    found = table(subject, tmp_path, DYNAMIC, recovery_s=2.0, only=only)
+    assert list(found) == [ORIGINAL, *only]
+    rows = {row.name: row for row in recovered(subject.learned, known, 2.0, subject.samples)}
+    paths = [tmp_path / "start.onnx", tmp_path / "end.onnx"]
+    {row.name: row for row in ours(subject.learned, known)}[name].build(paths[0])
+    rows[only[1]].build(paths[1])
+    start, end = (float(accuracy(subject, path)["cosine"]) for path in paths)
+    assert end > start
 
 
 def test_ours_are_what_the_product_makes(subject, tmp_path):

@@ -19,7 +19,7 @@ from compress_onnx.pipeline.runtime.session import SessionSpec
 from compress_onnx.pipeline.runtime.threads import limited
 from studies.performance import shapes
 from studies.performance.rivals.rows import COMPILED, openvino_lines, pruned_rows
-from studies.performance.rows import Row, calibrated, compiled, ours, theirs
+from studies.performance.rows import Row, calibrated, compiled, ours, recovered, theirs
 from studies.performance.subject import Subject, by_files, by_recipe
 from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds, speedups
 
@@ -40,7 +40,9 @@ def timed_feeds(subject: Subject) -> dict[str, Feeds]:
     }
 
 
-def rows(subject: Subject, folder: Path, chosen_by: Speedups, *, rivals: bool) -> Iterator[Row]:
+def rows(
+    subject: Subject, folder: Path, chosen_by: Speedups, *, rivals: bool, recovery_s: float = 0.0
+) -> Iterator[Row]:
     """All models that ONNX Runtime runs.
 
     Args:
@@ -48,12 +50,15 @@ def rows(subject: Subject, folder: Path, chosen_by: Speedups, *, rivals: bool) -
         folder: for files in between.
         chosen_by: times the models that forms of ours are chosen by.
         rivals: whether those with an environment of their own are among them.
+        recovery_s: how long models are trained; none is where that is 0.
     """
     yield from theirs(subject.learned.original)
     yield calibrated(subject.learned.original, subject.samples)
     if rivals:
         yield from pruned_rows(subject, folder)
     yield from ours(subject.learned, chosen_by)
+    if recovery_s:
+        yield from recovered(subject.learned, chosen_by, recovery_s, subject.lessons)
 
 
 def table(
@@ -62,6 +67,7 @@ def table(
     rounds: int,
     *,
     rivals: bool = False,
+    recovery_s: float = 0.0,
     only: Collection[str] = (),
 ) -> Iterator[str]:
     """The lines of the tables of one model; ``only`` names rows, all without.
@@ -71,7 +77,7 @@ def table(
     """
     feeds, spec = timed_feeds(subject), SessionSpec()
     chosen_by = partial(speedups, feeds=feeds, spec=spec, rounds=rounds)
-    wanted = list(rows(subject, folder, chosen_by, rivals=rivals))
+    wanted = list(rows(subject, folder, chosen_by, rivals=rivals, recovery_s=recovery_s))
     names = [row.name for row in wanted] + ([COMPILED] if rivals else [])
     if unknown := set(only) - set(names):
         raise RequestError(f"no row is called {min(unknown)}; there are: {', '.join(names)}")
@@ -96,6 +102,9 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--rivals", action="store_true", help="tools with their own environments")
     parser.add_argument("--shapes", nargs="*", choices=[*shapes.SHAPES], help="full size")
+    parser.add_argument(
+        "--recover", type=float, default=0.0, metavar="SECONDS", help="train models for so long"
+    )
     parser.add_argument("--only", nargs="+", default=(), help="these rows, beside the two bases")
     parser.add_argument("--rounds", type=int, default=30)
     given = parser.parse_args()
@@ -115,8 +124,15 @@ def main() -> None:
                 export = Path(folder) / "export"
                 export.mkdir()
                 subject = by_files(given.model, given.data) if given.model else by_recipe(export)
-                rivals, only = given.rivals, given.only
-                _print(table(subject, Path(folder), given.rounds, rivals=rivals, only=only))
+                lines = table(
+                    subject,
+                    Path(folder),
+                    given.rounds,
+                    rivals=given.rivals,
+                    recovery_s=given.recover,
+                    only=given.only,
+                )
+                _print(lines)
     found = environment()
     sets = ", ".join(found.instruction_sets)
     _print(["", f"{found.processor} ({sets}), {found.cores} cores, {given.rounds} rounds."])

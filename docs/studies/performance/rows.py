@@ -26,7 +26,7 @@ from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.rivals import RIVALS, quiet
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.files.original import Original
-from compress_onnx.pipeline.recipe import OptimizeSpec
+from compress_onnx.pipeline.recipe import OptimizeSpec, RecoverySpec
 from compress_onnx.pipeline.runtime.samples import Samples
 
 ORIGINAL = "original"
@@ -76,6 +76,32 @@ def ours(learned: Learned, speedups: Speedups) -> Iterator[Row]:
     for numbers in "4-bit weights", "4-bit weights and embeddings":
         if f"neurons, {numbers}" in build:  # embeddings: where there are any
             yield Row(f"ours, {numbers}", partial(build[f"neurons, {numbers}"], 1.0))
+
+
+def recovered(
+    learned: Learned, speedups: Speedups, budget_s: float, lessons: Samples | None
+) -> Iterator[Row]:
+    """The forms with fewer neurons and integers, trained through their rounding.
+
+    Args:
+        learned: the model.
+        speedups: times the models that forms are chosen by.
+        budget_s: how long each is trained.
+        lessons: what on; the calibration samples where that is None.
+    """
+    forms = Forms(
+        learned,
+        OptimizeSpec(),
+        unfused=True,
+        recovery=RecoverySpec(budget=budget_s),
+        lessons=lessons,
+        speedups=speedups,
+    )
+    train = {family.name: family.recover for family in forms.families()}["neurons, integers"]
+    assert train is not None
+    for share in SHARES[1:]:
+        name = f"{share:.0%} of the neurons, integers, recovered"
+        yield Row(name, partial(train, share))
 
 
 def compiled(learned: Learned) -> Iterator[Row]:

@@ -8,13 +8,19 @@ from typing import NamedTuple
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
 from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.data.feeds import as_samples
+from compress_onnx.pipeline.data.sources import load_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
-from compress_onnx.pipeline.recipe import MetricSpec, read_recipe
+from compress_onnx.pipeline.recipe import GeneralTextData, MetricSpec, read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
+
+LESSONS = GeneralTextData(
+    kind="general-text", sources=("docstrings", "library", "reference"), samples=4000
+)
+"""What MiniLM is trained on: no sentence that accuracy is measured on is among it."""
 
 
 class Subject(NamedTuple):
@@ -24,11 +30,13 @@ class Subject(NamedTuple):
         learned: the model, and all that its calibration samples say.
         held_out: samples that accuracy is measured on.
         metric: of the accuracy; None compares raw outputs.
+        lessons: what models are trained on; the calibration samples where that is None.
     """
 
     learned: Learned
     held_out: Samples
     metric: MetricSpec | None
+    lessons: Samples | None = None
 
     @property
     def original(self) -> Path:
@@ -55,7 +63,16 @@ def by_recipe(folder: Path) -> Subject:
     """MiniLM, its calibration sentences, and those that it was never calibrated on."""
     minilm = prepared(folder)
     assert minilm.held_out is not None
-    return Subject(minilm.learned, minilm.held_out, minilm.recipe.metric)
+    declared = model_inputs(load_structure(minilm.reference))
+    lessons = load_samples(
+        LESSONS,
+        base_dir=Path("models"),
+        tokenizer_dir=minilm.exported.tokenizer_dir,
+        mask=minilm.recipe.mask,
+        input_names=[value.name for value in declared],
+        declared=declared,
+    )
+    return Subject(minilm.learned, minilm.held_out, minilm.recipe.metric, lessons)
 
 
 def by_files(model: Path, data: Path) -> Subject:
