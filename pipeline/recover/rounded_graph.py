@@ -17,6 +17,7 @@ from compress_onnx.graph_passes.rewriting.trainable import array_of, set_array
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
 from compress_onnx.pipeline.recover.rounding import Blocks, Rounding
+from compress_onnx.pipeline.recover.torch_operators import FAKE_QUANTIZE, OWN_DOMAIN
 
 
 class RoundedGraph:
@@ -83,17 +84,13 @@ def _round(site: LinearSite, scale: InputScale, names: UniqueNames) -> ir.Value:
         register(graph, ir.tensor(np.asarray(number), name=names(f"{name}.{what}")))
         for what, number in (("scale", scale.scale), ("zero_point", scale.zero_point))
     )
-    integers = ir.Value(name=names(f"{name}.integers"))
     output = ir.Value(name=name, shape=x.shape, type=x.type)
-    nodes = [
-        ir.Node("", "QuantizeLinear", [x, step, zero], outputs=[integers]),
-        ir.Node("", "DequantizeLinear", [integers, step, zero], outputs=[output]),
-    ]
+    node = ir.Node(OWN_DOMAIN, FAKE_QUANTIZE, [x, step, zero], outputs=[output])
     producer = x.producer()
     if producer is not None and producer.graph is graph:
-        graph.insert_after(producer, nodes)
+        graph.insert_after(producer, node)
     else:
-        graph.insert_before(graph[0], nodes)
+        graph.insert_before(graph[0], node)
     return output
 
 

@@ -10,8 +10,8 @@ Rounding has no useful gradient. The straight-through estimator takes that of wh
     ∂x̂/∂x = 1 where 0 ≤ rint(x/s) + z ≤ 255, else 0         ∂Ŵ/∂W = 1
 
 Weights are rounded outside of the graph (:mod:`pipeline.recover.rounded_graph`), which is fed Ŵ:
-the gradient by Ŵ is the one by W. Inputs are rounded inside, by a QuantizeLinear and a
-DequantizeLinear (:mod:`pipeline.recover.torch_operators` has their derivative).
+the gradient by Ŵ is the one by W. Inputs are rounded inside, by an operator that has this
+derivative (:mod:`pipeline.recover.torch_operators`).
 
 Scales of inputs stay what calibration found; those of columns follow their weights.
 

@@ -25,6 +25,7 @@ from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.pipeline.evidence.opset import opset_of
 from compress_onnx.pipeline.recover.torch_operators import (
     OPERATORS,
+    OWN_DOMAIN,
     Attributes,
     Operator,
     Result,
@@ -114,7 +115,7 @@ class _Node:
         try:
             if proto.op_type == "If":
                 return self._branch(values, operators)
-            if proto.domain in {"", "ai.onnx"}:
+            if proto.domain in {"", "ai.onnx", OWN_DOMAIN}:
                 if operator := operators.get(proto.op_type):
                     return operator(self._attributes, *operands)
                 if function := _definition(proto, operands, self._opset):

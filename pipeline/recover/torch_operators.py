@@ -24,6 +24,9 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
+OWN_DOMAIN, FAKE_QUANTIZE = "compress_onnx", "FakeQuantize"
+"""Operator of ours, and its domain: QuantizeLinear with DequantizeLinear behind it."""
+
 Result: TypeAlias = Tensor | tuple[Tensor, ...]
 Operator: TypeAlias = Callable[..., Result]
 
@@ -168,6 +171,12 @@ def _quantize(n: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = Non
     if zero is not None:
         rounded = rounded + _along(zero, x, axis).to(x.dtype)
     return torch.clamp(rounded, limits.min, limits.max)
+
+
+def _fake_quantize(n: Attributes, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Both in one, with one scale: a tenth of the passes over ``x``."""
+    limits = torch.iinfo(zero.dtype)
+    return torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero), limits.min, limits.max)
 
 
 def _dequantize(n: Attributes, q: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -621,6 +630,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Erf": _unary(torch.erf),
     "Exp": _unary(torch.exp),
     "Expand": _expand,
+    FAKE_QUANTIZE: _fake_quantize,
     "Flatten": _flatten,
     "Floor": _unary(torch.floor),
     "Gather": _gather,

@@ -15,6 +15,7 @@ from stranger_graphs import STRANGERS
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.pipeline.evidence.adjoint import in_single, prepared
 from compress_onnx.pipeline.recover.torch_graph import TorchGraph
+from compress_onnx.pipeline.recover.torch_operators import FAKE_QUANTIZE, OWN_DOMAIN
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 ONE_THREAD = SessionSpec(threads=1)
@@ -149,11 +150,16 @@ def test_rounding_is_that_of_onnx_runtime_and_its_gradient_that_of_what_is_insid
     proto = graph(text, numbers)
     x = weights(1, x=(50, 6))["x"] * 3
     right = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
-    leaf = torch.tensor(x).requires_grad_()
-    y = TorchGraph(proto)({"x": leaf}, ["y"])["y"]
-    np.testing.assert_allclose(y.detach().numpy(), right, atol=1e-6)
-    (gradient,) = torch.autograd.grad(y.sum(), [leaf])
     numbers_of_x = np.rint(x / np.float32(0.01)) + 100
     inside = (numbers_of_x >= 0) & (numbers_of_x <= 255)
     assert 0 < inside.mean() < 1
-    np.testing.assert_allclose(gradient.numpy(), inside, atol=1e-6)
+    both_in_one = graph("g (float[B,6] x) => (float[B,6] y) { y = Identity(x) }", numbers)
+    both_in_one.graph.node[0].CopyFrom(
+        onnx.helper.make_node(FAKE_QUANTIZE, ["x", "s", "z"], ["y"], domain=OWN_DOMAIN)
+    )
+    for written in (proto, both_in_one):
+        leaf = torch.tensor(x).requires_grad_()
+        y = TorchGraph(written)({"x": leaf}, ["y"])["y"]
+        np.testing.assert_allclose(y.detach().numpy(), right, atol=1e-6)
+        (gradient,) = torch.autograd.grad(y.sum(), [leaf])
+        np.testing.assert_allclose(gradient.numpy(), inside, atol=1e-6)
