@@ -28,7 +28,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast check format results analysis stages siblings graphs gradients memory scale performance predicted domains folded-attention random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast test-cluster check format results analysis stages siblings graphs gradients memory scale performance predicted domains folded-attention random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,10 @@ test: $(READY)  ## Run all tests.
 
 test-fast: $(READY)  ## Run the tests that take less than a few seconds each.
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+test-cluster: $(READY)  ## Run the tests with a dask scheduler and workers.
+	COMPRESS_ONNX_CLUSTER=1 $(BIN)/python -m pytest --timeout 300 tests/pipeline/runtime/test_backend.py \
+	    tests/api/test_beyond_one_machine.py
 
 check: $(READY)  ## Lint, check the formatting, the types, and that imports go downwards.
 	$(BIN)/ruff check .

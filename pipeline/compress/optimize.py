@@ -34,6 +34,7 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -172,7 +173,7 @@ class _Search:
         *,
         metric: MetricSpec | None,
         folder: Path,
-        domains: Mapping[str, Samples],
+        domains: Mapping[str, Samples] = MappingProxyType({}),
     ) -> None:
         self._learned, self._spec, self._benchmark = forms.learned, forms.spec, benchmark
         self._metric, self._folder, self._domains = metric, folder, domains

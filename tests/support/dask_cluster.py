@@ -10,10 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from compress_onnx.pipeline.runtime.backend import Dask
 
 _ROOT, _SUPPORT = Path(__file__).parents[2], Path(__file__).parent
 PATIENCE_S = 120
+VARIABLE = "COMPRESS_ONNX_CLUSTER"
+"""Tests with a cluster run where it is set, by themselves: ``make test-cluster``."""
 
 
 def until(condition, what):
@@ -29,6 +33,8 @@ class Cluster:
     """A scheduler, and ``workers`` processes that take one job at a time."""
 
     def __init__(self, folder, workers=2, **environment):
+        if VARIABLE not in os.environ:
+            pytest.skip("needs a cluster of its own: make test-cluster")
         paths = [str(_ROOT), str(_SUPPORT), os.environ.get("PYTHONPATH", "")]
         self._env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
         self._folder = folder

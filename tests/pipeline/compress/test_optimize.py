@@ -12,7 +12,7 @@ from cli_runner import Cli, error_line
 from tiny_models import samples, saved, two_layers
 
 from compress_onnx.graph_passes.errors import ModelFileError, ProviderError, RequestError
-from compress_onnx.pipeline.compress import choice, forms, number_forms
+from compress_onnx.pipeline.compress import choice, number_forms
 from compress_onnx.pipeline.compress import optimize as module
 from compress_onnx.pipeline.compress.forms import Forms
 from compress_onnx.pipeline.compress.integers import PreparedModel, round_model
@@ -538,9 +538,10 @@ def test_trained_trials_are_logged_too(learned, held_out, tmp_path, monkeypatch)
 
 
 def test_damage_is_predicted_by_the_allocation(learned):
-    families = {f.name: f for f in Forms(learned, OptimizeSpec()).families()}
+    made = Forms(learned, OptimizeSpec())
+    families = {f.name: f for f in made.families()}
     damage = families["neurons, integers"].damage
     assert damage(0.25) > damage(0.5) > damage(0.75) > 0
     assert damage(1.0) == 0
-    plan = learned.compress(forms._request("neurons", 0.5)).plan
+    plan = learned.compress(made._request("neurons", 0.5)).plan
     assert damage(0.5) == pytest.approx(plan.thinned[0].damage)
