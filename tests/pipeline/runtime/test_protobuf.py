@@ -47,11 +47,20 @@ def test_a_model_too_large_for_one_file_leaves_the_old_one(lowered, tmp_path):
     assert small.listing(tmp_path) == before
 
 
+def test_gradients_leave_the_weights_in_their_file(lowered, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COMPRESS_ONNX_CACHE", str(tmp_path / "cache"))
+    small.save_external(small.perceptron(), tmp_path / "model.onnx")
+    small.save_rows(tmp_path / "data.npz")
+    options = ("-c", "data.npz", "--method", "gauss-newton", "--external-data")
+    Cli(capsys, monkeypatch)("compress", "model.onnx", "-o", "out.onnx", *options)
+    assert (tmp_path / "out.onnx").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [
         ("--inline", "--params", "0.99"),
-        ("-c", "data.npz", "--method", "gauss-newton"),
         ("-c", "data.npz", "--allocation", "sensitivity", "--method", "asvd", "--one-shot"),
         ("-c", "data.npz", "--method", "asvd", "--sequential"),
     ],
