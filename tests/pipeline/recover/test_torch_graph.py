@@ -23,8 +23,8 @@ WITHOUT = {"multi-head-attention", "rotary-embedding", "sequence"}
 """Operators of ONNX Runtime's own, and sequences: no gradient."""
 WITHOUT_MATRICES = {"constant-weights-11", "constant-weights-12", "reshape-through-shape-11"}
 """Weights are Constant nodes here."""
-SHORT_MASKS = {"whisper-optimum17-decoder_model", "gpt2-optimum17", "llama-optimum17"}
-"""What they are fed has masks shorter than past and length together, beyond which they read."""
+WITH_A_PAST = {"whisper-optimum17-decoder_model", "gpt2-optimum17", "llama-optimum17"}
+"""Decoders with a past: PyTorch finds an index of the mask out of range. Not understood yet."""
 
 
 def both(proto, feeds):
@@ -73,7 +73,7 @@ def test_strangers(name):
 def test_the_collection():
     seen = 0
     for found in graph_collection.collection():
-        if found.error or str(found) in SHORT_MASKS:
+        if found.error or str(found) in WITH_A_PAST:
             continue
         right, ours, gradients = both(onnx.load(found.path), found.feeds()[-1])
         assert_same(right, ours)
