@@ -8,7 +8,6 @@ gradients.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.factorization import ActivationStats, Method
@@ -49,13 +48,6 @@ class Evidence:
     def stats(self) -> Mapping[str, ActivationStats]:
         """Activation statistics by matrix name, without gradients."""
         return self.calibration.stats
-
-    def with_gradients(self, gradients: OutputGradients) -> dict[str, ActivationStats]:
-        """The statistics with the gradients of each site beside its activations."""
-        return {
-            name: replace(known, gradients=gradients.stats.get(name))
-            for name, known in self.stats.items()
-        }
 
     def gradients(self, objective: Objective) -> OutputGradients:
         """Gradients of what ``objective`` says of the outputs, at all sites.

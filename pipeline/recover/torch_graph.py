@@ -4,7 +4,8 @@
    recent opset, with operators of ONNX in place of fused ones.
 2. An operator that :mod:`.torch_operators` lacks, and that ONNX defines by others, is written out
    as these others, for the types that it is given.
-3. What is left is computed by ONNX's own reference where no gradient goes through it (operators on
+3. An If runs the branch that its condition takes; what a Loop or Scan computes has no gradient.
+4. What is left is computed by ONNX's own reference where no gradient goes through it (operators on
    indices, say). Where one would, there is none.
 """
 
@@ -106,7 +107,7 @@ class _Node:
         self.reads = _reads(proto)
         self._opset = opset
         self._attributes = Attributes(proto)
-        self._bodies: dict[object, _Body] = {}
+        self._branches: dict[str, _Body] = {}
 
     def computed(self, values: Mapping[str, Tensor], operators: Mapping[str, Operator]) -> Result:
         """What the node computes of the ``values`` before it."""
@@ -134,10 +135,10 @@ class _Node:
     def _branch(self, values: Mapping[str, Tensor], operators: Mapping[str, Operator]) -> Result:
         taken = "then_branch" if bool(values[self.proto.input[0]]) else "else_branch"
         graph: onnx.GraphProto = self._attributes[taken]
-        if taken not in self._bodies:
-            self._bodies[taken] = _Body(graph.node, self._opset, graph.initializer)
+        if taken not in self._branches:
+            self._branches[taken] = _Body(graph.node, self._opset, graph.initializer)
         wanted = [value.name for value in graph.output]
-        found = self._bodies[taken].run(values, wanted, operators)
+        found = self._branches[taken].run(values, wanted, operators)
         return tuple(found[name] for name in wanted)
 
     def _written_out(
