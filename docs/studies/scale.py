@@ -95,6 +95,7 @@ class Watch:
         self.steps: list[Step] = []
         self._begun = time.perf_counter()
         self._between_bytes = 0
+        taken_peak()  # What was before does not count.
 
     @contextmanager
     def step(self, description: str, total: int | None = None) -> Iterator[Update]:  # noqa: ARG002
@@ -121,12 +122,12 @@ def taken_peak() -> int:
 
 def child(model: Path, data: Path, accuracy: bool) -> Run:
     """Learn and compress as this process's cache allows."""
+    watch = Watch()
     samples = as_samples(data, model_inputs(load_structure(model)))
     held_out, metric = None, None
     if accuracy:
         samples, held_out = hold_out(samples)
         metric = metric_for(model, held_out, "pooled")
-    watch = Watch()
     settings = RunSettings(cache=ArrayCache(default_folder()), progress=watch)
     objective = "pooled" if metric else "positions"
     requests = [

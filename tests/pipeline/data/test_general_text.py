@@ -154,6 +154,7 @@ class TestDocuments:
     def test_tests_and_what_lies_outside_are_left_out(self, tmp_path):
         files = ["alpha/tests/test_x.py", "../../etc/secret.py", "alpha/data.txt", "alpha/b.py"]
         install(tmp_path, "alpha", files=files)
+        (tmp_path / "alpha/b.py").touch()  # Some readers of metadata leave out what is missing.
         (package,) = distributions(path=[str(tmp_path)])
         assert list(documents.files_of(package, ".py")) == ["alpha/__init__.py", "alpha/b.py"]
 
