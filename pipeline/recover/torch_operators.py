@@ -301,8 +301,9 @@ def _reshape(n: Attributes, x: Tensor, shape: Tensor) -> Tensor:
 
 
 def _flatten(n: Attributes, x: Tensor) -> Tensor:
-    axis = n.integer("axis", 1) % x.ndim if x.ndim else 0
-    return x.reshape(math.prod(x.shape[:axis]), -1)
+    axis = n.integer("axis", 1)
+    axis += x.ndim if axis < 0 else 0  # as many as there are axes is one too
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 def _squeeze(n: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
