@@ -376,8 +376,7 @@ class RecoverySpec(RecipeModel):
         data: what to train on; the calibration data unless it is given.
         budget: seconds; None leaves only ``steps``.
         steps: at most so many, and with a budget whichever ends first; None leaves only ``budget``.
-        learning_rate: the size of a step relative to the weights; None derives it from the distance
-            at the start.
+        learning_rate: the size of a step relative to the weights; None measures one that helps.
         train: ``factors``, which are all weights that compression changed: low-rank factors,
             networks with fewer neurons, float branches, what will be integers. Or ``all``: biases
             and norm scales too.
@@ -386,7 +385,8 @@ class RecoverySpec(RecipeModel):
         labels: importance of the labels' cross-entropy at the logits, next to 1 for the original's
             outputs; above 0, the calibration data must have labels (of samples, or of positions as
             the data kind ``masked`` has them).
-        mixing: share of the steps on new samples, mixed from those that there are.
+        mixing: share of the steps on new samples, mixed from those that there are, after the first
+            epoch.
         patience: stop after so many checks of the held-out data without an improvement.
         products: in gradients: of bfloat16 where the processor has them (``auto``), or ``float32``.
     """

@@ -59,16 +59,29 @@ class Adam:
         for moment in self.moments.values():
             moment.zero_()
 
+    def first_step(
+        self, arrays: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rate: float
+    ) -> None:
+        """What the first :meth:`step` would do, to ``arrays``; remembers nothing."""
+        for name, gradient in gradients.items():
+            white = self._in_coordinates(name, gradient)
+            change = (white / (white.abs() + _EPSILON)).mul_(rate * self._scales[name])
+            arrays[name].sub_(self._in_coordinates(name, change))
+
     def step(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Move every array against its gradient by about ``rate`` times its scale."""
         self.steps += 1
         unbias_first, unbias_second = (1 - b**self.steps for b in (_FIRST, _SECOND))
         for name, steepest in gradients.items():
-            white = self._whitening.get(name)
             first, second = self.moments[f"first/{name}"], self.moments[f"second/{name}"]
-            gradient = steepest if white is None else white.apply(steepest, self._half)
+            gradient = self._in_coordinates(name, steepest)
             first.lerp_(gradient, 1 - _FIRST)
             second.mul_(_SECOND).addcmul_(gradient, gradient, value=1 - _SECOND)
             length = (second / unbias_second).sqrt_().add_(_EPSILON)
             change = (first / length).mul_(rate * self._scales[name] / unbias_first)
-            self._arrays[name].sub_(change if white is None else white.apply(change, self._half))
+            self._arrays[name].sub_(self._in_coordinates(name, change))
+
+    def _in_coordinates(self, name: str, array: Tensor) -> Tensor:
+        """``P·array`` where ``name`` has coordinates of its own: there, and back again."""
+        white = self._whitening.get(name)
+        return array if white is None else white.apply(array, self._half)

@@ -11,9 +11,10 @@ Rules:
    change; names, shapes and types stay.
 2. The result is never worse than the start on the held-out batches: the best weights that were
    measured there win, and where none were better the model stays as it was.
-3. Unless it is given, the learning rate grows with the distance from the original at the start: a
-   model that is nearly right must not be shaken. What labels add to the loss of the original itself
-   is no distance. Where the held-out loss does not improve for some
+3. Unless it is given, the learning rate is measured: the one at which a first step helps most on
+   batches that it does not come from. It is at most one that grows with the distance from the
+   original at the start: a model that is nearly right must not be shaken. What labels add to the
+   loss of the original itself is no distance. Where the held-out loss does not improve for some
    checks, training goes back to the best weights and on with half the learning rate.
 4. Training stops when the budget (seconds, steps, or whichever ends first) is used up, when the
    held-out loss has not improved for a while, or when a loss is not finite.
@@ -287,6 +288,7 @@ class _Course:
 
     Attributes:
         begun: when recovery began, by ``clock``; earlier by the seconds spent before a kill.
+        rate: the largest learning rate (rule 3).
     """
 
     training: Training
@@ -299,17 +301,19 @@ class _Course:
 
     def __post_init__(self) -> None:
         state = self.checkpoints.get(self.key) if self.checkpoints is not None else None
-        if state is not None:
+        if state is None:
+            self.rate = self.settings.learning_rate or self._suitable_rate()
+        else:
             self.training.restore(state)
             self.begun -= float(state["elapsed"])
+            self.rate = float(state["rate"])
         self._saved = self.clock()
 
-    @property
-    def rate(self) -> float:
-        """The largest learning rate; rule 3 (the loss is a squared relative distance)."""
+    def _suitable_rate(self) -> float:
         excess = self.training.start_loss - self.training.own_loss
-        distance = math.sqrt(min(max(excess, _LEAST_LOSS), 1.0))
-        return self.settings.learning_rate or _RATE_AT_DISTANCE_ONE * distance
+        distance = math.sqrt(min(max(excess, _LEAST_LOSS), 1.0))  # the loss is a squared distance
+        largest = _RATE_AT_DISTANCE_ONE * distance
+        return self.training.suitable_rate(largest) if self.training.finite else largest
 
     @property
     def _rate_now(self) -> float:
@@ -359,8 +363,8 @@ class _Course:
 
     def _save(self) -> None:
         if self.checkpoints is not None:
-            elapsed = np.array(self.elapsed_s)
-            self.checkpoints.put(self.key, {**self.training.state(), "elapsed": elapsed})
+            own = {"elapsed": np.array(self.elapsed_s), "rate": np.array(self.rate)}
+            self.checkpoints.put(self.key, {**self.training.state(), **own})
 
 
 def _torch_device(spec: SessionSpec, settings: RecoverySpec) -> tuple[str, bool]:
@@ -432,7 +436,7 @@ def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, how: str
     """What identifies a recovery; ``how`` are its settings."""
     content = np.frombuffer(serialized(candidate, instead=SMALLER), np.uint8)
     return content_key(
-        "recovery 5",
+        "recovery 6",
         content_digest(reference, load_model(reference)),
         {"candidate": content},
         samples.mask_name or "",

@@ -19,6 +19,11 @@ from compress_onnx.pipeline.recover.optimizer import Adam
 from compress_onnx.pipeline.recover.teacher import Teacher
 from compress_onnx.pipeline.recover.whitening import Whitening
 
+_BATCHES_OF_RATE = 4
+"""As many tell whether a first step helps."""
+
+_MOST_HALVINGS = 6
+
 
 class Training:
     """Weights on their way from the start to the best that was found.
@@ -30,7 +35,7 @@ class Training:
         batches: to train on.
         held_out: to measure on.
         whitening: the coordinates in which matrices are moved, by name.
-        mixing: the share of the steps that train on mixed samples.
+        mixing: the share of the steps that train on mixed samples, after the first epoch.
         seed: of the order of the batches, and of the mixing.
         device: of PyTorch, where it trains.
         half: whether coordinates are changed by products of bfloat16.
@@ -80,14 +85,36 @@ class Training:
     def step(self, rate: float) -> None:
         """One step on one batch."""
         epoch, position = divmod(self.steps, len(self._batches))
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._batches))
         loss, gradients = self._distillation.gradient(
-            self._training_feeds(self._batches[order[position]]),
+            self._training_feeds(self._order(epoch)[position], epoch),
             self._distillation.served(self._weights),
         )
         self._adam.step(gradients, rate)
         self.steps += 1
         self.finite = math.isfinite(loss)
+
+    def suitable_rate(self, largest: float) -> float:
+        """The learning rate, at most ``largest``, at which a first step helps most.
+
+        It is measured on batches that the step does not come from: what a step gains on its own
+        batch says nothing of others, and at too high a rate others lose. Halved from ``largest``
+        on until that makes it worse. Nothing of the training changes.
+        """
+        first, *others = self._order(0)[: 1 + _BATCHES_OF_RATE]
+        if not others:
+            return largest
+        served = self._distillation.served(self._weights)
+        _, gradients = self._distillation.gradient(self._teacher.feeds(first), served)
+        best_rate, least = largest, math.inf
+        for halvings in range(_MOST_HALVINGS + 1):
+            rate = largest * 0.5**halvings
+            moved = {name: weight.clone() for name, weight in self._weights.items()}
+            self._adam.first_step(moved, gradients, rate)
+            loss = self._mean_loss(others, moved)
+            if loss >= least:
+                break
+            best_rate, least = rate, loss
+        return best_rate
 
     def check(self) -> None:
         """Measure the held-out loss and keep the weights if it is the least so far."""
@@ -133,15 +160,21 @@ class Training:
         tensors |= {f"best/{name}": weight for name, weight in self._best.items()}
         return tensors | self._adam.moments
 
-    def _training_feeds(self, index: int) -> Mapping[str, Array]:
+    def _order(self, epoch: int) -> list[int]:
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._batches))
+        return [self._batches[place] for place in order]
+
+    def _training_feeds(self, index: int, epoch: int) -> Mapping[str, Array]:
+        """A batch, or what is mixed of it: not before all of it was seen as it is."""
         rng = np.random.default_rng([self._seed, self.steps, 1])
-        if rng.random() < self._mixing:
+        if epoch > 0 and rng.random() < self._mixing:
             return self._teacher.mixed_feeds(index, rng)
         return self._teacher.feeds(index)
 
     def _held_out_loss(self) -> float:
-        served = self._distillation.served(self._weights)
-        losses = [
-            self._distillation.loss(self._teacher.feeds(index), served) for index in self._held_out
-        ]
+        return self._mean_loss(self._held_out, self._weights)
+
+    def _mean_loss(self, batches: Sequence[int], weights: Mapping[str, Tensor]) -> float:
+        served = self._distillation.served(weights)
+        losses = [self._distillation.loss(self._teacher.feeds(i), served) for i in batches]
         return float(np.mean(losses))

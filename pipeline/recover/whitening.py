@@ -32,7 +32,7 @@ from compress_onnx.pipeline.runtime.samples import Batch
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 DAMPING = 0.03
-WIDEST = 2048
+WIDEST = 1024
 _BATCHES = 8
 """As many tell what the inputs are like."""
 

@@ -243,8 +243,9 @@ def test_progress_reaches_the_end(train):
     assert seen == [200, 400, 600, 800, 1000]
 
 
-def test_a_killed_recovery_goes_on_and_ends_like_one_that_was_not(train, tmp_path):
-    settings = steps(60, learning_rate=0.01)
+@pytest.mark.parametrize("rate", [0.01, None])
+def test_a_killed_recovery_goes_on_and_ends_like_one_that_was_not(rate, train, tmp_path):
+    settings = steps(60, learning_rate=rate)
     whole, expected = train(settings)
     cache = ArrayCache(tmp_path / "checkpoints")
     with pytest.raises(KeyboardInterrupt):
@@ -255,6 +256,7 @@ def test_a_killed_recovery_goes_on_and_ends_like_one_that_was_not(train, tmp_pat
     assert len(seen) == 40  # it went on after step 20
     assert report.steps == 60
     assert report.end_loss == expected.end_loss
+    assert report.learning_rate == expected.learning_rate
     assert all(
         np.array_equal(array, arrays(whole)[name]) for name, array in arrays(resumed).items()
     )
