@@ -106,8 +106,8 @@ memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 scale: $(READY)  ## Measure time, memory and cache of learning (docs/scale.md); MODEL, DATA, SHAPES=1.
 	PYTHONPATH=docs $(BIN)/python -m studies.scale --write $(MODEL) $(DATA) $(if $(SHAPES),--shapes)
 
-performance: $(READY)  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); MODEL, DATA, RIVALS=1, SHAPES=1, RECOVER=600, ROUNDS=30.
-	PYTHONPATH=docs $(BIN)/python -m studies.performance $(MODEL) $(DATA) \
+performance: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); RECIPE, or MODEL and DATA, RIVALS=1, SHAPES=1, RECOVER=600, ROUNDS=30.
+	PYTHONPATH=docs $(BIN)/python -m studies.performance $(if $(MODEL),$(MODEL) $(DATA),--recipe $(RECIPE)) \
 	    $(if $(SHAPES),--shapes) $(if $(RIVALS),--rivals) $(if $(RECOVER),--recover $(RECOVER)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).

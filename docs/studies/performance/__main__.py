@@ -1,4 +1,4 @@
-"""``python -m studies.performance [MODEL DATA] [--rivals]``, or with ``--shapes [NAME ...]``."""
+"""``python -m studies.performance [--recipe RECIPE | MODEL DATA]``, or ``--shapes [NAME ...]``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compress_onnx.pipeline.runtime.threads import limited
 from studies.performance import shapes
 from studies.performance.rivals.rows import COMPILED, openvino_lines, pruned_rows
 from studies.performance.rows import Row, calibrated, compiled, ours, recovered, theirs
-from studies.performance.subject import Subject, by_files, by_recipe
+from studies.performance.subject import MINILM, Subject, by_files, by_recipe
 from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds, speedups
 
 SIZES = (1, 16), (1, 128), (8, 128)
@@ -100,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--recipe", type=Path, default=MINILM, help="a sentence encoder's")
     parser.add_argument("--rivals", action="store_true", help="tools with their own environments")
     parser.add_argument("--shapes", nargs="*", choices=[*shapes.SHAPES], help="full size")
     parser.add_argument(
@@ -123,7 +124,11 @@ def main() -> None:
             with TemporaryDirectory() as folder:
                 export = Path(folder) / "export"
                 export.mkdir()
-                subject = by_files(given.model, given.data) if given.model else by_recipe(export)
+                subject = (
+                    by_files(given.model, given.data)
+                    if given.model
+                    else by_recipe(export, given.recipe)
+                )
                 lines = table(
                     subject,
                     Path(folder),

@@ -20,7 +20,9 @@ from compress_onnx.pipeline.runtime.samples import Samples
 LESSONS = GeneralTextData(
     kind="general-text", sources=("docstrings", "library", "reference"), samples=4000
 )
-"""What MiniLM is trained on: no sentence that accuracy is measured on is among it."""
+"""What encoders are trained on: no sentence that accuracy is measured on is among it."""
+
+MINILM = Path("models/minilm.yaml")
 
 
 class Subject(NamedTuple):
@@ -51,28 +53,28 @@ class Subject(NamedTuple):
         return samples
 
 
-def prepared(folder: Path) -> ModelExperiment:
-    """MiniLM as its recipe has it, exported into ``folder`` and learned."""
-    recipe = read_recipe(Path("models/minilm.yaml"))
+def prepared(folder: Path, path: Path = MINILM) -> ModelExperiment:
+    """A model as its recipe has it, exported into ``folder`` and learned."""
+    recipe = read_recipe(path)
     cache = ArrayCache(default_folder())
     settings = settings_of(recipe, RunSettings(cache=cache, allow_code=True))
-    return prepare_model(recipe, folder, base_dir=Path("models"), settings=settings)
+    return prepare_model(recipe, folder, base_dir=path.parent, settings=settings)
 
 
-def by_recipe(folder: Path) -> Subject:
-    """MiniLM, its calibration sentences, and those that it was never calibrated on."""
-    minilm = prepared(folder)
-    assert minilm.held_out is not None
-    declared = model_inputs(load_structure(minilm.reference))
+def by_recipe(folder: Path, path: Path = MINILM) -> Subject:
+    """A sentence encoder, its calibration sentences, and those that it was never calibrated on."""
+    encoder = prepared(folder, path)
+    assert encoder.held_out is not None
+    declared = model_inputs(load_structure(encoder.reference))
     lessons = load_samples(
         LESSONS,
-        base_dir=Path("models"),
-        tokenizer_dir=minilm.exported.tokenizer_dir,
-        mask=minilm.recipe.mask,
+        base_dir=path.parent,
+        tokenizer_dir=encoder.exported.tokenizer_dir,
+        mask=encoder.recipe.mask,
         input_names=[value.name for value in declared],
         declared=declared,
     )
-    return Subject(minilm.learned, minilm.held_out, minilm.recipe.metric, lessons)
+    return Subject(encoder.learned, encoder.held_out, encoder.recipe.metric, lessons)
 
 
 def by_files(model: Path, data: Path) -> Subject:
