@@ -514,8 +514,9 @@ def test_what_is_just_beyond_the_drop_is_trained(learned, held_out, tmp_path, mo
 
 def test_weights_of_few_bits_are_trained_through_their_rounding(learned, held_out, tmp_path):
     """Twelve neurons too few: what is left makes up for some of them."""
-    recovery = RecoverySpec(budget=None, steps=60)
-    found = Forms(learned, OptimizeSpec(objective="size"), recovery=recovery)
+    recovery = RecoverySpec(budget=None, steps=400)
+    lessons = samples(FEATURES, 2000, seed=3)
+    found = Forms(learned, OptimizeSpec(objective="size"), recovery=recovery, lessons=lessons)
     family = next(f for f in found.families() if f.name == "neurons, 4-bit weights")
     drops, sizes = [], []
     for build in (family.build, family.recover):
@@ -523,7 +524,7 @@ def test_weights_of_few_bits_are_trained_through_their_rounding(learned, held_ou
         search = module._Search(found, held_out, QUICK, metric=None, folder=tmp_path)
         drops.append(search._drop(tmp_path / "few.onnx", held_out).value)
         sizes.append(model_size(tmp_path / "few.onnx", tmp_path / "few.onnx").candidate_bytes)
-    assert drops[1] < drops[0]
+    assert drops[1] < 0.98 * drops[0]
     assert sizes[1] <= sizes[0]
 
 
