@@ -54,7 +54,7 @@ class Subject(NamedTuple):
 
 
 def prepared(folder: Path, path: Path = MINILM) -> ModelExperiment:
-    """A model as its recipe has it, exported into ``folder`` and learned."""
+    """The model of the recipe in ``path``, exported into ``folder`` and learned."""
     recipe = read_recipe(path)
     cache = ArrayCache(default_folder())
     settings = settings_of(recipe, RunSettings(cache=cache, allow_code=True))
