@@ -103,8 +103,8 @@ gradients: $(READY)  ## Try gradients on the collection of strangers' graphs aga
 memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	PYTHONPATH=docs $(BIN)/python -m studies.memory
 
-scale: $(READY)  ## Measure time, memory and cache of learning (docs/scale.md); MODEL, DATA, SHAPES=1.
-	PYTHONPATH=docs $(BIN)/python -m studies.scale --write $(MODEL) $(DATA) $(if $(SHAPES),--shapes)
+scale: $(READY) $(MPNET)  ## Measure time, memory and cache of learning (docs/scale.md); SHAPES=1.
+	PYTHONPATH=docs $(BIN)/python -m studies.scale --write $(if $(SHAPES),--shapes)
 
 performance: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); RECIPE, or MODEL and DATA, RIVALS=1, SHAPES=1, RECOVER=600, ROUNDS=30.
 	PYTHONPATH=docs $(BIN)/python -m studies.performance $(if $(MODEL),$(MODEL) $(DATA),--recipe $(RECIPE)) \

@@ -1,4 +1,4 @@
-"""Time and memory of learning a model: ``python -m studies.scale [MODEL DATA] [--shapes]``.
+"""Time and memory of learning a model: ``python -m studies.scale [--shapes]``.
 
 A child process learns the model on its samples with an empty cache and compresses it by ``auto`` to
 half of the linear parameters, then to 40 %; a second one does the first again with the cache that
@@ -46,7 +46,10 @@ from studies.performance.shapes import SHAPES, exported, made_up
 
 PAGE = Path("docs/scale.md")
 BEGIN, END = "<!-- time and memory: make scale -->", "<!-- end of time and memory -->"
-RECIPE = Path("models/minilm-lowrank.yaml")
+RECIPES = {
+    "all-MiniLM-L6-v2": Path("models/minilm-lowrank.yaml"),
+    "all-mpnet-base-v2": Path("models/mpnet.yaml"),
+}
 SHARES = 0.5, 0.4
 SHAPE, SHAPE_SAMPLES, SHAPE_TOKENS = "bert-large", 256, 128
 OPENED, ELSE = "open", "all else"
@@ -150,7 +153,7 @@ def child(model: Path, data: Path, accuracy: bool) -> Run:
 
 def in_child(model: Path, data: Path, cache: Path, *, accuracy: bool) -> Run:
     """What :func:`child` measures, in a process of its own."""
-    command = [sys.executable, "-m", "studies.scale", str(model), str(data), "--child"]
+    command = [sys.executable, "-m", "studies.scale", "--child", str(model), str(data)]
     command += ["--accuracy"] if accuracy else []
     variables = {"COMPRESS_ONNX_CACHE": str(cache), "COMPRESS_ONNX_CACHE_LIMIT": "100GB"}
     done = subprocess.run(  # noqa: S603  # our own interpreter and code
@@ -196,15 +199,15 @@ def table(title: str, model: Path, data: Path, *, accuracy: bool) -> Iterator[st
     yield ""
 
 
-def minilm(folder: Path) -> tuple[Path, Path]:
-    """MiniLM and its calibration sentences, as its recipe has them."""
-    recipe = read_recipe(RECIPE)
+def encoder(path: Path, folder: Path) -> tuple[Path, Path]:
+    """A recipe's sentence encoder and its calibration sentences."""
+    recipe = read_recipe(path)
     assert recipe.calibration is not None
-    made = export(recipe.source, folder, base_dir=RECIPE.parent)
+    made = export(recipe.source, folder, base_dir=path.parent)
     declared = model_inputs(load_structure(made.path))
     samples = load_samples(
         recipe.calibration,
-        base_dir=RECIPE.parent,
+        base_dir=path.parent,
         tokenizer_dir=made.tokenizer_dir,
         mask=recipe.mask,
         input_names=[value.name for value in declared],
@@ -232,29 +235,24 @@ def write_between_marks(lines: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Measure MiniLM, or MODEL on DATA, or a large shape."""
+    """Measure the encoders, and a large shape on request."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, nargs="?", help="a sentence encoder's ONNX file")
-    parser.add_argument("data", type=Path, nargs="?", help="its samples, .npz")
     parser.add_argument("--shapes", action="store_true", help=f"also {SHAPE} with random weights")
     parser.add_argument("--write", action="store_true", help=f"into {PAGE}")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", type=Path, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--accuracy", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(child(arguments.model, arguments.data, arguments.accuracy)))
+        print(json.dumps(child(*arguments.child, arguments.accuracy)))
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     lines = [f"{available_cores()} cores; {environment().processor}.", ""]
-    with TemporaryDirectory(prefix="compress-onnx-") as work:
-        folder = Path(work)
-        for name in ("minilm", "shape"):
-            (folder / name).mkdir()
-        lines += table("all-MiniLM-L6-v2", *minilm(folder / "minilm"), accuracy=True)
-        if arguments.model:
-            lines += table(arguments.model.stem, arguments.model, arguments.data, accuracy=True)
-        if arguments.shapes:
-            lines += table(f"{SHAPE}, random weights", *shape(folder / "shape"), accuracy=False)
+    for title, recipe in RECIPES.items():
+        with TemporaryDirectory(prefix="compress-onnx-") as work:
+            lines += table(title, *encoder(recipe, Path(work)), accuracy=True)
+    if arguments.shapes:
+        with TemporaryDirectory(prefix="compress-onnx-") as work:
+            lines += table(f"{SHAPE}, random weights", *shape(Path(work)), accuracy=False)
     logger.info("%s", "\n".join(lines))
     if arguments.write:
         write_between_marks(lines)
