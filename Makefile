@@ -18,6 +18,7 @@ SHAPES ?=
 RIVALS ?=
 ROUNDS ?=
 TRAIN ?=
+STRENGTHS ?=
 # One process a core; tests of a group run in the same one and share what they prepare.
 WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
@@ -28,7 +29,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast test-cluster check format results analysis stages siblings graphs gradients memory scale performance predicted domains folded-attention random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast test-cluster check format results analysis stages siblings graphs gradients memory scale performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -104,7 +105,7 @@ memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 	PYTHONPATH=docs $(BIN)/python -m studies.memory
 
 scale: $(READY) $(MPNET)  ## Measure time, memory and cache of learning (docs/scale.md); SHAPES=1.
-	PYTHONPATH=docs $(BIN)/python -m studies.scale --write $(if $(SHAPES),--shapes)
+	PYTHONPATH=docs $(BIN)/python -m studies.scale --write $(if $(SHAPES),--shapes $(filter-out 1,$(SHAPES)))
 
 performance: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); RECIPE, or MODEL and DATA, RIVALS=1, SHAPES=1, RECOVER=600, ROUNDS=30.
 	PYTHONPATH=docs $(BIN)/python -m studies.performance $(if $(MODEL),$(MODEL) $(DATA),--recipe $(RECIPE)) \
@@ -116,8 +117,12 @@ two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
 predicted: $(READY)  ## Measure the damage of single changes beside what was predicted (docs/forms.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.predicted
 
-domains: $(READY)  ## Measure what shrinkage is worth on text of other kinds (docs/domains.md).
-	PYTHONPATH=docs $(BIN)/python -m studies.domains docs/domains.md
+domains: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Measure shrinkage and recovery on text of other kinds (docs/domains); RECIPE, STRENGTHS, RECOVER=600.
+	PYTHONPATH=docs $(BIN)/python -m studies.domains docs/domains/$(basename $(notdir $(RECIPE))).md \
+	    --recipe $(RECIPE) $(if $(STRENGTHS),--strengths $(STRENGTHS)) $(if $(RECOVER),--recover $(RECOVER))
+
+training-step: $(READY) $(MPNET)  ## Measure a step of recovery beside one of plain PyTorch (docs/training-step.md).
+	PYTHONPATH=docs $(BIN)/python -m studies.training_step docs/training-step.md
 
 folded-attention: $(READY)  ## Measure narrower attention heads beside low rank (docs/forms.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.folded_attention

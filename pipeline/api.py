@@ -50,7 +50,7 @@ from compress_onnx.pipeline.recipe import (
     read_recipe,
 )
 from compress_onnx.pipeline.recipes.run import run_recipe
-from compress_onnx.pipeline.recover.recover import recover_in_memory
+from compress_onnx.pipeline.recover.recover import Lessons, recover_in_memory
 from compress_onnx.pipeline.results import (
     Analysis,
     BenchmarkReport,
@@ -197,6 +197,7 @@ def recover(
     output: Path | str,
     data: DataLike,
     *,
+    held_out: DataLike | None = None,
     integers: bool = False,
     mask: str | None = None,
     settings: RunSettings | None = None,
@@ -209,6 +210,8 @@ def recover(
         candidate: what compression made of it, in floats; never changed.
         output: the ``.onnx`` file to write.
         data: real samples, unlabelled; not those that the result is judged by.
+        held_out: what decides when to stop and which weights are kept; None holds a batch in ten
+            of ``data`` out.
         integers: whether layers of the result multiply integers; they are trained through that
             rounding.
         mask: as for :func:`learn`.
@@ -226,16 +229,18 @@ def recover(
         raise RequestError(first_problem(error)) from error
     ours, theirs = open_original(reference), open_original(candidate)
     samples, settings = _samples(ours.path, data, mask), settings or RunSettings()
+    deciding = None if held_out is None else _samples(ours.path, held_out, mask)
+    lessons = Lessons(samples, deciding)
     if integers:
         prepared = prepare_integers(theirs, samples, settings)
         if not prepared.scales:
             raise RequestError("no layer of the model can multiply integers: leave integers out")
-        report = prepared.recover(ours.path, samples, recovery, settings)
+        report = prepared.recover(ours.path, lessons, recovery, settings)
         save_model(prepared.rounded().model, Path(output))
         return report
     model = theirs.copy()
     report = recover_in_memory(
-        ours.path, model, samples, recovery, settings, data_folder=theirs.data_folder
+        ours.path, model, lessons, recovery, settings, data_folder=theirs.data_folder
     )
     save_model(model, Path(output))
     return report

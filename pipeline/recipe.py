@@ -374,6 +374,8 @@ class RecoverySpec(RecipeModel):
 
     Attributes:
         data: what to train on; the calibration data unless it is given.
+        held_out: what decides when to stop and which weights are kept, such as text of a kind that
+            is not trained on; a batch in ten of ``data`` unless it is given.
         budget: seconds; None leaves only ``steps``.
         steps: at most so many, and with a budget whichever ends first; None leaves only ``budget``.
         learning_rate: the size of a step relative to the weights; None measures one that helps.
@@ -392,6 +394,7 @@ class RecoverySpec(RecipeModel):
     """
 
     data: DataSpec | None = None
+    held_out: DataSpec | None = None
     budget: Duration | None = 600.0
     steps: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
@@ -469,6 +472,16 @@ class Recipe(RecipeModel):
             raise ValueError("shrinkage towards broader data needs some: add broader")
         if shrinkage is not None and self.calibration is None:
             raise ValueError("shrinkage is of what calibration data say: add calibration")
+        return self
+
+    @model_validator(mode="after")
+    def _recovery_reports_on_other_data(self) -> Recipe:
+        chosen_by = self.recovery and self.recovery.held_out
+        if chosen_by is not None and chosen_by in (self.validation, *self.domains.values()):
+            raise ValueError(
+                "recovery keeps what is best on its held_out data, so these cannot report: "
+                "validate on others"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,15 +1,16 @@
-"""What shrinkage is worth on text of other kinds: ``python -m studies.domains docs/domains.md``.
+"""What shrinkage and recovery are worth on text of other kinds: ``python -m studies.domains PAGE``.
 
-MiniLM at half of its linear parameters, without training, calibrated on Python's language
-reference. Its metric is pulled towards broader text, or towards the identity, with rising strength;
-the cosine to the original is measured in the calibration's own domain and in others. Of the broader
+A sentence encoder at half of its linear parameters, calibrated on Python's language reference. Its
+metric is pulled towards broader text, or towards the identity, with rising strength; the cosine to
+the original is measured in the calibration's own domain and in others. With ``--recover``, what the
+chosen strength makes is trained on the calibration sentences, and on broader text. Of the broader
 text two kinds are left out entirely: the *unseen* domains are of these.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,20 @@ from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.measure.validate import validate
-from compress_onnx.pipeline.recipe import DataSpec, GeneralTextData, PythonData, read_recipe
+from compress_onnx.pipeline.recipe import (
+    DataSpec,
+    GeneralTextData,
+    PythonData,
+    RecoverySpec,
+    read_recipe,
+)
 from compress_onnx.pipeline.recipes.experiment import settings_of
-from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model, requested
+from compress_onnx.pipeline.recipes.single import prepare_model, requested
+from compress_onnx.pipeline.recover.recover import Lessons, recover_file
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.threads import limited
 
-RECIPE = Path("models/minilm.yaml")
 SHARE = 0.5
 STRENGTHS = (0.1, 0.3, 0.5, 1.0)
 STRUCTURES: Mapping[str, FFNPolicy] = {"neurons and low rank": "neurons", "low rank": "factor"}
@@ -49,7 +57,19 @@ DOMAINS: Mapping[str, DataSpec] = {
 SEEN: DataSpec = PythonData(
     kind="python", loader="data/verses.py:verses", arguments={"split": "validation"}, limit=256
 )
-"""What the broader text has too: told, but not part of the worst."""
+"""What the broader text has too, and what training on other text is stopped by: told, but not part
+of the worst."""
+
+CHOSEN = Shrinkage(towards="broader", strength="auto")
+"""What is trained."""
+
+GENERAL = GeneralTextData(
+    kind="general-text",
+    sources=("library", "reference", "messages"),
+    exclude=UNSEEN,
+    samples=8192,
+)
+"""Broader text to train on."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +80,7 @@ class Row(NamedTuple):
     structure: str
     shrinkage: Shrinkage | None
     cosines: Mapping[str, float]
+    trained: str = ""
 
     @property
     def worst(self) -> float:
@@ -67,64 +88,104 @@ class Row(NamedTuple):
         return min(cosine for name, cosine in self.cosines.items() if name != "verses")
 
 
-def prepared(folder: Path) -> tuple[ModelExperiment, dict[str, Samples]]:
-    """MiniLM with broader sets beside its calibration data, and the sets to measure on."""
-    recipe = read_recipe(RECIPE)
-    cache = ArrayCache(default_folder())
-    settings = settings_of(recipe, RunSettings(cache=cache, allow_code=True))
-    recipe = recipe.model_copy(update={"domains": {**DOMAINS, "verses": SEEN}})
-    found = prepare_model(recipe, folder, base_dir=RECIPE.parent, settings=settings)
-    declared = model_inputs(load_structure(found.reference))
-    broader = {
-        name: load_samples(
+class Study:
+    """An encoder, the broader text, and the sets to measure on.
+
+    Args:
+        recipe: of the encoder, in the file ``path``.
+        folder: for models.
+    """
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        recipe = read_recipe(path)
+        settings = settings_of(
+            recipe, RunSettings(cache=ArrayCache(default_folder()), allow_code=True)
+        )
+        recipe = recipe.model_copy(update={"domains": {**DOMAINS, "verses": SEEN}})
+        export = folder / "export"
+        export.mkdir()
+        found = prepare_model(recipe, export, base_dir=path.parent, settings=settings)
+        assert found.held_out is not None
+        self._experiment, self._base_dir = found, path.parent
+        self._candidate = folder / "candidate.onnx"
+        self.recipe = recipe
+        self.sets = {"reference": found.held_out, **found.domains}
+        broader = {name: self._samples(spec) for name, spec in BROADER.items()}
+        self._learned = replace(found.learned, broader=broader)
+
+    def shrunk(self, strengths: Sequence[float]) -> Iterator[Row]:
+        """Each structure, pulled in each way."""
+        for structure in STRUCTURES:
+            for shrinkage in shrinkages(strengths):
+                yield self._row(structure, self._write(structure, shrinkage))
+
+    def recovered(self, seconds: float) -> Iterator[Row]:
+        """What the chosen strength makes of the first structure, trained for so long."""
+        structure = next(iter(STRUCTURES))
+        calibrated = self._learned.samples
+        assert calibrated is not None
+        yield self._row(structure, self._write(structure, CHOSEN))
+        lessons = {
+            "calibration text": Lessons(calibrated),
+            "general text": Lessons(self._samples(GENERAL), self.sets["verses"]),
+        }
+        for text, lesson in lessons.items():
+            chosen = self._write(structure, CHOSEN)
+            experiment = self._experiment
+            report = recover_file(
+                experiment.reference,
+                self._candidate,
+                lesson,
+                RecoverySpec(budget=seconds),
+                seed=experiment.settings.seed,
+                spec=experiment.settings.session,
+                batch_size=experiment.settings.batch_size,
+            )
+            done = f"{report.steps} steps, {report.seconds:.0f} s"
+            yield self._row(structure, chosen, f"{text}, {done}")
+
+    def _write(self, structure: str, shrinkage: Shrinkage | None) -> Shrinkage | None:
+        """Write the candidate; returns the shrinkage with the strength that it has."""
+        request = CompressionSpec(params=SHARE, ffns=STRUCTURES[structure], shrinkage=shrinkage)
+        compressed = self._learned.compress(requested(request, self.recipe.metric))
+        return compressed.write(self._candidate).shrinkage
+
+    def _row(self, structure: str, shrinkage: Shrinkage | None, trained: str = "") -> Row:
+        cosines = {
+            name: validate(
+                self._experiment.reference,
+                self._candidate,
+                samples,
+                metric=self.recipe.metric,
+                spec=self._experiment.settings.session,
+            ).metrics["cosine"]
+            for name, samples in self.sets.items()
+        }
+        row = Row(structure, shrinkage, cosines, trained)
+        logger.info("%s", _line(row))
+        return row
+
+    def _samples(self, spec: DataSpec) -> Samples:
+        declared = model_inputs(load_structure(self._experiment.reference))
+        return load_samples(
             spec,
-            base_dir=RECIPE.parent,
-            tokenizer_dir=found.exported.tokenizer_dir,
-            mask=recipe.mask,
+            base_dir=self._base_dir,
+            tokenizer_dir=self._experiment.exported.tokenizer_dir,
+            mask=self.recipe.mask,
             input_names=[value.name for value in declared],
-            seed=recipe.seed,
+            seed=self.recipe.seed,
             allow_code=True,
             declared=declared,
         )
-        for name, spec in BROADER.items()
-    }
-    assert found.held_out is not None
-    sets = {"reference": found.held_out, **found.domains}
-    return replace(found, learned=replace(found.learned, broader=broader)), sets
 
 
-def shrinkages() -> Iterator[Shrinkage | None]:
+def shrinkages(strengths: Sequence[float] = STRENGTHS) -> Iterator[Shrinkage | None]:
     """None, then each strength of both kinds."""
     yield None
-    for strength in STRENGTHS:
+    for strength in strengths:
         yield Shrinkage(towards="broader", strength=strength)
-    for strength in STRENGTHS:
+    for strength in strengths:
         yield Shrinkage(towards="identity", strength=strength)
-
-
-def measured(
-    experiment: ModelExperiment, sets: Mapping[str, Samples], folder: Path
-) -> Iterator[Row]:
-    """Each structure, pulled in each way."""
-    for structure, ffns in STRUCTURES.items():
-        for shrinkage in shrinkages():
-            request = CompressionSpec(params=SHARE, ffns=ffns, shrinkage=shrinkage)
-            candidate = folder / "candidate.onnx"
-            compressed = experiment.learned.compress(requested(request, experiment.recipe.metric))
-            compressed.write(candidate)
-            cosines = {
-                name: validate(
-                    experiment.reference,
-                    candidate,
-                    samples,
-                    metric=experiment.recipe.metric,
-                    spec=experiment.settings.session,
-                ).metrics["cosine"]
-                for name, samples in sets.items()
-            }
-            row = Row(structure, shrinkage, cosines)
-            logger.info("%s", _line(row))
-            yield row
 
 
 def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> Iterator[str]:
@@ -134,20 +195,26 @@ def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> 
     yield f"Written by `{command}`; what shrinkage is: `pipeline/evidence/mixture.py`."
     yield ""
     yield (
-        "MiniLM at 50 % of its linear parameters, without training, calibrated on Python's "
-        "language reference. The cosine to the original on sentences that nothing was learned "
-        "from; *worst* is that of the reference and the two unseen domains. The installed packages "
-        "decide what the domains are, so figures differ from machine to machine."
+        "The encoder at 50 % of its linear parameters, calibrated on Python's language reference. "
+        "The cosine to the original on sentences that nothing was learned from; *worst* is that of "
+        "the reference and the two unseen domains. The installed packages decide what the domains "
+        "are, so figures differ from machine to machine."
     )
     yield ""
     for name, samples in sets.items():
         yield f"- {name}: {len(samples)} of {samples.origin}"
     yield ""
     yield "Broader text: docstrings of Python's library and verses, 512 sentences of each."
+    if any(row.trained for row in rows):
+        yield (
+            f"General text to train on: {GENERAL.samples:,} sentences of "
+            f"{', '.join(GENERAL.taken)}, stopped by the verses; calibration text is stopped by a "
+            "tenth of itself."
+        )
     yield ""
     names = list(sets)
-    yield f"| structure | towards | strength | {' | '.join(names)} | worst |"
-    yield f"|:---|:---|---:|{'---:|' * len(names)}---:|"
+    yield f"| structure | towards | strength | trained on | {' | '.join(names)} | worst |"
+    yield f"|:---|:---|---:|:---|{'---:|' * len(names)}---:|"
     yield from (_line(row) for row in rows)
 
 
@@ -155,21 +222,30 @@ def _line(row: Row) -> str:
     towards = row.shrinkage.towards if row.shrinkage else "none"
     strength = row.shrinkage.strength if row.shrinkage else 0
     cosines = " | ".join(f"{cosine:.4f}" for cosine in row.cosines.values())
-    return f"| {row.structure} | {towards} | {strength} | {cosines} | {row.worst:.4f} |"
+    how = f"{row.structure} | {towards} | {strength} | {row.trained}"
+    return f"| {how} | {cosines} | {row.worst:.4f} |"
 
 
-def main(output: Path) -> None:
+def main() -> None:
     """Measure, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--recipe", type=Path, default=Path("models/minilm.yaml"))
+    parser.add_argument("--strengths", type=float, nargs="*", default=STRENGTHS)
+    parser.add_argument("--recover", type=float, metavar="SECONDS", help="also train for so long")
+    given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logger.setLevel(logging.INFO)
-    with TemporaryDirectory(prefix="compress-onnx-") as name:
-        folder = Path(name)
-        (folder / "export").mkdir()
-        experiment, sets = prepared(folder / "export")
-        rows = list(measured(experiment, sets, folder))
-    with atomic_file(output) as temporary:
-        temporary.write_text("\n".join(document(rows, sets, "make domains")) + "\n")
+    with limited(), TemporaryDirectory(prefix="compress-onnx-") as folder:
+        study = Study(given.recipe, Path(folder))
+        rows = list(study.shrunk(given.strengths))
+        if given.recover:
+            rows += study.recovered(given.recover)
+    command = f"make domains RECIPE={given.recipe}"
+    command += f" RECOVER={given.recover:.0f}" if given.recover else ""
+    with atomic_file(given.page) as temporary:
+        temporary.write_text("\n".join(document(rows, study.sets, command)) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

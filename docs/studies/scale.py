@@ -42,7 +42,7 @@ from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.progress import Update
 from compress_onnx.pipeline.runtime.threads import available_cores, limited
-from studies.performance.shapes import SHAPES, exported, made_up
+from studies.performance.shapes import SHAPES, Shape, exported, made_up
 
 PAGE = Path("docs/scale.md")
 BEGIN, END = "<!-- time and memory: make scale -->", "<!-- end of time and memory -->"
@@ -51,7 +51,22 @@ RECIPES = {
     "all-mpnet-base-v2": Path("models/mpnet.yaml"),
 }
 SHARES = 0.5, 0.4
-SHAPE, SHAPE_SAMPLES, SHAPE_TOKENS = "bert-large", 256, 128
+LLAMA = Shape(
+    "LlamaModel",
+    "LlamaConfig",
+    {
+        "hidden_size": 1024,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "intermediate_size": 2816,
+        "vocab_size": 32000,
+    },
+    {},
+)
+"""3 GB, in external data."""
+LARGE = {"bert-large": (SHAPES["bert-large"], 256, 128), "llama": (LLAMA, 64, 128)}
+"""Shapes of random weights, by name, with how many made-up sentences of how many tokens."""
 OPENED, ELSE = "open", "all else"
 
 logger = logging.getLogger(__name__)
@@ -219,10 +234,11 @@ def encoder(path: Path, folder: Path) -> tuple[Path, Path]:
     return made.path, data
 
 
-def shape(folder: Path) -> tuple[Path, Path]:
+def large(name: str, folder: Path) -> tuple[Path, Path]:
     """A large shape of random weights, and made-up sentences of full length."""
-    path, data = exported(SHAPES[SHAPE], folder), folder / "samples.npz"
-    np.savez(data, **made_up(path, SHAPE_SAMPLES, SHAPE_TOKENS))  # type: ignore[arg-type]
+    shape, samples, tokens = LARGE[name]
+    path, data = exported(shape, folder), folder / "samples.npz"
+    np.savez(data, **made_up(path, samples, tokens))  # type: ignore[arg-type]
     return path, data
 
 
@@ -235,24 +251,26 @@ def write_between_marks(lines: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Measure the encoders, and a large shape on request."""
+    """Measure the encoders, and large shapes on request."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", action="store_true", help=f"also {SHAPE} with random weights")
+    parser.add_argument("--shapes", nargs="*", choices=[*LARGE], help="of random weights")
+    parser.add_argument("--recipes", nargs="*", choices=[*RECIPES], default=[*RECIPES])
     parser.add_argument("--write", action="store_true", help=f"into {PAGE}")
     parser.add_argument("--child", type=Path, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--accuracy", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(child(*arguments.child, arguments.accuracy)))
+        model, data = arguments.child
+        print(json.dumps(child(model, data, arguments.accuracy)))
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     lines = [f"{available_cores()} cores; {environment().processor}.", ""]
-    for title, recipe in RECIPES.items():
+    for title in arguments.recipes:
         with TemporaryDirectory(prefix="compress-onnx-") as work:
-            lines += table(title, *encoder(recipe, Path(work)), accuracy=True)
-    if arguments.shapes:
+            lines += table(title, *encoder(RECIPES[title], Path(work)), accuracy=True)
+    for name in () if arguments.shapes is None else arguments.shapes or LARGE:
         with TemporaryDirectory(prefix="compress-onnx-") as work:
-            lines += table(f"{SHAPE}, random weights", *shape(Path(work)), accuracy=False)
+            lines += table(f"{name}, random weights", *large(name, Path(work)), accuracy=False)
     logger.info("%s", "\n".join(lines))
     if arguments.write:
         write_between_marks(lines)

@@ -15,7 +15,9 @@ and in float64 where squares overflow; all else is float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +28,9 @@ from compress_onnx.graph_passes.factorization.activations import (
     towards_identity,
 )
 from compress_onnx.graph_passes.factorization.symmetric import GramSum
+
+_BLOCK = 384
+"""Rows of a product at a time."""
 
 _SAFE = 1e30
 """Sums of squares up to this cannot overflow float32, however many batches come."""
@@ -60,17 +65,12 @@ class MomentAccumulator:
             DataError: a number is NaN or infinite.
         """
         if len(rows):
-            self.add(rows, np.ones(len(rows)) if weights is None else weights.astype(np.float64))
+            w = np.ones(len(rows)) if weights is None else weights.astype(np.float64)
+            self.add(self._rows.add(rows, w))
 
-    def add(self, rows: Array, weights: Float64) -> Floats:
-        """As :meth:`update` with one row at least; returns what the moment was made of.
-
-        Returns:
-            ``[n, K]`` the rows around their mean, each times the root of its weight.
-        """
-        scaled = self._rows.add(rows, weights)
+    def add(self, scaled: Floats) -> None:
+        """Add the products of what :attr:`rows` made ``[n, K]`` of rows."""
         self._moment.add(scaled)
-        return scaled
 
     def merge(self, later: MomentAccumulator) -> None:
         """Add what ``later`` collected, which is used up.
@@ -134,7 +134,7 @@ class PairedAccumulator:
     def __init__(self, features: int, name: str = "a value inside the model") -> None:
         self._first = MomentAccumulator(features, name)
         self._second = Rows(features, name)
-        self._cross = np.zeros((features, features))
+        self._cross: Floats = np.zeros((features, features), np.float32)
 
     def update(self, first: Array, second: Array, weights: Array) -> None:
         """Add the rows ``first`` and ``second``, both [n, K], with weights ``[n]``.
@@ -142,14 +142,32 @@ class PairedAccumulator:
         Raises:
             DataError: a number is NaN or infinite.
         """
+        for job in self.jobs(first, second, weights):
+            job()
+
+    def jobs(self, first: Array, second: Array, weights: Array) -> list[Callable[[], None]]:
+        """As :meth:`update`, in parts that may be done side by side, all before the next rows.
+
+        Raises:
+            DataError: a number is NaN or infinite.
+        """
         if not len(first):
-            return
+            return []
         w = weights.astype(np.float64)
-        self._cross += self._first.add(first, w).T @ self._second.add(second, w)
+        ours, theirs = self._first.rows.add(first, w), self._second.add(second, w)
+        dtype = np.result_type(ours, theirs, self._cross)
+        self._cross = self._cross.astype(dtype, copy=False)
+
+        def add(start: int) -> None:
+            block = slice(start, start + _BLOCK)
+            self._cross[block] += ours[:, block].T @ theirs  # [block, K]
+
+        starts = range(0, len(self._cross), _BLOCK)
+        return [partial(self._first.add, ours), *(partial(add, start) for start in starts)]
 
     def result(self) -> PairedStats:
         """The statistics so far; all zero where every weight was, or no row was seen."""
-        rows, none = self._second, np.zeros_like(self._cross)
+        rows, none = self._second, np.zeros(self._cross.shape)
         if not rows.weight:
             zero = np.zeros_like(rows.magnitude)
             return PairedStats(ActivationStats(rows.count, zero, zero, none), zero, none)
@@ -177,7 +195,11 @@ class Rows:
         self.magnitude = np.zeros(features)
 
     def add(self, rows: Array, weights: Float64) -> Floats:
-        """See :meth:`MomentAccumulator.add`."""
+        """Add ``rows`` of shape [n, K], one at least, with weights ``[n]``.
+
+        Returns:
+            ``[n, K]`` the rows around their mean, each times the root of its weight.
+        """
         dtype = np.promote_types(rows.dtype, np.float32)
         x = rows.astype(dtype, copy=False)
         self._unit = self._unit or float(weights.max())

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress_onnx.graph_passes.arrays import Array, Float64, Floats
+from compress_onnx.graph_passes.arrays import Float64, Floats, Stored
 
 STEPS_FROM = 256
 """So many features have their correlations in 16 bits."""
@@ -74,11 +74,12 @@ class SecondMoment:
 
     Attributes:
         deviations: ``[K]``.
-        correlations: ``[K(K − 1)/2]`` those above the diagonal, row by row; int16 in steps.
+        correlations: ``[K(K − 1)/2]`` those above the diagonal, row by row; int16 in steps. Read
+            anew each time where they are no array, but lie in a file.
     """
 
     deviations: Float64
-    correlations: Array
+    correlations: Stored
 
     @classmethod
     def of(cls, matrix: Float64) -> SecondMoment:
@@ -104,11 +105,12 @@ class SecondMoment:
 
     def matrix(self) -> Float64:
         """``[K, K]`` anew each time."""
-        unit = 1 / _STEPS if self.correlations.dtype == np.int16 else 1.0
+        correlations = np.asarray(self.correlations)
+        unit = 1 / _STEPS if correlations.dtype == np.int16 else 1.0
         full = np.zeros((len(self),) * 2)
         for row, part in _rows(len(self)):
             scale = unit * self.deviations[row] * self.deviations[row + 1 :]
-            full[row, row + 1 :] = self.correlations[part] * scale
+            full[row, row + 1 :] = correlations[part] * scale
         full += full.T
         np.fill_diagonal(full, self.deviations**2)
         return full

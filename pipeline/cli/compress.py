@@ -30,7 +30,12 @@ from compress_onnx.pipeline.compress.search import Found, smallest_within
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import data_files
 from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
+from compress_onnx.pipeline.recover.recover import (
+    Lessons,
+    check_trainable,
+    recover_file,
+    recovery_step,
+)
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import Outcome, RecoveryReport
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -402,7 +407,7 @@ def _recovered(candidate: Path, learned: Learned, settings: RecoverySpec) -> Rec
         return recover_file(
             learned.original.path,
             candidate,
-            learned.samples,
+            Lessons(learned.samples),
             settings,
             batch_size=run.batch_size,
             checkpoints=run.cache and run.cache.checkpoints,

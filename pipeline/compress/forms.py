@@ -38,7 +38,7 @@ from compress_onnx.pipeline.compress.learn import Learned
 from compress_onnx.pipeline.compress.number_forms import OBJECTIVE, NumberForms, Numbers
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.recipe import OptimizeSpec, RecoverySpec
-from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.recover.recover import Lessons
 from compress_onnx.pipeline.runtime.session import Provider
 
 Structure = Literal["neurons", "both"]
@@ -93,7 +93,7 @@ class Forms:
     provider: Provider = "cpu"
     unfused: bool = False
     recovery: RecoverySpec | None = None
-    lessons: Samples | None = None
+    lessons: Lessons | None = None
     speedups: Speedups | None = None
     _damages: dict[tuple[Structure, float], float] = field(default_factory=dict, repr=False)
 

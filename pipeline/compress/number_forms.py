@@ -42,9 +42,8 @@ from compress_onnx.pipeline.compress.weight_only import (
 )
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.recipe import OptimizeSpec, RecoverySpec
-from compress_onnx.pipeline.recover.recover import recover_in_memory
+from compress_onnx.pipeline.recover.recover import Lessons, recover_in_memory
 from compress_onnx.pipeline.runtime.environment import adds_int8_exactly
-from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
 
 Numbers = Literal[
@@ -87,7 +86,7 @@ class NumberForms:
     learned: Learned
     spec: OptimizeSpec
     provider: Provider = "cpu"
-    lessons: Samples | None = None
+    lessons: Lessons | None = None
     speedups: Speedups | None = None
 
     def held(
@@ -235,10 +234,11 @@ class NumberForms:
         return rounded
 
     @property
-    def _lessons(self) -> Samples:
-        lessons = self.lessons or self.learned.samples
-        assert lessons is not None
-        return lessons
+    def _lessons(self) -> Lessons:
+        if self.lessons is not None:
+            return self.lessons
+        assert self.learned.samples is not None
+        return Lessons(self.learned.samples)
 
 
 def _small_tables(model: ir.Model, bits: Bits) -> ir.Model:

@@ -64,6 +64,7 @@ from compress_onnx.pipeline.measure.kernel_times import layer_times_ms
 from compress_onnx.pipeline.measure.latency import cases_of, feeds_by_shape, shapes_of
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.recipe import BenchmarkSpec, MetricSpec, OptimizeSpec, RecoverySpec
+from compress_onnx.pipeline.recover.recover import Lessons
 from compress_onnx.pipeline.results import Drop, OptimizeReport, Trial
 from compress_onnx.pipeline.runtime.processor import processor_name
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -118,7 +119,7 @@ def optimize(
     metric: MetricSpec | None = None,
     log: Path | None = None,
     recovery: RecoverySpec | None = None,
-    lessons: Samples | None = None,
+    lessons: Lessons | None = None,
     domains: Mapping[str, Samples] | None = None,
 ) -> Optimum:
     """Find the best model within the drop, and write it to ``output``.
@@ -567,7 +568,7 @@ class _Search:
             self._choosing.inputs,
             {} if self._choosing.labels is None else {"labels": self._choosing.labels},
             _other_settings(self._forms.recovery),
-            {} if self._forms.lessons is None else self._forms.lessons.inputs,
+            *(() if self._forms.lessons is None else self._forms.lessons.inputs),
             *([each.inputs for each in self._learned.broader.values()] if shrinkage else []),
         )
 

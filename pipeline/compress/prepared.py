@@ -10,10 +10,9 @@ import onnx_ir as ir
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recover.recover import recover_in_memory
+from compress_onnx.pipeline.recover.recover import Lessons, recover_in_memory
 from compress_onnx.pipeline.recover.rounding import Rounding
 from compress_onnx.pipeline.results import RecoveryReport
-from compress_onnx.pipeline.runtime.samples import Samples
 
 
 class Prepared(ABC):
@@ -33,13 +32,13 @@ class Prepared(ABC):
         """What recovery has to know."""
 
     def recover(
-        self, reference: Path, samples: Samples, recovery: RecoverySpec, settings: RunSettings
+        self, reference: Path, lessons: Lessons, recovery: RecoverySpec, settings: RunSettings
     ) -> RecoveryReport:
         """Train ``model`` in place to do what ``reference`` does once it is rounded.
 
         Args:
             reference: the original model.
-            samples: unlabelled data; never the validation data.
+            lessons: what it is trained on, and held against.
             recovery: budget, learning rate, what is trained and compared.
             settings: how the models are run.
 
@@ -49,7 +48,7 @@ class Prepared(ABC):
         return recover_in_memory(
             reference,
             self.model,
-            samples,
+            lessons,
             recovery,
             settings,
             data_folder=self.source.data_folder,

@@ -33,7 +33,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -58,6 +58,7 @@ from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.mixture import Weighted
+from compress_onnx.pipeline.evidence.segments import reads_of, segment_model
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import (
     can_shift,
@@ -67,11 +68,13 @@ from compress_onnx.pipeline.evidence.shifts import (
 )
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.batches import POSITIONS, check_samples, model_batches
+from compress_onnx.pipeline.runtime.inner_values import interface
 from compress_onnx.pipeline.runtime.memory import return_freed
 from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.samples import Batch
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
+from compress_onnx.pipeline.runtime.threads import side_by_side
 
 Values = dict[str, Array]
 Weights = Mapping[str, Sequence[NDArray[np.float32]]]
@@ -157,7 +160,7 @@ def factor_sequentially(
     proto, done = referring(original.model, original.data_folder), Repaired()
     with weights_outside(proto, original.data_folder) as folder:
         spec = settings.session
-        session = open_session(serialized(proto), spec, data_folder=folder)
+        session = open_session(interface(original.model), spec)
         batches: list[Batch] = []
         counts: list[float] = []  # how often each position of a batch counts
         for each in sets:
@@ -284,6 +287,7 @@ class _Found:
 
     def add(self, index: int, batch: Batch, original: Values, compressed: Values) -> None:
         """Add what is alive in both models in batch ``index``."""
+        jobs: list[Callable[[], None]] = []
         for name, (site, accumulator) in self._accumulators.items():
             value, features = site.input.name or "", site.in_features
             pair = compressed[value], original[value]
@@ -297,7 +301,8 @@ class _Found:
             real = weight > 0
             # The real rows alone: [n, K].
             x, y = (side.reshape(-1, features)[real] for side in (ours, theirs))
-            accumulator.update(x, y, weight[real])
+            jobs += accumulator.jobs(x, y, weight[real])
+        side_by_side(lambda job: job(), jobs)
 
     def moments(self, site: LinearSite) -> PairedStats:
         """Those of ``site``, over all batches; they go from here."""
@@ -322,12 +327,12 @@ def _groups(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> Iterator[_Gr
 def _alive_at(side: _Side, start: int, stop: int) -> Iterator[Values]:
     """Run the nodes from ``start`` to ``stop``; yields what is alive afterwards, by batch."""
     graph = side.proto.graph
-    wanted = _reads(graph.node[stop:])
+    wanted = reads_of(graph.node[stop:])
     made = {name for node in graph.node[start:stop] for name in node.output}
     outputs = sorted(made & wanted)
     session, names = None, []
     if outputs:
-        segment = _segment(side.proto, start, stop, side.alive[0], outputs)
+        segment = segment_model(side.proto, range(start, stop), side.alive[0], outputs)
         session = open_session(serialized(segment), side.spec, data_folder=side.data_folder)
         names = [value.name for value in session.get_inputs()]
     for values in side.alive:
@@ -339,7 +344,7 @@ def _alive_at(side: _Side, start: int, stop: int) -> Iterator[Values]:
 
 def _forget(graph: onnx.GraphProto, start: int) -> None:
     """Let the weights go that no node from ``start`` on reads."""
-    wanted = _reads(graph.node[start:])
+    wanted = reads_of(graph.node[start:])
     kept = [
         onnx.TensorProto.FromString(tensor.SerializeToString())
         for tensor in graph.initializer
@@ -347,47 +352,6 @@ def _forget(graph: onnx.GraphProto, start: int) -> None:
     ]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def _segment(
-    proto: onnx.ModelProto, start: int, stop: int, values: Values, outputs: Sequence[str]
-) -> onnx.ModelProto:
-    """The nodes from ``start`` to ``stop`` as a model, with inputs that look like ``values``."""
-    nodes = proto.graph.node[start:stop]
-    reads = _reads(nodes)
-    inputs = [
-        onnx.helper.make_tensor_value_info(
-            name,
-            onnx.helper.np_dtype_to_tensor_dtype(value.dtype),
-            [None] * value.ndim,
-        )
-        for name, value in values.items()
-        if name in reads
-    ]
-    graph = onnx.helper.make_graph(
-        nodes,
-        "segment",
-        inputs,
-        [onnx.ValueInfoProto(name=name) for name in outputs],
-        [tensor for tensor in proto.graph.initializer if tensor.name in reads],
-    )
-    return onnx.helper.make_model(
-        graph,
-        opset_imports=proto.opset_import,
-        ir_version=proto.ir_version,
-        functions=proto.functions,
-    )
-
-
-def _reads(nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    """All names that ``nodes`` read, those of their nested graphs included."""
-    names: set[str] = set()
-    for node in nodes:
-        names.update(node.input)
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                names |= _reads(graph.node) | {value.name for value in graph.output}
-    return names
 
 
 def _install(

@@ -21,7 +21,7 @@ ones.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,8 @@ class Adjoint:
         by: the values to differentiate by: float inputs, or what nodes of the main graph compute.
         of: the float outputs that are differentiated.
         beside: values that are returned beside the gradients.
+        sizes: inputs that hold sizes; where the graph is differentiated at those that it is fed,
+            they are constants.
         advice: what to do where there are no gradients, for the message.
         spec: how it runs.
         finish: changes the graph in place after it was differentiated.
@@ -103,6 +105,7 @@ class Adjoint:
         of: Sequence[str],
         *,
         beside: Iterable[str] = (),
+        sizes: Collection[str] = (),
         advice: str,
         spec: SessionSpec | None = None,
         finish: Callable[[onnx.ModelProto], None] | None = None,
@@ -115,6 +118,7 @@ class Adjoint:
         self._reached = {name: name if name in inputs else shift_of(name) for name in by}
         self._of = list(of)
         self._beside = list(dict.fromkeys(beside))
+        self._sizes = sizes
         self._advice = advice
         self._spec = spec
         self._sized: dict[object, ort.InferenceSession] = {}
@@ -147,8 +151,10 @@ class Adjoint:
             except ModelFileError as error:
                 logger.info("differentiating at fixed sizes: %s", error)
                 self._open = None
+        settled = {name: feeds[name] for name in self._sizes}
+        feeds = {name: array for name, array in feeds.items() if name not in settled}
         try:
-            return self._run(self._at_sizes(feeds), feeds, seeds)
+            return self._run(self._at_sizes(feeds, settled), feeds, seeds)
         except ModelFileError as error:
             raise self._refusal(error) from error
 
@@ -162,10 +168,17 @@ class Adjoint:
         gradients = {value: _single(values[name][..., 0]) for value, name in names.items()}
         return gradients, {name: values[name] for name in self._beside}
 
-    def _at_sizes(self, feeds: Values) -> ort.InferenceSession:
-        key = tuple((name, array.shape) for name, array in sorted(feeds.items()))
+    def _at_sizes(self, feeds: Values, settled: Values) -> ort.InferenceSession:
+        key = (
+            *((name, array.shape) for name, array in sorted(feeds.items())),
+            *((name, array.tobytes()) for name, array in sorted(settled.items())),
+        )
         if key not in self._sized:
             graph = _copy(self._graph)
+            _remove_inputs(graph, settled)
+            graph.graph.initializer.extend(
+                onnx.numpy_helper.from_array(array, name) for name, array in settled.items()
+            )
             declare_sizes(graph, feeds, self._data_folder)
             while len(self._sized) >= _SIZES_KEPT:
                 del self._sized[next(iter(self._sized))]

@@ -7,7 +7,9 @@ Padding positions are left out wherever a site's input can be matched with the m
 
 The samples of :data:`SHARD_BATCHES` full batches are a shard, whose moments are collected by
 themselves and then added to those of the earlier ones, so that workers on other machines can take a
-shard each. The sums are the same to the bit, wherever that was.
+shard each. The sums are the same to the bit, wherever that was. Where there are no workers, a large
+model runs in segments (:mod:`~pipeline.evidence.segments`), each over all samples; what its sums
+come to waits on a shelf.
 
 A weight that is a stack of matrices, such as the experts of a layer, has statistics of each matrix:
 
@@ -34,18 +36,21 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.arrays import Array, Stored
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.routing import row_source
+from compress_onnx.pipeline.evidence.segments import Segments, is_large
 from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.evidence.shifts import referring, weights_outside
 from compress_onnx.pipeline.evidence.stacks import part
-from compress_onnx.pipeline.evidence.stored import arrays_of, stats_of
+from compress_onnx.pipeline.evidence.stored import arrays_of, shelved, stats_of
 from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.original import Original
+from compress_onnx.pipeline.files.shelf import Shelf
 from compress_onnx.pipeline.runtime.batches import POSITIONS, check_samples, model_batches
-from compress_onnx.pipeline.runtime.inner_values import exposed
+from compress_onnx.pipeline.runtime.inner_values import exposed, interface
 from compress_onnx.pipeline.runtime.memory import return_freed
 from compress_onnx.pipeline.runtime.padding import real_positions
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
@@ -57,6 +62,7 @@ SHARD_BATCHES = 32
 
 _FORMAT = "calibration 3"
 _UNMASKED = "/unmasked"
+_ALL_PADDING = "every position is padding: there is nothing to calibrate on"
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,12 @@ def observe(
     outputs = {value.name for value in session.get_outputs()}
     names = sorted({name for tap in taps for name in tap.reads} & outputs)
     values = {**batch.feeds, **run(session, batch.feeds, names)}
+    yield from _seen_in(values, taps, batch)
+
+
+def _seen_in(
+    values: Mapping[str, Array], taps: Iterable[Tap], batch: Batch
+) -> Iterator[tuple[Tap, NDArray[np.generic], bool]]:
     for tap in taps:
         yield tap, *_rows(values, tap, batch)
 
@@ -216,14 +228,18 @@ class _Seen:
     """What some batches told about the inputs ``taps``.
 
     Attributes:
+        taps: what is looked at.
         moments: by the key of the tap.
         unmasked: the taps in which padding counts.
         samples: how many were seen.
     """
 
     def __init__(self, taps: Iterable[Tap]) -> None:
+        self.taps = tuple(taps)
         self.samples = 0
-        self.moments = {tap.key: MomentAccumulator(tap.features, repr(tap.value)) for tap in taps}
+        self.moments = {
+            tap.key: MomentAccumulator(tap.features, repr(tap.value)) for tap in self.taps
+        }
         self.unmasked: set[str] = set()
 
     def add(self, seen: tuple[Tap, Array, bool]) -> None:
@@ -246,6 +262,8 @@ def _run(
     original: Original, samples: Samples, settings: RunSettings, taps: Sequence[Tap]
 ) -> tuple[dict[str, ActivationStats | None], set[str]]:
     """The statistics of each tap, by key, and the taps in which padding counts."""
+    if is_large(original) and not settings.backend.remote:
+        return _run_in_segments(original, samples, settings, taps)
     model = tapped(original.model, taps)
     session = open_session(model, settings.session, data_folder=original.data_folder)
     check_samples(session, samples)
@@ -274,8 +292,47 @@ def _run(
     assert seen is not None  # there are no samples without one
     for tap in taps:
         if not seen.moments[tap.key].count and not tap.leading:
-            raise DataError("every position is padding: there is nothing to calibrate on")
+            raise DataError(_ALL_PADDING)
     return {tap.key: _at_rest(seen.moments.pop(tap.key)) for tap in taps}, seen.unmasked
+
+
+def _run_in_segments(
+    original: Original, samples: Samples, settings: RunSettings, taps: Sequence[Tap]
+) -> tuple[dict[str, ActivationStats | None], set[str]]:
+    """The same for a large model, whose statistics wait on a shelf."""
+    proto, shelf = referring(original.model, original.data_folder), Shelf()
+    stats: dict[str, ActivationStats | None] = {}
+    unmasked: set[str] = set()
+    waiting, done = list(taps), 0
+    known: set[str] = set()
+    with weights_outside(proto, original.data_folder) as folder:
+        door = open_session(interface(original.model), settings.session)
+        check_samples(door, samples)
+        batches = list(model_batches(door, samples, settings.batch_size, POSITIONS))
+        feeds = [batch.feeds for batch in batches]
+        sources = {tap.source for tap in taps if tap.source != tap.value} - {""}
+        segments = Segments(proto, folder, feeds, settings.session, kept=sources)
+        with settings.progress.step("calibrate", len(samples)) as update:
+            for _, found in segments.run({tap.value for tap in taps}):
+                seen: _Seen | None = None
+                for index, (batch, made) in enumerate(zip(batches, found, strict=True)):
+                    values = {**segments.values(index, known), **made}
+                    if seen is None:
+                        seen = _Seen(tap for tap in waiting if tap.reads <= values.keys())
+                    side_by_side(seen.add, _seen_in(values, seen.taps, batch))
+                    done += len(batch.index)
+                    update(done // len(segments))
+                assert seen is not None  # there are no samples without one
+                unmasked |= seen.unmasked
+                known |= sources & values.keys()
+                waiting = [tap for tap in waiting if tap not in seen.taps]
+                for tap in seen.taps:
+                    rested = _at_rest(seen.moments.pop(tap.key))
+                    stats[tap.key] = None if rested is None else shelved(rested, shelf)
+    assert not waiting  # a value that a site reads is fed, or computed by some segment
+    if any(stats[tap.key] is None for tap in taps if not tap.leading):
+        raise DataError(_ALL_PADDING)
+    return stats, unmasked
 
 
 def _at_rest(accumulator: MomentAccumulator) -> ActivationStats | None:
@@ -354,19 +411,21 @@ def _sent(value: Array, source: Array) -> NDArray[np.bool_]:
     return sent
 
 
-def _pack(moments: Mapping[str, ActivationStats | None], unmasked: set[str]) -> dict[str, Array]:
-    arrays: dict[str, Array] = {}
+def _pack(moments: Mapping[str, ActivationStats | None], unmasked: set[str]) -> dict[str, Stored]:
+    arrays: dict[str, Stored] = {}
     for key, stats in moments.items():
-        found = {"count": np.array(0)} if stats is None else arrays_of(stats)
+        found: dict[str, Stored] = {"count": np.array(0)}
+        if stats is not None:
+            found = arrays_of(stats)
         arrays |= {f"{key}/{field}": array for field, array in found.items()}
         arrays[f"{key}{_UNMASKED}"] = np.array(key in unmasked)
     return arrays
 
 
 def _unpack(
-    arrays: Mapping[str, Array], taps: Mapping[str, Tap]
+    arrays: Mapping[str, Stored], taps: Mapping[str, Tap]
 ) -> dict[str, ActivationStats | None] | None:
-    by_tap: dict[str, dict[str, Array]] = {}
+    by_tap: dict[str, dict[str, Stored]] = {}
     for name, array in arrays.items():
         key, _, field = name.rpartition("/")
         by_tap.setdefault(key, {})[field] = array
@@ -376,5 +435,7 @@ def _unpack(
         return None
 
 
-def _unmasked(arrays: Mapping[str, Array]) -> set[str]:
-    return {n.removesuffix(_UNMASKED) for n, a in arrays.items() if n.endswith(_UNMASKED) and a}
+def _unmasked(arrays: Mapping[str, Stored]) -> set[str]:
+    return {
+        n.removesuffix(_UNMASKED) for n, a in arrays.items() if n.endswith(_UNMASKED) and np.any(a)
+    }

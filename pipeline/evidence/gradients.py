@@ -8,18 +8,19 @@ What the signs are drawn over is the :mod:`~pipeline.evidence.objective`. Paddin
 never seeded, so what does not reach a real position has gradient zero and weight zero in all
 statistics. So have the rows of tokens that a router sent to another expert: their gate of zero is
 in the gradient, and each matrix of a stack has the statistics of the rows that matter to it. Other
-seeds than signs give the gradients of other functions of the outputs (:func:`backward`).
+seeds than signs give the gradients of other functions of the outputs
+(:mod:`~pipeline.evidence.backward`). What the sums of a large model come to waits on a shelf.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import onnx
 
-from compress_onnx.graph_passes.arrays import Array, Float32
+from compress_onnx.graph_passes.arrays import Array, Float32, Stored
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.factorization import (
     GradientStats,
@@ -27,35 +28,27 @@ from compress_onnx.graph_passes.factorization import (
 )
 from compress_onnx.graph_passes.factorization.symmetric import GramSum
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
-from compress_onnx.pipeline.evidence.adjoint import Adjoint, is_prepared, prepared
+from compress_onnx.pipeline.evidence.backward import ADVICE, SiteValues, backward
 from compress_onnx.pipeline.evidence.objective import Objective, signs
+from compress_onnx.pipeline.evidence.segments import is_large
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import (
     can_shift,
-    referring,
-    self_contained,
-    weights_outside,
 )
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.evidence.stored import (
     arrays_of,
     arrays_of_moment,
     moment_of,
+    shelved_gradients,
     stats_of,
 )
 from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.original import Original
-from compress_onnx.pipeline.runtime.batches import POSITIONS, check_samples, model_batches
-from compress_onnx.pipeline.runtime.inner_values import exposed
+from compress_onnx.pipeline.files.shelf import Shelf
 from compress_onnx.pipeline.runtime.memory import return_freed
-from compress_onnx.pipeline.runtime.samples import Batch, Samples
-from compress_onnx.pipeline.runtime.session import open_session, run
+from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.threads import side_by_side
-
-Seeding = Callable[[Array, Batch], Float32]
-"""The adjoint that an output starts from, of the output's shape, given its value."""
-
-_ADVICE = "use the method asvd, with --allocation sensitivity to measure instead"
 
 
 @dataclass(frozen=True)
@@ -70,14 +63,6 @@ class OutputGradients:
 
     stats: Mapping[str, GradientStats]
     weights: Mapping[str, Sequence[Float32]]
-
-
-@dataclass(frozen=True)
-class SiteValues:
-    """One batch at one site: inputs ``[..., K]``, and the gradient ``[..., N]`` at its output."""
-
-    inputs: Array
-    gradient: Float32
 
 
 def output_gradients(
@@ -120,7 +105,7 @@ def output_gradients(
     stored = cache.get(key) if cache is not None else None
     if stored is not None:
         return _unpack(stored)
-    collector = _Collector(flat)
+    collector = _Collector(flat, len(samples), Shelf() if is_large(original) else None)
     rng = np.random.default_rng(seed)
     done = 0
     with settings.progress.step("differentiate", len(samples)) as update:
@@ -132,103 +117,57 @@ def output_gradients(
             settings,
         ):
             collector.update(values)
-            done += len(batch.index)
-            update(done)
+            done += len(batch.index) * len(values)
+            update(done // len(flat))
     return_freed()
-    found = collector.result(len(samples))
+    found = collector.result()
     if cache is not None:
         cache.put(key, _pack(found))
     return found
 
 
-def backward(
-    original: Original,
-    sites: Sequence[LinearSite],
-    samples: Samples,
-    seeding: Seeding,
-    settings: RunSettings,
-) -> Iterator[tuple[Batch, dict[str, SiteValues]]]:
-    """Run forwards and backwards batch by batch; yields the values at each site, by its name.
+class _Collector:
+    """Accumulates both sides of every site, batch by batch.
+
+    The sums of some sites are done as soon as values of others come.
 
     Args:
-        original: the model; never changed.
-        sites: those of its sites to look at; all of them can be shifted.
-        samples: the data.
-        seeding: what to differentiate, as the adjoint of each float output.
-        settings: how the model is run.
-
-    Raises:
-        NotDifferentiableError: an operator has no gradient.
-        ModelFileError: the model is too large.
-        DataError: the samples do not fit the model.
+        sites: whose values come.
+        samples: how many there are.
+        shelf: where statistics wait; None for in memory.
     """
-    values = {site.name: site.node.outputs[0].name or "" for site in sites}
-    inputs = {site.name: site.input.name or "" for site in sites}
-    graph = referring(original.model, original.data_folder)
-    if not is_prepared(graph):
-        graph = self_contained(original.model, original.data_folder)
-    graph = prepared(graph)
-    outputs = [value.name for value in graph.graph.output if _is_float(value)]
-    fed = {value.name for value in graph.graph.input}
-    with weights_outside(graph, original.data_folder) as folder:
-        adjoint = Adjoint(
-            graph,
-            list(values.values()),
-            outputs,
-            beside=[name for name in inputs.values() if name not in fed],
-            advice=_ADVICE,
-            spec=settings.session,
-            data_folder=folder,
-        )
-        plain = open_session(
-            exposed(original.model, ()), settings.session, data_folder=original.data_folder
-        )
-        check_samples(plain, samples)
-        for batch in model_batches(plain, samples, settings.batch_size, POSITIONS):
-            found = run(plain, batch.feeds, outputs)
-            seeds = {name: seeding(value, batch) for name, value in found.items()}
-            gradients, beside = adjoint.run(batch.feeds, seeds)
-            seen = {**batch.feeds, **beside}
-            yield (
-                batch,
-                {
-                    site.name: SiteValues(
-                        _rows(site, seen[inputs[site.name]]), _finite(gradients[values[site.name]])
-                    )
-                    for site in sites
-                },
-            )
 
-
-def _is_float(value: onnx.ValueInfoProto) -> bool:
-    return bool(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
-
-
-def _rows(site: LinearSite, inputs: Array) -> Array:
-    return np.swapaxes(inputs, -1, -2) if site.transpose_input else inputs
-
-
-def _finite(gradient: Float32) -> Float32:
-    if not np.isfinite(gradient).all():
-        raise NotDifferentiableError(f"a gradient of this graph is not finite: {_ADVICE}")
-    return gradient
-
-
-class _Collector:
-    """Accumulates both sides of every site, batch by batch."""
-
-    def __init__(self, sites: Sequence[LinearSite]) -> None:
+    def __init__(self, sites: Sequence[LinearSite], samples: int, shelf: Shelf | None) -> None:
         self._sites = {site.name: site for site in sites}
-        names = [(name, site) for site in sites for name in site.matrices]
-        self._inputs = {
-            name: MomentAccumulator(site.in_features, f"the input or the gradient of {name}")
-            for name, site in names
-        }
-        self._moments = {name: GramSum(site.out_features) for name, site in names}
+        self._samples = samples
+        self._shelf = shelf
+        self._inputs: dict[str, MomentAccumulator] = {}
+        self._moments: dict[str, GramSum] = {}
         self._weights: dict[str, list[Float32]] = {site.name: [] for site in sites}
+        self._stats: dict[str, GradientStats] = {}
 
     def update(self, values: Mapping[str, SiteValues]) -> None:
+        if any(not self._weights[name] for name in values):
+            self._finish()
+            self._begin(values)
         side_by_side(self._update, values.items())
+
+    def _begin(self, names: Iterable[str]) -> None:
+        for site in (self._sites[name] for name in names):
+            for name in site.matrices:
+                about = f"the input or the gradient of {name}"
+                self._inputs[name] = MomentAccumulator(site.in_features, about)
+                self._moments[name] = GramSum(site.out_features)
+
+    def _finish(self) -> None:
+        """Put what was collected to rest."""
+        for name in [*self._inputs]:
+            inputs, moment = self._inputs.pop(name), self._moments.pop(name)
+            if inputs.count:
+                taken = self._taken(self._by_matrix[name], inputs, moment)
+                self._stats[name] = (
+                    taken if self._shelf is None else shelved_gradients(taken, self._shelf)
+                )
 
     def _update(self, found: tuple[str, SiteValues]) -> None:
         name, (inputs, gradient) = found[0], (found[1].inputs, found[1].gradient)
@@ -244,24 +183,24 @@ class _Collector:
         self._inputs[matrix].update(inputs.reshape(-1, inputs.shape[-1])[real], weights[real])
         self._moments[matrix].add(rows[real])
 
-    def result(self, samples: int) -> OutputGradients:
-        if not any(accumulator.count for accumulator in self._inputs.values()):
+    def result(self) -> OutputGradients:
+        self._finish()
+        if not self._stats:
             raise NotDifferentiableError(
-                f"no output has a gradient by any linear layer at these samples: {_ADVICE}"
+                f"no output has a gradient by any linear layer at these samples: {ADVICE}"
             )
-        stats = {
-            matrix: self._taken(site, matrix, samples)
-            for site in self._sites.values()
-            for matrix in site.matrices
-            if self._inputs[matrix].count
-        }
+        # In the order of sites, in whichever they were collected.
+        stats = {name: self._stats[name] for name in self._by_matrix if name in self._stats}
         return OutputGradients(stats, self._weights)
 
-    def _taken(self, site: LinearSite, matrix: str, samples: int) -> GradientStats:
-        """What was collected about ``matrix``, at rest; it goes from here."""
-        seen = self._inputs.pop(matrix).result()
-        moment = self._moments.pop(matrix).total()
-        moment /= samples
+    @cached_property
+    def _by_matrix(self) -> dict[str, LinearSite]:
+        return {name: site for site in self._sites.values() for name in site.matrices}
+
+    def _taken(self, site: LinearSite, inputs: MomentAccumulator, outer: GramSum) -> GradientStats:
+        """What was collected about a matrix of ``site``, at rest."""
+        seen, moment = inputs.result(), outer.total()
+        moment /= self._samples
         return GradientStats(seen if site.corrected_bias else seen.uncentred(), moment).at_rest
 
 
@@ -270,9 +209,9 @@ def _squared_norms(gradient: Float32) -> Float32:
     return norms
 
 
-def _pack(gradients: OutputGradients) -> dict[str, Array]:
+def _pack(gradients: OutputGradients) -> dict[str, Stored]:
     """Arrays named ``KIND/FIELD/SITE``; a site may have slashes."""
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Stored] = {}
     for site, stats in gradients.stats.items():
         found = {"inputs": arrays_of(stats.inputs), "outputs": arrays_of_moment(stats.outer)}
         arrays |= {f"{kind}/{f}/{site}": a for kind, of in found.items() for f, a in of.items()}
@@ -281,8 +220,8 @@ def _pack(gradients: OutputGradients) -> dict[str, Array]:
     return arrays
 
 
-def _unpack(arrays: Mapping[str, Array]) -> OutputGradients:
-    kinds: dict[str, dict[str, dict[str, Array]]] = {"inputs": {}, "outputs": {}, "weights": {}}
+def _unpack(arrays: Mapping[str, Stored]) -> OutputGradients:
+    kinds: dict[str, dict[str, dict[str, Stored]]] = {"inputs": {}, "outputs": {}, "weights": {}}
     for key, array in arrays.items():
         kind, field, site = key.split("/", 2)
         kinds[kind].setdefault(site, {})[field] = array

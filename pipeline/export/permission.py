@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compress_onnx.pipeline.export.source import ModuleSource, resolve_source
 from compress_onnx.pipeline.files.python_code import locate, require_permission
-from compress_onnx.pipeline.recipe import MaskedData, PythonData, Recipe
+from compress_onnx.pipeline.recipe import MaskedData, PythonData, Recipe, RecoverySpec
 
 
 def require_permission_of(recipe: Recipe, base_dir: Path, *, allow_code: bool) -> None:
@@ -34,9 +34,9 @@ def require_permission_of(recipe: Recipe, base_dir: Path, *, allow_code: bool) -
 
 
 def _loaders(recipe: Recipe) -> Iterator[str]:
-    lessons = recipe.recovery.data if recipe.recovery else None
+    recovery = recipe.recovery or RecoverySpec()
     further = (*recipe.broader.values(), *recipe.domains.values())
-    for data in (recipe.calibration, recipe.validation, *further, lessons):
+    for data in (recipe.calibration, recipe.validation, *further, recovery.data, recovery.held_out):
         source = data.sentences if isinstance(data, MaskedData) else data
         if isinstance(source, PythonData):
             yield source.loader

@@ -37,16 +37,20 @@ import numpy as np
 import platformdirs
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.arrays import Array, Stored
 from compress_onnx.graph_passes.errors import OutputError, RequestError
 from compress_onnx.pipeline.files.archive import ARCHIVE_ERRORS
 from compress_onnx.pipeline.files.atomic import atomic_file
+from compress_onnx.pipeline.files.shelf import Shelf
 
 logger = logging.getLogger(__name__)
 
 _FOLDER_VARIABLE, _LIMIT_VARIABLE = "COMPRESS_ONNX_CACHE", "COMPRESS_ONNX_CACHE_LIMIT"
 _DEFAULT_LIMIT_BYTES = 2_000_000_000
 _CHECKPOINTS = "checkpoints"
+_SHELVED_FROM_BYTES = 500_000_000
+"""Entries of so many bytes wait on a shelf; so do, of these, arrays of so many:"""
+_SHELVED_BYTES = 4096
 _WRITER_IS_DEAD_AFTER_S = 3600
 # A key of content_key, or the hidden name of its writer's temporary file.
 _ENTRY = re.compile(r"[0-9a-f]{64}\.(npz|jsonl?)|\.[0-9a-f]{64}\.[\w-]+\.tmp\.(npz|json)")
@@ -99,12 +103,16 @@ class ArrayCache:
         """Another one inside it, for what is under way."""
         return ArrayCache(self._folder / _CHECKPOINTS, self._limit)
 
-    def get(self, key: str) -> dict[str, Array] | None:
-        """The arrays under ``key``; None where there are none or they are damaged."""
+    def get(self, key: str) -> dict[str, Stored] | None:
+        """The arrays under ``key``; None where there are none or they are damaged.
+
+        Those of an entry that is as large as a large model are on a shelf.
+        """
         path = self._path(key)
         try:
             with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+                shelf = Shelf() if path.stat().st_size >= _SHELVED_FROM_BYTES else None
+                arrays = {name: _kept(archive[name], shelf) for name in archive.files}
         except FileNotFoundError:
             return None
         except ARCHIVE_ERRORS as error:
@@ -113,7 +121,7 @@ class ArrayCache:
         _touch(path)
         return arrays
 
-    def put(self, key: str, arrays: Mapping[str, Array]) -> None:
+    def put(self, key: str, arrays: Mapping[str, Stored]) -> None:
         """Store ``arrays`` under ``key``; the least recently used make room for them."""
         size = sum(array.nbytes for array in arrays.values())
         if size > self._limit:
@@ -183,6 +191,10 @@ class ArrayCache:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.npz"
+
+
+def _kept(array: Array, shelf: Shelf | None) -> Stored:
+    return array if shelf is None or array.nbytes < _SHELVED_BYTES else shelf.put(array)
 
 
 def _touch(path: Path) -> None:

@@ -45,8 +45,19 @@ from compress_onnx.pipeline.measure.metrics.check import check_metric
 from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.measure.quantities import recipe_quantities
 from compress_onnx.pipeline.measure.validate import validate, validate_on
-from compress_onnx.pipeline.recipe import DataSpec, MetricSpec, OptimizeSpec, Recipe
-from compress_onnx.pipeline.recover.recover import check_trainable, recover_file, recovery_step
+from compress_onnx.pipeline.recipe import (
+    DataSpec,
+    MetricSpec,
+    OptimizeSpec,
+    Recipe,
+    RecoverySpec,
+)
+from compress_onnx.pipeline.recover.recover import (
+    Lessons,
+    check_trainable,
+    recover_file,
+    recovery_step,
+)
 from compress_onnx.pipeline.report.drawing import why_no_pictures
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.report.writer import write_report
@@ -91,7 +102,7 @@ class ModelExperiment:
         learned: all that is known about it, from the calibration data.
         held_out: validation data, which calibration never saw; None without.
         domains: further data to report on, by name.
-        training: what recovery trains on; the calibration data unless the recipe says other.
+        lessons: what recovery trains on; the calibration data unless the recipe says other.
         watch: times the steps.
     """
 
@@ -100,7 +111,7 @@ class ModelExperiment:
     learned: Learned
     held_out: Samples | None
     domains: Mapping[str, Samples]
-    training: Samples | None
+    lessons: Lessons | None
     watch: Stopwatch
 
     @property
@@ -136,13 +147,13 @@ class ModelExperiment:
         """
         if self.recipe.recovery is None:
             return None
-        assert self.training is not None  # see prepare_model
+        assert self.lessons is not None  # see prepare_model
         settings = self.settings
         with self.watch.measure("recover"), recovery_step(settings.progress) as update:
             return recover_file(
                 self.reference,
                 candidate,
-                self.training,
+                self.lessons,
                 self.recipe.recovery,
                 seed=settings.seed,
                 spec=settings.session,
@@ -297,7 +308,7 @@ class ModelExperiment:
                 metric=self.recipe.metric,
                 log=self._trial_log(),
                 recovery=self.recipe.recovery,
-                lessons=None if self.training is self.learned.samples else self.training,
+                lessons=self.lessons,
             )
             made = _Made(optimize=found.report.model_copy(update={"plan": None}))
             if found.compressed is not None:
@@ -415,8 +426,11 @@ def prepare_model(
             for name, spec in recipe.broader.items()
         }
         samples = _samples(recipe, recipe.calibration, exported, base_dir, settings.allow_code)
-        lessons = recipe.recovery.data if recipe.recovery else None
-        training = _samples(recipe, lessons, exported, base_dir, settings.allow_code) or samples
+        recovery = recipe.recovery or RecoverySpec()
+        training = _samples(recipe, recovery.data, exported, base_dir, settings.allow_code)
+        stopping = _samples(recipe, recovery.held_out, exported, base_dir, settings.allow_code)
+        training = training or samples
+        lessons = None if training is None else Lessons(training, stopping)
     if held_out is not None:
         check_metric(recipe.metric, outputs, held_out.labels is not None)
     for name, domain in domains.items():
@@ -430,7 +444,7 @@ def prepare_model(
             priced_on=held_out or samples,
             broader=broader,
         )
-    return ModelExperiment(recipe, exported, learned, held_out, domains, training, watch)
+    return ModelExperiment(recipe, exported, learned, held_out, domains, lessons, watch)
 
 
 def requested(request: CompressionSpec, metric: MetricSpec | None) -> CompressionSpec:

@@ -1,8 +1,8 @@
 """Recovery: train a compressed model until it does what the original does.
 
-The original's own outputs (and values inside, where asked for) on the calibration data are the
-targets; labels count only where asked for. One batch in ten is held out, never trained on, and
-decides which weights are kept.
+The original's own outputs (and values inside, where asked for) on the lessons are the targets;
+labels count only where asked for. Held-out batches, never trained on, decide which weights are
+kept: one in ten, or samples of their own, such as text of another kind.
 
 Rules:
 
@@ -31,17 +31,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compress_onnx.graph_passes.arrays import Float32
+from compress_onnx.graph_passes.arrays import Array, Float32
 from compress_onnx.graph_passes.errors import DataError, RequestError
 from compress_onnx.graph_passes.rewriting.canonicalize import CanonicalizePass
 from compress_onnx.graph_passes.rewriting.trainable import (
@@ -96,11 +96,28 @@ _LEAST_LOSS = 1e-6
 logger = logging.getLogger(__name__)
 
 
+class Lessons(NamedTuple):
+    """Unlabelled data for recovery; never those that the result is judged by.
+
+    Attributes:
+        samples: to train on.
+        held_out: what decides which weights are kept; None holds a batch in ten of ``samples`` out.
+    """
+
+    samples: Samples
+    held_out: Samples | None = None
+
+    @property
+    def inputs(self) -> tuple[Mapping[str, Array], ...]:
+        """What decides a recovery, to make keys of."""
+        return tuple(each.inputs for each in self if each is not None)
+
+
 @limited()
 def recover(
     reference: Path,
     candidate: ir.Model,
-    samples: Samples,
+    lessons: Lessons,
     settings: RecoverySpec,
     *,
     data_folder: Path,
@@ -118,7 +135,7 @@ def recover(
     Args:
         reference: the original model.
         candidate: what :func:`~pipeline.compress.subject.apply_plan` made of it.
-        samples: unlabelled data; never the validation data.
+        lessons: what it is trained on, and held against.
         settings: budget, learning rate, what is trained and compared.
         data_folder: where the candidate's external data lies.
         seed: of the order of the batches.
@@ -145,24 +162,27 @@ def recover(
     proto = _training_graph(candidate, data_folder)
     rounding = rounding or Rounding()
     how = f"{settings.model_dump_json()} {seed} {batch_size} {rounding}"
-    key = key or _key(reference, proto, samples, how)
+    key = key or _key(reference, proto, lessons, how)
     trained = _trained(candidate, settings, rounding)
     start = {value.name or "": array for value, array in trained.items()}
     teacher = _teacher(reference, candidate, settings, spec)
-    teacher.take(samples, min(batch_size, max(1, len(samples) // _HELD_OUT_EVERY)))
-    if len(teacher.batches) < 2:
-        raise DataError("recovery holds a batch out and trains on the others: give more samples")
-    numbers = range(len(teacher.batches))
-    held_out = numbers[_HELD_OUT_EVERY // 2 :: _HELD_OUT_EVERY] or numbers[-1:]
+    batches, held_out = _taken(teacher, lessons, batch_size)
     training = Training(
         Distillation(
             proto, list(start), teacher.compared, rounding=rounding, device=device, half=half
         ),
         start,
         teacher=teacher,
-        batches=[index for index in numbers if index not in held_out],
+        batches=batches,
         held_out=held_out,
-        whitening=whitenings(candidate, trained, teacher.batches, data_folder, spec, device=device),
+        whitening=whitenings(
+            candidate,
+            trained,
+            [teacher.batches[index] for index in batches],
+            data_folder,
+            spec,
+            device=device,
+        ),
         mixing=settings.mixing,
         seed=seed,
         device=device,
@@ -179,7 +199,7 @@ def recover(
         stopped=stopped,
         parameters=sum(array.size for array in start.values()),
         compared=tuple(value.name for value in teacher.compared),
-        batches=len(numbers) - len(held_out),
+        batches=len(batches),
         held_out_batches=len(held_out),
         device=device,
         products="bfloat16" if half else "float32",
@@ -194,7 +214,7 @@ def recover(
 def recover_in_memory(
     reference: Path,
     candidate: ir.Model,
-    samples: Samples,
+    lessons: Lessons,
     recovery: RecoverySpec,
     settings: RunSettings,
     *,
@@ -209,7 +229,7 @@ def recover_in_memory(
         return recover(
             reference,
             candidate,
-            samples,
+            lessons,
             recovery,
             data_folder=data_folder,
             seed=settings.seed,
@@ -224,7 +244,7 @@ def recover_in_memory(
 def recover_file(
     reference: Path,
     candidate: Path,
-    samples: Samples,
+    lessons: Lessons,
     settings: RecoverySpec,
     *,
     seed: int = 0,
@@ -240,11 +260,11 @@ def recover_file(
     model = load_model(candidate)
     external = bool(data_files(model))
     how = f"{settings.model_dump_json()} {seed} {batch_size}"
-    key = _key(reference, _training_graph(model, candidate.parent), samples, how)
+    key = _key(reference, _training_graph(model, candidate.parent), lessons, how)
     report = recover(
         reference,
         model,
-        samples,
+        lessons,
         settings,
         data_folder=candidate.parent,
         seed=seed,
@@ -305,8 +325,8 @@ class _Course:
             self.rate = self.settings.learning_rate or self._suitable_rate()
         else:
             self.training.restore(state)
-            self.begun -= float(state["elapsed"])
-            self.rate = float(state["rate"])
+            self.begun -= float(np.asarray(state["elapsed"]))
+            self.rate = float(np.asarray(state["rate"]))
         self._saved = self.clock()
 
     def _suitable_rate(self) -> float:
@@ -418,6 +438,20 @@ def _teacher(
     return Teacher(original, reference.parent, candidate, importance, spec)
 
 
+def _taken(
+    teacher: Teacher, lessons: Lessons, batch_size: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The numbers of the batches to train on, and of those that are held out."""
+    samples = lessons.samples
+    numbers = teacher.take(samples, min(batch_size, max(1, len(samples) // _HELD_OUT_EVERY)))
+    if lessons.held_out is not None:
+        return numbers, teacher.take(lessons.held_out, batch_size)
+    if len(numbers) < 2:
+        raise DataError("recovery holds a batch out and trains on the others: give more samples")
+    held_out = numbers[_HELD_OUT_EVERY // 2 :: _HELD_OUT_EVERY] or numbers[-1:]
+    return [index for index in numbers if index not in held_out], held_out
+
+
 def _training_graph(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
     _check_size(weight_bytes(model))
     return self_contained(model, data_folder)
@@ -432,14 +466,14 @@ def _check_size(size_bytes: int) -> None:
         )
 
 
-def _key(reference: Path, candidate: onnx.ModelProto, samples: Samples, how: str) -> str:
+def _key(reference: Path, candidate: onnx.ModelProto, lessons: Lessons, how: str) -> str:
     """What identifies a recovery; ``how`` are its settings."""
     content = np.frombuffer(serialized(candidate, instead=SMALLER), np.uint8)
     return content_key(
-        "recovery 6",
+        "recovery 7",
         content_digest(reference, load_model(reference)),
         {"candidate": content},
-        samples.mask_name or "",
-        samples.inputs,
+        lessons.samples.mask_name or "",
+        *lessons.inputs,
         how,
     )

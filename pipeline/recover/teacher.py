@@ -88,15 +88,25 @@ class Teacher:
         self.batches: list[Batch] = []
         self.compared: list[Compared] = []
 
-    def take(self, samples: Samples, batch_size: int) -> None:
-        """Cut ``samples`` into ``batches`` and see which values ``compared`` can compare.
+    def take(self, samples: Samples, batch_size: int) -> range:
+        """Cut ``samples`` into ``batches``; the first ones show which values can be compared.
+
+        Returns:
+            The numbers of the new batches.
 
         Raises:
             DataError: the samples do not fit the model, or labels should count and cannot.
         """
         check_samples(self._session, samples)
+        begin = len(self.batches)
+        self.batches += model_batches(self._session, samples, batch_size)
+        if not self.compared:
+            self._compare(samples)
+        return range(begin, len(self.batches))
+
+    def _compare(self, samples: Samples) -> None:
+        """See which values there are to compare."""
         self._mask_name = samples.mask_name
-        self.batches = list(model_batches(self._session, samples, batch_size))
         first = self.batches[0]
         self.compared = [
             Compared(name, value.ndim, name in self._outputs and _has_positions(value, first))

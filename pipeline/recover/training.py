@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress_onnx.graph_passes.arrays import Array, Float32
+from compress_onnx.graph_passes.arrays import Array, Float32, Stored
 from compress_onnx.pipeline.recover.distillation import Distillation
 from compress_onnx.pipeline.recover.optimizer import Adam
 from compress_onnx.pipeline.recover.teacher import Teacher
@@ -146,10 +146,12 @@ class Training:
         }
         return arrays | {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}
 
-    def restore(self, state: Mapping[str, Array]) -> None:
+    def restore(self, state: Mapping[str, Stored]) -> None:
         """Go on from ``state``."""
-        self.steps, self._adam.steps, self.stale, self.returns = map(int, state["counts"])
-        self.start_loss, self.best_loss = map(float, state["losses"])
+        self.steps, self._adam.steps, self.stale, self.returns = map(
+            int, np.asarray(state["counts"])
+        )
+        self.start_loss, self.best_loss = map(float, np.asarray(state["losses"]))
         for name, tensor in self._tensors.items():
             tensor.copy_(torch.from_numpy(np.asarray(state[name])))
 

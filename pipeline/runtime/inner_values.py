@@ -1,4 +1,4 @@
-"""Make values inside a graph outputs of it, so that a session returns them."""
+"""Graphs for sessions: with values inside as outputs, or with nothing inside."""
 
 from __future__ import annotations
 
@@ -30,3 +30,21 @@ def exposed(model: ir.Model, names: Iterable[str]) -> bytes:
     proto = ir.to_proto(model)
     expose(proto, names)
     return serialized(proto, instead=OUTSIDE)
+
+
+def interface(model: ir.Model) -> bytes:
+    """A serialized model that takes what ``model`` takes, and holds no weights.
+
+    A session of it tells what may be fed, and costs nothing.
+    """
+    stored = model.graph.initializers.keys()
+    inputs = [ir.to_proto(value) for value in model.graph.inputs if value.name not in stored]
+    nodes = [
+        onnx.helper.make_node("Identity", [value.name], [f"{value.name}.returned"])
+        for value in inputs
+    ]
+    outputs = [onnx.ValueInfoProto(name=node.output[0]) for node in nodes]
+    graph = onnx.helper.make_graph(nodes, "interface", inputs, outputs)
+    opset = onnx.helper.make_opsetid("", model.opset_imports[""])
+    proto = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=model.ir_version)
+    return bytes(proto.SerializeToString())

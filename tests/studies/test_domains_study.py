@@ -17,7 +17,7 @@ def test_the_worst_is_that_of_domains_that_nothing_was_learned_from():
 
 
 def test_the_unseen_domains_are_in_no_broader_text():
-    for spec in domains.BROADER.values():
+    for spec in (*domains.BROADER.values(), domains.GENERAL):
         if isinstance(spec, GeneralTextData):
             assert set(domains.UNSEEN).isdisjoint(spec.taken)
             assert set(domains.UNSEEN) <= set(spec.exclude)
@@ -36,6 +36,13 @@ def test_the_page_says_where_samples_are_from_and_has_a_line_a_row():
     ]
     page = list(domains.document(rows, {}, "make domains"))
     assert page[-2:] == [
-        "| low rank | none | 0 | 0.9500 | 0.7000 | 0.9500 |",
-        "| low rank | broader | 0.3 | 0.9400 | 0.8000 | 0.9400 |",
+        "| low rank | none | 0 |  | 0.9500 | 0.7000 | 0.9500 |",
+        "| low rank | broader | 0.3 |  | 0.9400 | 0.8000 | 0.9400 |",
     ]
+
+
+def test_what_is_trained_says_on_what():
+    trained = domains.Row("low rank", None, {"reference": 0.9}, "general text, 9 steps, 60 s")
+    page = list(domains.document([trained], {}, "make domains RECOVER=60"))
+    assert page[-1] == "| low rank | none | 0 | general text, 9 steps, 60 s | 0.9000 | 0.9000 |"
+    assert any("stopped by the verses" in line for line in page)

@@ -28,7 +28,7 @@ from compress_onnx.graph_passes.allocation import Candidate
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.factorization import ActivationStats, MomentAccumulator
 from compress_onnx.graph_passes.factorization.svd import SVD
-from compress_onnx.pipeline.evidence.gradients import SiteValues
+from compress_onnx.pipeline.evidence.backward import SiteValues
 from compress_onnx.pipeline.evidence.sensitivity import Trial
 from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.recipe import Recipe

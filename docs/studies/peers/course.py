@@ -14,7 +14,7 @@ from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
-from compress_onnx.pipeline.recover.recover import recover_file
+from compress_onnx.pipeline.recover.recover import Lessons, recover_file
 from compress_onnx.pipeline.results import Result
 from studies.peers.asvd4llm import ASVD4LLM
 from studies.peers.contestant import Compressor, Contestant
@@ -231,7 +231,7 @@ def _recover(experiment: ModelExperiment, candidate: Path, steps: int) -> Recove
     report = recover_file(
         experiment.reference,
         candidate,
-        samples,
+        Lessons(samples),
         RecoverySpec(budget=None, steps=steps),
         seed=settings.seed,
         spec=settings.session,

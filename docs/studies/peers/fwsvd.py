@@ -16,7 +16,7 @@ import numpy as np
 from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import ProjectedWeight
-from compress_onnx.pipeline.evidence.gradients import SiteValues, backward
+from compress_onnx.pipeline.evidence.backward import SiteValues, backward
 from studies.peers.contestant import Compressor, Contestant, compressor
 from studies.peers.laboratory import Laboratory
 from studies.peers.loss import adjoint

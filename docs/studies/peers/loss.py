@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 from compress_onnx.graph_passes.arrays import Array, Float32
-from compress_onnx.pipeline.evidence.gradients import Seeding
+from compress_onnx.pipeline.evidence.backward import Seeding
 from compress_onnx.pipeline.evidence.objective import signs
 from compress_onnx.pipeline.evidence.sensitivity import Trial, change_of
 from compress_onnx.pipeline.runtime.samples import Batch

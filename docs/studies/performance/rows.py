@@ -27,6 +27,7 @@ from compress_onnx.pipeline.compress.rivals import RIVALS, quiet
 from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.recipe import OptimizeSpec, RecoverySpec
+from compress_onnx.pipeline.recover.recover import Lessons
 from compress_onnx.pipeline.runtime.samples import Samples
 
 ORIGINAL = "original"
@@ -79,7 +80,7 @@ def ours(learned: Learned, speedups: Speedups) -> Iterator[Row]:
 
 
 def recovered(
-    learned: Learned, speedups: Speedups, budget_s: float, lessons: Samples | None
+    learned: Learned, speedups: Speedups, budget_s: float, lessons: Lessons | None
 ) -> Iterator[Row]:
     """The forms with fewer neurons and integers, trained through their rounding.
 

@@ -14,6 +14,7 @@ from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.recipe import GeneralTextData, MetricSpec, read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
+from compress_onnx.pipeline.recover.recover import Lessons
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -38,7 +39,7 @@ class Subject(NamedTuple):
     learned: Learned
     held_out: Samples
     metric: MetricSpec | None
-    lessons: Samples | None = None
+    lessons: Lessons | None = None
 
     @property
     def original(self) -> Path:
@@ -74,7 +75,7 @@ def by_recipe(folder: Path, path: Path = MINILM) -> Subject:
         input_names=[value.name for value in declared],
         declared=declared,
     )
-    return Subject(encoder.learned, encoder.held_out, encoder.recipe.metric, lessons)
+    return Subject(encoder.learned, encoder.held_out, encoder.recipe.metric, Lessons(lessons))
 
 
 def by_files(model: Path, data: Path) -> Subject:

@@ -104,7 +104,7 @@ def _run(place: Workplace, case: TrainedCase) -> Section:
     picture = place.pictures / f"{case.name}.png"
     first = next(iter(pairs.values()))
     original = first.before.metrics["accuracy_reference"]
-    assert experiment.training is not None
+    assert experiment.lessons is not None
     trained = experiment.recipe.recovery
     assert trained is not None
     end = f"{trained.steps} steps" if trained.steps else f"{trained.budget:.0f} s"
@@ -115,7 +115,7 @@ def _run(place: Workplace, case: TrainedCase) -> Section:
         published=case.published,
         recipes=(case.models.hub,),
         twin=f"{place.description(case.models, experiment, original)}. Training: {end} on "
-        f"{len(experiment.training)} samples, against the original's outputs and the labels.",
+        f"{len(experiment.lessons.samples)} samples, against the original's outputs and labels.",
         tables=(_table(pairs, original, theirs=case is _VIT),),
         pictures=(Picture(file=picture.name, caption="Accuracy without and with training."),),
         claims=tuple(_claims(pairs, original, end, theirs=case is _VIT)),

@@ -24,6 +24,7 @@ from compress_onnx.pipeline.compress.trial_log import TrialLog
 from compress_onnx.pipeline.files import model_file
 from compress_onnx.pipeline.files.model_file import data_files, load_model, model_size
 from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec, RecoverySpec
+from compress_onnx.pipeline.recover.recover import Lessons
 from compress_onnx.pipeline.results import Trial
 from compress_onnx.pipeline.runtime.session import open_session, provider_problems, run
 
@@ -515,7 +516,7 @@ def test_what_is_just_beyond_the_drop_is_trained(learned, held_out, tmp_path, mo
 def test_weights_of_few_bits_are_trained_through_their_rounding(learned, held_out, tmp_path):
     """Twelve neurons too few: what is left makes up for some of them."""
     recovery = RecoverySpec(budget=None, steps=400)
-    lessons = samples(FEATURES, 2000, seed=3)
+    lessons = Lessons(samples(FEATURES, 2000, seed=3))
     found = Forms(learned, OptimizeSpec(objective="size"), recovery=recovery, lessons=lessons)
     family = next(f for f in found.families() if f.name == "neurons, 4-bit weights")
     drops, sizes = [], []

@@ -21,7 +21,7 @@ from compress_onnx.pipeline.data.feeds import as_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.model_file import load_model, save_model
 from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recover.recover import recover_in_memory
+from compress_onnx.pipeline.recover.recover import Lessons, recover_in_memory
 from compress_onnx.pipeline.runtime.inner_values import exposed
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import open_session, run
@@ -119,6 +119,6 @@ def test_recovery_trains_them(gpt2, data):
     model = learn(gpt2.path, data).compress(request).model
     settings = RecoverySpec(budget=None, steps=100, mixing=0.0)
     report = recover_in_memory(
-        gpt2.path, model, data, settings, RunSettings(), data_folder=gpt2.path.parent
+        gpt2.path, model, Lessons(data), settings, RunSettings(), data_folder=gpt2.path.parent
     )
     assert report.improved

@@ -10,7 +10,7 @@ from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.evidence.adjoint import Adjoint, prepared
-from compress_onnx.pipeline.evidence.gradients import backward
+from compress_onnx.pipeline.evidence.backward import backward
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import self_contained, shift_outputs
 from compress_onnx.pipeline.evidence.value_shapes import declare_sizes, shapes_of

@@ -9,7 +9,7 @@ import small_models as small
 
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.learn import learn
-from compress_onnx.pipeline.evidence import gradients
+from compress_onnx.pipeline.evidence import backward
 from compress_onnx.pipeline.evidence.gradients import output_gradients
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import referring, weights_outside
@@ -53,7 +53,7 @@ def test_gradients_are_those_of_weights_inside(tmp_path, samples, monkeypatch):
         output_gradients(open_original(path), samples, RunSettings())
         for path in (inside(tmp_path), outside(tmp_path))
     ]
-    monkeypatch.setattr(gradients, "is_prepared", lambda _proto: False)
+    monkeypatch.setattr(backward, "is_prepared", lambda _proto: False)
     found.append(output_gradients(open_original(outside(tmp_path)), samples, RunSettings()))
     assert found[0].stats.keys() == set(small.SITES)
     for other in found[1:]:

@@ -19,7 +19,7 @@ from compress_onnx.pipeline.files.model_file import load_model, model_size
 from compress_onnx.pipeline.measure.kernel_times import executed_op_counts
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recipes.sweep import grid
-from compress_onnx.pipeline.recover.recover import recover
+from compress_onnx.pipeline.recover.recover import Lessons, recover
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -86,7 +86,7 @@ class TestFiles:
             recover(
                 reference,
                 candidate,
-                rows,
+                Lessons(rows),
                 RecoverySpec(budget=None, steps=1),
                 data_folder=output.parent,
             )

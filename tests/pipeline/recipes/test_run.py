@@ -236,6 +236,18 @@ def test_recovery_trains_on_data_of_its_own(folder, bundle):
     assert report.calibration == "40 samples of npz file data.npz"
 
 
+def test_recovery_stops_by_data_of_its_own(folder, bundle):
+    small.save_rows(folder / "other.npz", count=24, seed=3)
+    other = {"kind": "npz", "path": "other.npz"}
+    settings = {"budget": None, "steps": 2, "held_out": other}
+    report = carry_out(folder, bundle, batch_size=8, recovery=settings)
+    assert report.recovery is not None
+    assert (report.recovery.batches, report.recovery.held_out_batches) == (10, 3)
+    for place in ({"validation": other}, {"domains": {"other": other}}):
+        with pytest.raises(ValueError, match="cannot report"):
+            Recipe.model_validate(RECIPE | {"recovery": settings} | place)
+
+
 def test_recovery_needs_data(folder, bundle):
     with pytest.raises(RequestError, match="add calibration"):
         carry_out(folder, bundle, recovery={"budget": "1min"}, calibration=None)

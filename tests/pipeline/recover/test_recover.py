@@ -26,7 +26,7 @@ from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.model_file import load_model, save_model
 from compress_onnx.pipeline.recipe import RecoverySpec
-from compress_onnx.pipeline.recover.recover import recover
+from compress_onnx.pipeline.recover.recover import Lessons, recover
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
@@ -69,14 +69,15 @@ def reference(tmp_path):
 def train(reference):
     """Recover a fresh candidate; returns it with the report."""
 
-    def call(settings, samples=None, **arguments):
+    def call(settings, samples=None, held_out=None, **arguments):
         candidate = arguments.pop("candidate", None) or compressed(reference)
         arguments = {
             "data_folder": reference.parent,
             "spec": ONE_THREAD,
             "batch_size": 8,
         } | arguments
-        return candidate, recover(reference, candidate, samples or rows(), settings, **arguments)
+        lessons = Lessons(samples or rows(), held_out)
+        return candidate, recover(reference, candidate, lessons, settings, **arguments)
 
     return call
 
@@ -195,7 +196,7 @@ def test_padding_does_not_matter(tmp_path):
         report = recover(
             path,
             model,
-            Samples(inputs, "attention_mask"),
+            Lessons(Samples(inputs, "attention_mask")),
             steps(10, learning_rate=0.01),
             data_folder=tmp_path,
             spec=ONE_THREAD,
@@ -281,6 +282,45 @@ def test_a_finished_recovery_costs_nothing_again(train, tmp_path):
     assert not seen
     assert again.end_loss == report.end_loss
     assert_equal(arrays(first), arrays(second))
+
+
+# What decides
+
+
+def narrow_rows():
+    """Rows in two dimensions: what is learned from them can cost others."""
+    few = np.random.default_rng(4).normal(size=(160, 2, 1)).astype(np.float32)
+    return Samples({"x": np.sum(few * rows(2).inputs["x"], axis=1)})
+
+
+def test_samples_of_their_own_decide(reference, train, tmp_path):
+    """Training goes on to help the rows that it sees; what is kept helps the others."""
+    others, unseen = rows(64, seed=5), rows(64, seed=9)
+    settings = steps(300, learning_rate=0.02)
+    start = relative_error(reference, compressed(reference), tmp_path / "start.onnx", unseen)
+    far, alone = train(settings, narrow_rows())
+    near, report = train(settings, narrow_rows(), held_out=others)
+    assert (alone.batches, alone.held_out_batches) == (18, 2)
+    assert (report.batches, report.held_out_batches) == (20, 8)
+    worse, kept = (
+        relative_error(reference, model, tmp_path / "end.onnx", unseen) for model in (far, near)
+    )
+    assert worse > 1.1 * start
+    assert kept <= start
+
+
+def test_a_batch_is_enough_where_others_decide(train):
+    with pytest.raises(DataError, match="more samples"):
+        train(steps(1), samples=rows(1))
+    _, report = train(steps(1), samples=rows(1), held_out=rows(3))
+    assert (report.batches, report.held_out_batches) == (1, 1)
+
+
+def test_other_samples_that_decide_are_another_recovery(train, tmp_path):
+    cache, seen = ArrayCache(tmp_path / "checkpoints"), []
+    train(steps(10), held_out=rows(9), checkpoints=cache)
+    train(steps(10), held_out=rows(9, seed=6), checkpoints=cache, progress=seen.append)
+    assert len(seen) == 10
 
 
 # Requests
@@ -393,7 +433,7 @@ def test_networks_in_every_spelling_are_trained(name, tmp_path):
     report = recover(
         path,
         model,
-        samples,
+        Lessons(samples),
         steps(20, train="factors", mixing=0.0, learning_rate=0.003),
         data_folder=tmp_path,
         spec=ONE_THREAD,

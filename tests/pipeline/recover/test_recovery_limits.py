@@ -18,7 +18,7 @@ from compress_onnx.pipeline.files.cache import ArrayCache
 from compress_onnx.pipeline.files.model_file import INLINE_LIMIT_BYTES
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover import recover as module
-from compress_onnx.pipeline.recover.recover import check_trainable, recover_file
+from compress_onnx.pipeline.recover.recover import Lessons, check_trainable, recover_file
 from compress_onnx.pipeline.runtime.samples import Samples
 
 SITE_BYTES = 4 * (48 * 64 + 64 * 64 + 24 * 64)
@@ -40,7 +40,7 @@ def trained(files):
     compressed.write(files / "small.onnx", external_data=True)
     samples = Samples(dict(np.load(files / "data.npz")))
     settings = RecoverySpec(steps=60, budget=None, learning_rate=0.01)
-    return files / "model.onnx", files / "small.onnx", samples, settings
+    return files / "model.onnx", files / "small.onnx", Lessons(samples), settings
 
 
 def checkpoints(files):

@@ -27,6 +27,7 @@ from compress_onnx.pipeline.files.model_file import save_model
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.compared import Compared, target_of, weight_of
 from compress_onnx.pipeline.recover.distillation import Distillation
+from compress_onnx.pipeline.recover.recover import Lessons
 from compress_onnx.pipeline.recover.rounded_graph import round_columns
 from compress_onnx.pipeline.recover.rounding import Blocks, Rounding
 from compress_onnx.pipeline.runtime.samples import Samples
@@ -172,7 +173,7 @@ def test_training_lowers_the_error_of_the_rounded_model(reference, tmp_path):
     start = served_error(reference, prepared, tmp_path / "start.onnx", unseen)
     before = {name: array_of(v) for name, v in prepared.model.graph.initializers.items()}
     settings = RecoverySpec(budget=None, steps=120, mixing=0.0, learning_rate=0.01)
-    report = prepared.recover(reference, data, settings, SETTINGS)
+    report = prepared.recover(reference, Lessons(data), settings, SETTINGS)
     end = served_error(reference, prepared, tmp_path / "end.onnx", unseen)
     assert report.improved
     assert end < 0.7 * start
@@ -197,7 +198,7 @@ def test_training_through_rounding_helps_where_the_floats_are_exact(reference, t
     prepared = prepare_integers(reference, data, SETTINGS, limit=3)
     start = served_error(reference, prepared, tmp_path / "start.onnx", unseen)
     settings = RecoverySpec(budget=None, steps=150, mixing=0.0, learning_rate=0.01)
-    report = prepared.recover(reference, data, settings, SETTINGS)
+    report = prepared.recover(reference, Lessons(data), settings, SETTINGS)
     assert report.improved
     assert served_error(reference, prepared, tmp_path / "end.onnx", unseen) < 0.9 * start
 
@@ -207,7 +208,7 @@ def test_a_rate_that_diverges_leaves_the_model_as_it_was(reference):
     prepared = prepare_integers(reference, data, SETTINGS)
     before = {name: array_of(v) for name, v in prepared.model.graph.initializers.items()}
     settings = RecoverySpec(budget=None, steps=30, mixing=0.0, learning_rate=10.0)
-    assert not prepared.recover(reference, data, settings, SETTINGS).improved
+    assert not prepared.recover(reference, Lessons(data), settings, SETTINGS).improved
     for name, value in prepared.model.graph.initializers.items():
         assert np.array_equal(array_of(value), before[name]), name
 
@@ -245,7 +246,7 @@ def test_training_lowers_the_error_of_weights_in_blocks(reference, tmp_path):
     prepared = prepare_weights(noisy(reference, data), data, SETTINGS)
     start = served_error(reference, prepared, tmp_path / "start.onnx", unseen)
     settings = RecoverySpec(budget=None, steps=200, mixing=0.0, learning_rate=0.01)
-    report = prepared.recover(reference, data, settings, SETTINGS)
+    report = prepared.recover(reference, Lessons(data), settings, SETTINGS)
     assert report.improved
     end = served_error(reference, prepared, tmp_path / "end.onnx", unseen)
     assert end < 0.7 * start
