@@ -29,7 +29,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast test-cluster check format results analysis stages siblings graphs gradients memory scale performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast test-cluster check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -106,6 +106,9 @@ memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
 
 scale: $(READY) $(MPNET)  ## Measure time, memory and cache of learning (docs/scale.md); SHAPES=1.
 	PYTHONPATH=docs $(BIN)/python -m studies.scale --write $(if $(SHAPES),--shapes $(filter-out 1,$(SHAPES)))
+
+rows: $(READY)  ## Measure how many rows are enough to learn from (docs/rows.md).
+	PYTHONPATH=docs $(BIN)/python -m studies.rows docs/rows.md
 
 performance: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); RECIPE, or MODEL and DATA, RIVALS=1, SHAPES=1, RECOVER=600, ROUNDS=30.
 	PYTHONPATH=docs $(BIN)/python -m studies.performance $(if $(MODEL),$(MODEL) $(DATA),--recipe $(RECIPE)) \
