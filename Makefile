@@ -17,6 +17,7 @@ DATA ?=
 SHAPES ?=
 RIVALS ?=
 ROUNDS ?=
+ROWS ?=
 TRAIN ?=
 STRENGTHS ?=
 # One process a core; tests of a group run in the same one and share what they prepare.
@@ -101,8 +102,8 @@ graphs: $(READY)  ## Rewrite the collection of exports at full rank again (docs/
 gradients: $(READY)  ## Try gradients on the collection of strangers' graphs again (docs/gradients.md).
 	$(BIN)/python tests/support/gradient_table.py docs/gradients.md
 
-memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model.
-	PYTHONPATH=docs $(BIN)/python -m studies.memory
+memory: $(READY)  ## Measure the peak memory of compressing a 3 GB model (docs/memory.md); ROWS=4096 learns from rows.
+	PYTHONPATH=docs $(BIN)/python -m studies.memory $(if $(ROWS),--auto $(ROWS))
 
 scale: $(READY) $(MPNET)  ## Measure time, memory and cache of learning (docs/scale.md); SHAPES=1.
 	PYTHONPATH=docs $(BIN)/python -m studies.scale --write $(if $(SHAPES),--shapes $(filter-out 1,$(SHAPES)))

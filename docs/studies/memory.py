@@ -2,7 +2,9 @@
 
 Builds a decoder-like chain of about 3 GB (random weights, external data), compresses it in a child
 process with plain SVD at half of the parameters, and prints the child's peak resident memory beside
-the size of the model and what the factorization of its largest weight takes.
+the size of the model and what the factorization of its largest weight takes. With ``--auto``, the
+child learns from rows, gradients included, and compresses by ``auto`` one shot: time and peak of
+each step are printed.
 """
 
 from __future__ import annotations
@@ -21,8 +23,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.runtime.samples import Samples
+from compress_onnx.pipeline.runtime.threads import limited
+from studies.scale import Step, Watch
+
 HIDDEN = 2048
 INTERMEDIATE = 5632
+BATCH = 512
 DATA_NAME = "weights.bin"
 
 logger = logging.getLogger(__name__)
@@ -62,6 +73,7 @@ def build(path: Path, blocks: int, seed: int = 0) -> int:
     with (path.parent / DATA_NAME).open("wb") as stream:
         for layer in layers(blocks):
             weight = rng.standard_normal((layer.in_features, layer.out_features), dtype=np.float32)
+            weight /= np.sqrt(np.float32(layer.in_features))  # values stay as large as they are
             stream.write(weight.data)
             tensor = TensorProto(
                 name=f"{layer.name}.weight",
@@ -96,16 +108,40 @@ def peak_bytes(command: list[str]) -> int:
     return usage.ru_maxrss * 1024
 
 
+def learned(model: Path, rows: int) -> Iterator[Step]:
+    """Learn ``model`` from so many rows, and compress it by ``auto``, in this process."""
+    watch = Watch()
+    x = np.random.default_rng(1).standard_normal((rows, HIDDEN), dtype=np.float32)
+    settings = RunSettings(progress=watch, batch_size=BATCH)
+    request = CompressionSpec(method=MethodSpec(name="auto"), params=0.5, sequential=False)
+    with limited():
+        learn(model, Samples({"x": x}), settings).compress(request).write(
+            model.with_name("small.onnx")
+        )
+    yield from watch.result()
+
+
 def main() -> None:
     """Build, compress, report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=19, help="decoder blocks of 159 MB each")
     parser.add_argument("--include", default="*", help="compress only sites that match (glob)")
+    parser.add_argument("--auto", type=int, metavar="ROWS", help="learn from so many rows")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.child:
+        for step in learned(arguments.child, arguments.auto):
+            print(f"| {step.name} | {step.seconds:.0f} | {step.peak_bytes / 1e9:.2f} |")
+        return
     with TemporaryDirectory(prefix="compress-onnx-memory-") as work:
         source, target = Path(work) / "large.onnx", Path(work) / "small.onnx"
         model_bytes = build(source, arguments.blocks)
+        if arguments.auto:
+            command = [sys.executable, "-m", "studies.memory", "--auto", str(arguments.auto)]
+            logger.info("model %.2f GB; step, seconds, peak memory GB:", model_bytes / 1e9)
+            subprocess.run([*command, "--child", str(source)], check=True)  # noqa: S603
+            return
         compress = [
             sys.executable,
             "-m",
