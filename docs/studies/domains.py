@@ -38,16 +38,19 @@ from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.threads import limited
 
 SHARE = 0.5
-STRENGTHS = (0.1, 0.3, 0.5, 1.0)
+STRENGTHS = (0.3, 0.6)
 STRUCTURES: Mapping[str, FFNPolicy] = {"neurons and low rank": "neurons", "low rank": "factor"}
 UNSEEN = ("descriptions", "docstrings")
 
 BROADER: Mapping[str, DataSpec] = {
     "library": GeneralTextData(
-        kind="general-text", sources=("library",), exclude=UNSEEN, samples=512
+        kind="general-text", sources=("library",), exclude=UNSEEN, samples=2048
+    ),
+    "messages": GeneralTextData(
+        kind="general-text", sources=("messages",), exclude=UNSEEN, samples=1024
     ),
     "verses": PythonData(
-        kind="python", loader="data/verses.py:verses", arguments={"split": "train"}, limit=512
+        kind="python", loader="data/verses.py:verses", arguments={"split": "train"}, limit=1024
     ),
 }
 DOMAINS: Mapping[str, DataSpec] = {
@@ -204,7 +207,10 @@ def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> 
     for name, samples in sets.items():
         yield f"- {name}: {len(samples)} of {samples.origin}"
     yield ""
-    yield "Broader text: docstrings of Python's library and verses, 512 sentences of each."
+    yield (
+        "Broader text: docstrings of Python's library (2,048 sentences), catalogue messages and "
+        "verses (1,024 each)."
+    )
     if any(row.trained for row in rows):
         yield (
             f"General text to train on: {GENERAL.samples:,} sentences of "
