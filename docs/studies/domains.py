@@ -3,8 +3,8 @@
 A sentence encoder at half of its linear parameters, calibrated on Python's language reference. Its
 metric is pulled towards broader text, or towards the identity, with rising strength; the cosine to
 the original is measured in the calibration's own domain and in others. With ``--recover``, what the
-chosen strength makes is trained on the calibration sentences, and on broader text. Of the broader
-text two kinds are left out entirely: the *unseen* domains are of these.
+chosen strength makes is trained on broader text. Of the broader text two kinds are left out
+entirely: the *unseen* domains are of these.
 """
 
 from __future__ import annotations
@@ -46,9 +46,6 @@ BROADER: Mapping[str, DataSpec] = {
     "library": GeneralTextData(
         kind="general-text", sources=("library",), exclude=UNSEEN, samples=2048
     ),
-    "messages": GeneralTextData(
-        kind="general-text", sources=("messages",), exclude=UNSEEN, samples=1024
-    ),
     "verses": PythonData(
         kind="python", loader="data/verses.py:verses", arguments={"split": "train"}, limit=1024
     ),
@@ -60,7 +57,7 @@ DOMAINS: Mapping[str, DataSpec] = {
 SEEN: DataSpec = PythonData(
     kind="python", loader="data/verses.py:verses", arguments={"split": "validation"}, limit=256
 )
-"""What the broader text has too, and what training on other text is stopped by: told, but not part
+"""What the broader text has too, and what decides about training on other text: told, but not part
 of the worst."""
 
 CHOSEN = Shrinkage(towards="broader", strength="auto")
@@ -68,7 +65,7 @@ CHOSEN = Shrinkage(towards="broader", strength="auto")
 
 GENERAL = GeneralTextData(
     kind="general-text",
-    sources=("library", "reference", "messages"),
+    sources=("library", "reference"),
     exclude=UNSEEN,
     samples=8192,
 )
@@ -124,28 +121,20 @@ class Study:
 
     def recovered(self, seconds: float) -> Iterator[Row]:
         """What the chosen strength makes of the first structure, trained for so long."""
-        structure = next(iter(STRUCTURES))
-        calibrated = self._learned.samples
-        assert calibrated is not None
-        yield self._row(structure, self._write(structure, CHOSEN))
-        lessons = {
-            "calibration text": Lessons(calibrated),
-            "general text": Lessons(self._samples(GENERAL), self.sets["verses"]),
-        }
-        for text, lesson in lessons.items():
-            chosen = self._write(structure, CHOSEN)
-            experiment = self._experiment
-            report = recover_file(
-                experiment.reference,
-                self._candidate,
-                lesson,
-                RecoverySpec(budget=seconds),
-                seed=experiment.settings.seed,
-                spec=experiment.settings.session,
-                batch_size=experiment.settings.batch_size,
-            )
-            done = f"{report.steps} steps, {report.seconds:.0f} s"
-            yield self._row(structure, chosen, f"{text}, {done}")
+        structure, experiment = next(iter(STRUCTURES)), self._experiment
+        chosen = self._write(structure, CHOSEN)
+        yield self._row(structure, chosen)
+        report = recover_file(
+            experiment.reference,
+            self._candidate,
+            Lessons(self._samples(GENERAL), self.sets["verses"]),
+            RecoverySpec(budget=seconds),
+            seed=experiment.settings.seed,
+            spec=experiment.settings.session,
+            batch_size=experiment.settings.batch_size,
+        )
+        done = f"general text, {report.steps} steps, {report.seconds:.0f} s"
+        yield self._row(structure, chosen, done)
 
     def _write(self, structure: str, shrinkage: Shrinkage | None) -> Shrinkage | None:
         """Write the candidate; returns the shrinkage with the strength that it has."""
@@ -207,15 +196,11 @@ def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> 
     for name, samples in sets.items():
         yield f"- {name}: {len(samples)} of {samples.origin}"
     yield ""
-    yield (
-        "Broader text: docstrings of Python's library (2,048 sentences), catalogue messages and "
-        "verses (1,024 each)."
-    )
+    yield ("Broader text: docstrings of Python's library (2,048 sentences) and verses (1,024).")
     if any(row.trained for row in rows):
         yield (
             f"General text to train on: {GENERAL.samples:,} sentences of "
-            f"{', '.join(GENERAL.taken)}, stopped by the verses; calibration text is stopped by a "
-            "tenth of itself."
+            f"{', '.join(GENERAL.taken)}; the verses decide what is kept."
         )
     yield ""
     names = list(sets)
