@@ -166,11 +166,13 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     page = parser.parse_args().page
     logging.basicConfig(level=logging.WARNING)
+    logger.setLevel(logging.INFO)
     found = {}
     with limited():
         for title, recipe in RECIPES.items():
             with TemporaryDirectory(prefix="compress-onnx-") as folder:
                 found[title] = measured(recipe, Path(folder))
+                logger.info("%s", "\n".join(lines({title: found[title]})))
     machine = environment()
     text = [
         "# A step of recovery",
