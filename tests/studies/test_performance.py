@@ -25,6 +25,7 @@ from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.rivals import RIVALS
 from compress_onnx.pipeline.files.original import open_original
 from compress_onnx.pipeline.recipe import OptimizeSpec
+from compress_onnx.pipeline.recover.recover import Lessons
 from compress_onnx.pipeline.runtime.session import SessionSpec
 
 FEATURES = 32
@@ -92,7 +93,9 @@ def test_models_are_trained_where_that_is_asked_for(subject, tmp_path):
     only = [name, f"{name}, recovered"]
     found = table(subject, tmp_path, DYNAMIC, recovery_s=2.0, only=only)
     assert list(found) == [ORIGINAL, *only]
-    rows = {row.name: row for row in recovered(subject.learned, known, 2.0, subject.samples)}
+    rows = {
+        row.name: row for row in recovered(subject.learned, known, 2.0, Lessons(subject.samples))
+    }
     paths = [tmp_path / "start.onnx", tmp_path / "end.onnx"]
     {row.name: row for row in ours(subject.learned, known)}[name].build(paths[0])
     rows[only[1]].build(paths[1])
