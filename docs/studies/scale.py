@@ -42,7 +42,7 @@ from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.progress import Update
 from compress_onnx.pipeline.runtime.threads import available_cores, limited
-from studies.performance.shapes import SHAPES, Shape, exported, made_up
+from studies.performance.shapes import SHAPES, exported, made_up
 
 PAGE = Path("docs/scale.md")
 BEGIN, END = "<!-- time and memory: make scale -->", "<!-- end of time and memory -->"
@@ -54,21 +54,7 @@ RECIPES = {
 
 Four fifths of mpnet's are 1,024 short sentences, about 21,000 tokens."""
 SHARES = 0.5, 0.4
-LLAMA = Shape(
-    "LlamaModel",
-    "LlamaConfig",
-    {
-        "hidden_size": 1024,
-        "num_hidden_layers": 64,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 4,
-        "intermediate_size": 2816,
-        "vocab_size": 32000,
-    },
-    {},
-)
-"""3 GB, in external data."""
-LARGE = {"bert-large": (SHAPES["bert-large"], 256, 128), "llama": (LLAMA, 64, 128)}
+LARGE = {"bert-large": (SHAPES["bert-large"], 256, 128)}
 """Shapes of random weights, by name, with how many made-up sentences of how many tokens."""
 OPENED, ELSE = "open", "all else"
 

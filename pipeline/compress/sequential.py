@@ -156,6 +156,7 @@ def factor_sequentially(
         and can_shift(site)
         and not site.weight.stacked
         and site.weight.key in single
+        and (weights is None or site.name in weights)
     ]
     proto, done = referring(original.model, original.data_folder), Repaired()
     with weights_outside(proto, original.data_folder) as folder:

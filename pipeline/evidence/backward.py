@@ -64,7 +64,7 @@ def backward(
 
     Raises:
         NotDifferentiableError: an operator has no gradient.
-        ModelFileError: the model is too large.
+        ModelFileError: the model is too large to be rewritten in a recent opset, in float32.
         DataError: the samples do not fit the model.
     """
     graph = referring(original.model, original.data_folder)

@@ -22,19 +22,14 @@ import numpy as np
 
 from compress_onnx.graph_passes.arrays import Array, Float32, Stored
 from compress_onnx.graph_passes.errors import NotDifferentiableError
-from compress_onnx.graph_passes.factorization import (
-    GradientStats,
-    MomentAccumulator,
-)
+from compress_onnx.graph_passes.factorization import GradientStats, MomentAccumulator
 from compress_onnx.graph_passes.factorization.symmetric import GramSum
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.pipeline.evidence.backward import ADVICE, SiteValues, backward
 from compress_onnx.pipeline.evidence.objective import Objective, signs
 from compress_onnx.pipeline.evidence.segments import is_large
 from compress_onnx.pipeline.evidence.settings import RunSettings
-from compress_onnx.pipeline.evidence.shifts import (
-    can_shift,
-)
+from compress_onnx.pipeline.evidence.shifts import can_shift
 from compress_onnx.pipeline.evidence.stacks import part
 from compress_onnx.pipeline.evidence.stored import (
     arrays_of,
@@ -191,7 +186,8 @@ class _Collector:
             )
         # In the order of sites, in whichever they were collected.
         stats = {name: self._stats[name] for name in self._by_matrix if name in self._stats}
-        return OutputGradients(stats, self._weights)
+        seen = {name: batches for name, batches in self._weights.items() if batches}
+        return OutputGradients(stats, seen)
 
     @cached_property
     def _by_matrix(self) -> dict[str, LinearSite]:

@@ -25,20 +25,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.arrays import Array, Stored
 from compress_onnx.pipeline.evidence.value_shapes import Shape, shapes_of
 from compress_onnx.pipeline.files.model_file import weight_bytes
 from compress_onnx.pipeline.files.original import Original
-from compress_onnx.pipeline.files.shelf import Shelf, Shelved
+from compress_onnx.pipeline.files.shelf import Shelf
 from compress_onnx.pipeline.runtime.memory import return_freed
 from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 
 LARGE_BYTES = 200_000_000
+"""Of weights, from which on a model runs in segments."""
 
 SEGMENT_BYTES = 100_000_000
-
-_SHELVED_BYTES = 4096
+"""Of the weights of a segment."""
 
 Values = Mapping[str, Array]
 
@@ -93,7 +93,7 @@ class Segments:
         self._shelf = Shelf()
         self._feeds = feeds
         self._segments = tuple(_segments(proto.graph, kept))
-        self._values: list[dict[str, Array | Shelved]] = [{} for _ in feeds]
+        self._values: list[dict[str, Stored]] = [{} for _ in feeds]
 
     def __len__(self) -> int:
         """How many there are."""
@@ -124,8 +124,7 @@ class Segments:
                 session = session or self._session(segment, given, outputs)
                 found = run(session, given, outputs)
             for name in segment.outputs:
-                large = found[name].nbytes >= _SHELVED_BYTES
-                self._values[batch][name] = self._shelf.put(found[name]) if large else found[name]
+                self._values[batch][name] = self._shelf.keep(found[name])
             yield {**given, **found}
 
     def backwards(self) -> Iterator[Segment]:
@@ -137,11 +136,8 @@ class Segments:
         fed, found = self._feeds[batch], self._values[batch]
         return {name: np.asarray(fed[name] if name in fed else found[name]) for name in names}
 
-    def model(
-        self, segment: Segment, values: Values, outputs: Sequence[str] | None = None
-    ) -> onnx.ModelProto:
+    def model(self, segment: Segment, values: Values, outputs: Sequence[str]) -> onnx.ModelProto:
         """``segment`` as a model of its own, whose inputs look like ``values``."""
-        outputs = segment.outputs if outputs is None else outputs
         places = [*segment.borrowed, *range(segment.start, segment.stop)]
         return segment_model(self._proto, places, values, outputs, self._shapes)
 
@@ -236,18 +232,17 @@ def _segments(graph: onnx.GraphProto, kept: Collection[str]) -> Iterator[Segment
 
 def _light(graph: onnx.GraphProto, reads: Sequence[set[str]]) -> dict[str, int]:
     """The values that rule 3 is about, with the place of the node that computes each."""
-    light = {tensor.name: -1 for tensor in graph.initializer if len(tensor.dims) < 2}
-    light |= {value.name: -1 for value in graph.input if value.name not in light}
-    for tensor in graph.initializer:
-        if len(tensor.dims) > 1:
-            light.pop(tensor.name, None)
+    given = {tensor.name for tensor in graph.initializer if len(tensor.dims) < 2}
+    matrices = {tensor.name for tensor in graph.initializer} - given
+    given |= {value.name for value in graph.input} - matrices
+    light: dict[str, int] = {}
     nested = {name for names in reads for name in names} - {
         name for node in graph.node for name in node.input
     }
     for place, (node, names) in enumerate(zip(graph.node, reads, strict=True)):
-        if names.isdisjoint(nested) and names - {""} <= light.keys():
+        if names.isdisjoint(nested) and names - {""} <= given | light.keys():
             light |= {name: place for name in node.output if name}
-    return {name: place for name, place in light.items() if place >= 0}
+    return light
 
 
 def _cuts(

@@ -29,7 +29,7 @@ def shelved_gradients(stats: GradientStats, shelf: Shelf) -> GradientStats:
 
 
 def _shelved(kept: Float64 | SecondMoment, shelf: Shelf) -> SecondMoment:
-    moment = kept if isinstance(kept, SecondMoment) else SecondMoment.of(kept)
+    moment = _at_rest(kept)
     return replace(moment, correlations=shelf.put(np.asarray(moment.correlations)))
 
 
@@ -45,7 +45,7 @@ def arrays_of(stats: ActivationStats) -> dict[str, Stored]:
 
 def arrays_of_moment(kept: Float64 | SecondMoment) -> dict[str, Stored]:
     """A matrix, whether at rest or not."""
-    moment = kept if isinstance(kept, SecondMoment) else SecondMoment.of(kept)
+    moment = _at_rest(kept)
     return {"deviations": moment.deviations, "correlations": moment.correlations}
 
 
@@ -69,3 +69,7 @@ def moment_of(arrays: Mapping[str, Stored]) -> SecondMoment:
         KeyError: an array is missing.
     """
     return SecondMoment(np.asarray(arrays["deviations"], np.float64), arrays["correlations"])
+
+
+def _at_rest(kept: Float64 | SecondMoment) -> SecondMoment:
+    return kept if isinstance(kept, SecondMoment) else SecondMoment.of(kept)

@@ -49,8 +49,7 @@ _FOLDER_VARIABLE, _LIMIT_VARIABLE = "COMPRESS_ONNX_CACHE", "COMPRESS_ONNX_CACHE_
 _DEFAULT_LIMIT_BYTES = 2_000_000_000
 _CHECKPOINTS = "checkpoints"
 _SHELVED_FROM_BYTES = 500_000_000
-"""Entries of so many bytes wait on a shelf; so do, of these, arrays of so many:"""
-_SHELVED_BYTES = 4096
+"""What entries of so many bytes hold is not taken into memory."""
 _WRITER_IS_DEAD_AFTER_S = 3600
 # A key of content_key, or the hidden name of its writer's temporary file.
 _ENTRY = re.compile(r"[0-9a-f]{64}\.(npz|jsonl?)|\.[0-9a-f]{64}\.[\w-]+\.tmp\.(npz|json)")
@@ -106,13 +105,16 @@ class ArrayCache:
     def get(self, key: str) -> dict[str, Stored] | None:
         """The arrays under ``key``; None where there are none or they are damaged.
 
-        Those of an entry that is as large as a large model are on a shelf.
+        The arrays of a large entry are on a shelf.
         """
         path = self._path(key)
         try:
             with np.load(path, allow_pickle=False) as archive:
                 shelf = Shelf() if path.stat().st_size >= _SHELVED_FROM_BYTES else None
-                arrays = {name: _kept(archive[name], shelf) for name in archive.files}
+                arrays = {
+                    name: archive[name] if shelf is None else shelf.keep(archive[name])
+                    for name in archive.files
+                }
         except FileNotFoundError:
             return None
         except ARCHIVE_ERRORS as error:
@@ -191,10 +193,6 @@ class ArrayCache:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.npz"
-
-
-def _kept(array: Array, shelf: Shelf | None) -> Stored:
-    return array if shelf is None or array.nbytes < _SHELVED_BYTES else shelf.put(array)
 
 
 def _touch(path: Path) -> None:

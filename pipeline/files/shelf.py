@@ -15,8 +15,11 @@ from typing import IO
 import numpy as np
 from numpy.typing import DTypeLike
 
-from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.arrays import Array, Stored
 from compress_onnx.graph_passes.errors import OutputError
+
+_SMALL_BYTES = 4096
+"""Less is not worth a place on a shelf."""
 
 
 class Shelf:
@@ -47,6 +50,14 @@ class Shelf:
                 ) from error
         return Shelved(self, offset, array.dtype, array.shape)
 
+    def keep(self, array: Array) -> Stored:
+        """``array`` as :meth:`put` has it, or itself where it is small.
+
+        Raises:
+            OutputError: as for :meth:`put`.
+        """
+        return array if array.nbytes < _SMALL_BYTES else self.put(array)
+
     def read(self, offset: int, array: Array) -> None:
         """Fill ``array`` with what is at ``offset``."""
         assert self._file is not None
@@ -69,10 +80,8 @@ class Shelved:
         """Of the array."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def __array__(
-        self, dtype: DTypeLike | None = None, copy: bool | None = None
-    ) -> Array:  # numpy's protocol
-        """The array, read anew."""
+    def __array__(self, dtype: DTypeLike | None = None, *, copy: bool | None = None) -> Array:
+        """The array, read anew: numpy's protocol."""
         if copy is False:
             raise ValueError("an array on a shelf is read anew each time")
         array: Array = np.empty(self.shape, self.dtype)
