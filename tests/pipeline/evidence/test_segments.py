@@ -11,6 +11,8 @@ import onnx
 import pytest
 import small_models as small
 from gradient_collection import BATCH, COUNT, EXPORTS
+from graphs import model as parsed
+from graphs import weights
 from stranger_graphs import STRANGERS
 
 from compress_onnx.graph_passes.errors import NotDifferentiableError
@@ -139,6 +141,27 @@ def test_a_model_is_compressed_alike_in_segments(encoder, cut):
     parts = learn(original.path, samples).compress(request).evaluated()
     assert [(site.site, site.rank) for site in parts.sites] == [
         (site.site, site.rank) for site in whole.sites
+    ]
+    assert parts.error == pytest.approx(whole.error, rel=1e-3)
+
+
+def test_a_layer_that_leads_to_no_float_is_compressed_as_in_one_piece(tmp_path, cut):
+    """It has no gradient; in segments nobody even asks for it."""
+    numbers = weights(a=(24, 40), b=(40, 24), c=(40, 30))
+    text = (
+        "g (float[N,24] x) => (float[N,24] y, int64[N,1] z) "
+        "{ h = MatMul(x, a)  t = Tanh(h)  s = MatMul(t, c)  z = ArgMax <axis = 1> (s) "
+        "y = MatMul(t, b) }"
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(parsed(text, numbers), path)
+    samples, original = Samples(weights(3, x=(200, 24))), open_original(path)
+    request = CompressionSpec(method={"name": "auto"}, params=0.5, rank_multiple=1)
+    whole = learn(path, samples).compress(request).evaluated()
+    cut(original, 3)
+    parts = learn(path, samples).compress(request).evaluated()
+    assert [(s.site, s.rank, s.method) for s in parts.sites] == [
+        (s.site, s.rank, s.method) for s in whole.sites
     ]
     assert parts.error == pytest.approx(whole.error, rel=1e-3)
 
