@@ -150,8 +150,8 @@ def test_a_layer_that_leads_to_no_float_is_compressed_as_in_one_piece(tmp_path, 
     numbers = weights(a=(24, 40), b=(40, 24), c=(40, 30))
     text = (
         "g (float[N,24] x) => (float[N,24] y, int64[N,1] z) "
-        "{ h = MatMul(x, a)  t = Tanh(h)  s = MatMul(t, c)  z = ArgMax <axis = 1> (s) "
-        "y = MatMul(t, b) }"
+        "{ h = MatMul(x, a)  t = Tanh(h)  y = MatMul(t, b) "
+        "s = MatMul(t, c)  z = ArgMax <axis = 1> (s) }"
     )
     path = tmp_path / "model.onnx"
     onnx.save(parsed(text, numbers), path)
