@@ -21,7 +21,7 @@ Rules:
 
 1. Only factored sites of plain matrices that shifts can reach take part. A weight that several
    sites share is left to the plain way of factoring, because it can repair only one of them; so is
-   a stack of matrices.
+   a stack of matrices, and a site that no gradient reaches where others have some.
 2. Positions are weighted with the squared norm of the outputs' gradients where there are any, else
    padding counts as nothing and all else alike; both times the weight of their set.
 3. Shrinkage towards the identity is λ for the target, ``λ = a / (1 − a)`` beside the λ above, and
@@ -156,7 +156,7 @@ def factor_sequentially(
         and can_shift(site)
         and not site.weight.stacked
         and site.weight.key in single
-        and (weights is None or site.name in weights)
+        and (weights is None or any(map(np.any, weights.get(site.name, ()))))
     ]
     proto, done = referring(original.model, original.data_folder), Repaired()
     with weights_outside(proto, original.data_folder) as folder:

@@ -186,8 +186,7 @@ class _Collector:
             )
         # In the order of sites, in whichever they were collected.
         stats = {name: self._stats[name] for name in self._by_matrix if name in self._stats}
-        seen = {name: batches for name, batches in self._weights.items() if batches}
-        return OutputGradients(stats, seen)
+        return OutputGradients(stats, self._weights)
 
     @cached_property
     def _by_matrix(self) -> dict[str, LinearSite]:
