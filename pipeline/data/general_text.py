@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import Distribution
 from itertools import islice
 from typing import TypeVar
@@ -32,8 +33,10 @@ def general_text(spec: GeneralTextData, seed: int = 0) -> dict[str, TextSource]:
         DataError: fewer sentences are installed.
     """
     shuffle = _Shuffle(seed)
-    excluded = (_sentences(source, shuffle) for source in spec.exclude)
-    seen = {sentence_key(text) for texts in excluded for text in texts}
+    seen = set[str]()
+    if spec.exclude:
+        packages = _identities(documents.installed())
+        seen.update(*(_keys(source, packages) for source in spec.exclude))
     held_out = spec.split == "validation"
 
     def unseen(source: TextSource) -> Iterator[tuple[str, TextSource]]:
@@ -51,6 +54,17 @@ def general_text(spec: GeneralTextData, seed: int = 0) -> dict[str, TextSource]:
         )
     # Not in turn any more: a part such as every fifth sample would be of one source alone.
     return {text: found[text] for text in shuffle(found)}
+
+
+@cache
+def _keys(source: TextSource, packages: tuple[str, ...]) -> frozenset[str]:
+    """All sentences of a source: a minute's work, so it is done once for the same ``packages``."""
+    del packages
+    return frozenset(map(sentence_key, _sentences(source, _Shuffle(0))))
+
+
+def _identities(packages: Mapping[str, Distribution]) -> tuple[str, ...]:
+    return tuple(f"{each.locate_file(name)} {each.version}" for name, each in packages.items())
 
 
 def in_turn(streams: Iterable[Iterator[T]]) -> Iterator[T]:
