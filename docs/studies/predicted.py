@@ -22,7 +22,7 @@ from scipy import stats
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
 from compress_onnx.graph_passes.planning.damage import damage_curve
-from compress_onnx.graph_passes.planning.ffns import neuron_curve
+from compress_onnx.graph_passes.planning.ffns import neuron_curves
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec, Selection
 from compress_onnx.graph_passes.sites.ffn import find_ffns
@@ -57,7 +57,7 @@ def changes(learned: Learned) -> Iterator[Change]:
     method = MethodSpec(name="gauss-newton")
     basis = learned.basis(CompressionSpec(method=method, objective=OBJECTIVE))
     truncation = damage_curve("gauss-newton", GaussNewton(), basis.decompositions)
-    selection = neuron_curve("gauss-newton", basis.decompositions)
+    selection = neuron_curves("gauss-newton", basis.decompositions)
     assert truncation is not None
     assert selection is not None
     assert basis.gradients is not None
@@ -71,7 +71,7 @@ def changes(learned: Learned) -> Iterator[Change]:
         build = _compressed(learned, request)
         yield Change("low rank", f"{sites[0].name}, rank {rank}", float(curve[rank]), build)
     for ffn in find_ffns(table.sites).ffns:
-        damage = selection(ffn)
+        (damage,) = selection([ffn])
         assert damage is not None
         for share in SHARES:
             names = tuple(site.name for site in ffn.sites)

@@ -43,7 +43,7 @@ from compress_onnx.graph_passes.factorization.symmetric import SecondMoment
 
 def square_root(covariance: Float64) -> Float64:
     """``[K, K]`` S with ``SᵀS`` = covariance; negative eigenvalues are rounding, and count as 0."""
-    values, vectors = linalg.eigh(covariance, driver="evd")
+    values, vectors = np.linalg.eigh(covariance)
     root: Float64 = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
     return root
 

@@ -22,7 +22,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as options
-from scipy import linalg
 
 from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
@@ -74,5 +73,4 @@ def damped_half(moment: Float64, damping: float) -> Float64:
     mean = float(np.trace(moment)) / size
     if mean <= 0:
         return np.eye(size)
-    half: Float64 = linalg.cholesky(moment + damping * mean * np.eye(size), lower=True)
-    return half
+    return np.asarray(np.linalg.cholesky(moment + damping * mean * np.eye(size)), np.float64)

@@ -23,10 +23,7 @@ import numpy as np
 
 from compress_onnx.graph_passes.arrays import Array, Float64, Floats
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.graph_passes.factorization.activations import (
-    ActivationStats,
-    towards_identity,
-)
+from compress_onnx.graph_passes.factorization.activations import ActivationStats
 from compress_onnx.graph_passes.factorization.symmetric import GramSum
 
 _BLOCK = 384
@@ -101,25 +98,37 @@ class MomentAccumulator:
 
 @dataclass(frozen=True)
 class PairedStats:
-    """Statistics of a value x', and how another value x, row by row beside it, goes along with it.
+    """Statistics of a value x', and how another value y, row by row beside it, goes along with it.
 
     Attributes:
         first: of x'.
-        second_mean: ``[K]`` the mean of x.
-        cross: ``[K, K]`` the centred ``E[x' xᵀ]``.
+        second_mean: ``[M]`` the mean of y.
+        cross: ``[K, M]`` the centred ``E[x' yᵀ]``.
     """
 
     first: ActivationStats
     second_mean: Float64
     cross: Float64
 
-    def shrunk(self, strength: float) -> PairedStats:
-        """The same with rows x' = x, uncorrelated and of equal size, for ``strength`` of them."""
+    def through(self, weight: Array) -> PairedStats:
+        """The same of y·W, with W [M, N], in place of y."""
+        exact = weight.astype(np.float64)
+        return replace(self, second_mean=self.second_mean @ exact, cross=self.cross @ exact)
+
+    def shrunk(self, strength: float, weight: Array) -> PairedStats:
+        """The same with rows x', uncorrelated and of equal size, for ``strength`` of them.
+
+        Args:
+            strength: 0 leaves them as they are.
+            weight: ``[K, M]``, which makes y = x'·W of these rows.
+        """
+        if not strength:
+            return self
         level = float(np.trace(self.first.covariance)) / len(self.cross)
         return replace(
             self,
             first=self.first.shrunk(strength),
-            cross=towards_identity(self.cross, strength, level),
+            cross=(1 - strength) * self.cross + strength * level * weight.astype(np.float64),
         )
 
 
@@ -127,17 +136,21 @@ class PairedAccumulator:
     """Collects :class:`PairedStats`.
 
     Args:
-        features: K of both values.
+        features: K of x'.
+        others: M of y; None where it is K, too.
         name: what the rows are of, for errors.
     """
 
-    def __init__(self, features: int, name: str = "a value inside the model") -> None:
+    def __init__(
+        self, features: int, others: int | None = None, name: str = "a value inside the model"
+    ) -> None:
+        others = features if others is None else others
         self._first = MomentAccumulator(features, name)
-        self._second = Rows(features, name)
-        self._cross: Floats = np.zeros((features, features), np.float32)
+        self._second = Rows(others, name)
+        self._cross: Floats = np.zeros((features, others), np.float32)
 
     def update(self, first: Array, second: Array, weights: Array) -> None:
-        """Add the rows ``first`` and ``second``, both [n, K], with weights ``[n]``.
+        """Add the rows ``first`` [n, K] and ``second`` [n, M], with weights ``[n]``.
 
         Raises:
             DataError: a number is NaN or infinite.
@@ -160,17 +173,18 @@ class PairedAccumulator:
 
         def add(start: int) -> None:
             block = slice(start, start + _BLOCK)
-            self._cross[block] += ours[:, block].T @ theirs  # [block, K]
+            self._cross[block] += ours[:, block].T @ theirs  # [block, M]
 
         starts = range(0, len(self._cross), _BLOCK)
         return [partial(self._first.add, ours), *(partial(add, start) for start in starts)]
 
     def result(self) -> PairedStats:
         """The statistics so far; all zero where every weight was, or no row was seen."""
-        rows, none = self._second, np.zeros(self._cross.shape)
+        rows, (features, others) = self._second, self._cross.shape
         if not rows.weight:
-            zero = np.zeros_like(rows.magnitude)
-            return PairedStats(ActivationStats(rows.count, zero, zero, none), zero, none)
+            zero = np.zeros(features)
+            first = ActivationStats(rows.count, zero, zero, np.zeros((features, features)))
+            return PairedStats(first, np.zeros(others), np.zeros((features, others)))
         first = self._first.result()
         cross = (self._cross + self._first.rows.between(rows)) / rows.weight
         return PairedStats(first, rows.mean, cross)
@@ -258,7 +272,7 @@ class Rows:
         return offset
 
     def between(self, other: Rows) -> Float64:
-        """``[K, K]`` how the means of the batches vary, beside those of ``other``.
+        """``[K, M]`` how the means of the batches vary, beside those of ``other``, of M features.
 
         Less what products of the rows around their means have too much, as these were rounded.
         """

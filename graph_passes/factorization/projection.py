@@ -109,8 +109,7 @@ def squared_spectrum(weight: Array, covariance: Float64 | None = None) -> Float6
     else:
         halved = _halved(exact, covariance)
         seen = halved @ halved.T  # [K, K]
-    values = linalg.eigvalsh(seen, overwrite_a=True, check_finite=False)
-    return np.maximum(values[::-1], 0.0)
+    return np.asarray(np.maximum(np.linalg.eigvalsh(seen)[::-1], 0.0), np.float64)
 
 
 def _seen(exact: Float64, metric: Float64 | None) -> Float64:
@@ -132,7 +131,7 @@ def _halved(exact: Float64, metric: Float64 | None) -> Float64:
 
 def _descending(matrix: Float64) -> tuple[Float64, Float64]:
     """Eigenvalues, largest first and none negative, and their eigenvectors."""
-    values, vectors = linalg.eigh(matrix, driver="evd", overwrite_a=True, check_finite=False)
+    values, vectors = np.linalg.eigh(matrix)
     return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
 
 

@@ -169,19 +169,21 @@ class Decompositions:
     def _job(self, method: Method, sites: Sequence[LinearSite]) -> _Job:
         return _Job(method, sites[0].weight.array(), self.known(sites), _limit(sites))
 
-    def neurons(self, down: LinearSite, *, with_gradients: bool) -> NeuronOrder:
-        """The order in which neurons go from the network that ends in ``down``.
+    def neurons(self, downs: Sequence[LinearSite], *, with_gradients: bool) -> list[NeuronOrder]:
+        """The order in which neurons go from each network that ends in one of ``downs``.
 
         Args:
-            down: a layer about whose inputs there are statistics.
+            downs: layers about whose inputs there are statistics.
             with_gradients: whether they count by what they do to the model's outputs.
         """
-        key = down.name, with_gradients
-        if key not in self._orders:
-            self._orders[key] = order_neurons(
-                down.weight.array(), self._seen(down, with_gradients=with_gradients)
-            )
-        return self._orders[key]
+        missing = [down for down in downs if (down.name, with_gradients) not in self._orders]
+        jobs = (
+            (down.weight.array(), self._seen(down, with_gradients=with_gradients))
+            for down in missing
+        )
+        for down, order in zip(missing, self.spread(_ordered, jobs), strict=True):
+            self._orders[down.name, with_gradients] = order
+        return [self._orders[down.name, with_gradients] for down in downs]
 
     def kept_neurons(self, down: LinearSite, plan: SitePlan) -> Indices:
         """``[k]`` those that stay in the network that ends in ``down``, rising.
@@ -191,7 +193,8 @@ class Decompositions:
         """
         assert plan.neurons is not None
         with_gradients = _with_gradients(plan)
-        return self.neurons(down, with_gradients=with_gradients).kept(plan.neurons)
+        (order,) = self.neurons([down], with_gradients=with_gradients)
+        return order.kept(plan.neurons)
 
     def folded(self, down: LinearSite, plan: SitePlan) -> Folded:
         """What stands for ``down`` where ``plan`` lets some neurons stay.
@@ -232,6 +235,10 @@ def _decomposed(job: _Job) -> Decomposition:
     """Nested where it can be: what was decomposed and its metric need not come back."""
     found = decompose(job.method, job.weight, job.known)
     return found.nested(job.limit) or found
+
+
+def _ordered(job: tuple[Array, ActivationStats]) -> NeuronOrder:
+    return order_neurons(*job)
 
 
 def metric_of(known: Known) -> ErrorMetric:

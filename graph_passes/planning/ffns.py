@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from compress_onnx.graph_passes.allocation import Damage, NeuronCandidate
 from compress_onnx.graph_passes.allocation.price import LinearPrice, Price
 from compress_onnx.graph_passes.arrays import Float64
+from compress_onnx.graph_passes.factorization.neurons import NeuronOrder
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.evidence import evidence_in
 from compress_onnx.graph_passes.planning.request import Budget
 from compress_onnx.graph_passes.sites.ffn import FFN, find_ffns
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
-NeuronCurve = Callable[[FFN], Float64 | None]
-"""What a network costs the model with so many neurons left; None where that is not known."""
+NeuronCurves = Callable[[Sequence[FFN]], list[Float64 | None]]
+"""What each network costs the model with so many neurons left; None where that is not known."""
 NeuronPrice = Callable[[FFN], Price | None]
 """What its weights take of a budget with so many neurons left."""
 
@@ -58,12 +59,12 @@ class NeuronEvidence:
 
     Attributes:
         known: whether there is the evidence about a down layer that damage goes by.
-        curve: what a network costs the model; None where allocations need not know.
+        curves: what each network costs the model; None where allocations need not know.
         price: what it takes of a budget of FLOPs or latency.
     """
 
     known: Callable[[LinearSite], bool]
-    curve: NeuronCurve | None = None
+    curves: NeuronCurves | None = None
     price: NeuronPrice | None = None
 
 
@@ -98,30 +99,31 @@ def candidates_of(
 ) -> list[NeuronCandidate]:
     """The networks as allocators see them; the key is the weight of the down layer."""
     price = {"params": None, "bytes": byte_price}.get(budget, evidence.price)
+    ffns = [*menus.ffns.values()]
+    damages = evidence.curves(ffns) if evidence.curves else [None] * len(ffns)
     return [
         NeuronCandidate(
             ffn.down.weight.key,
             ffn.neurons,
             ffn.parameters_per_neuron,
-            damage=evidence.curve(ffn) if evidence.curve else None,
+            damage=damage,
             quoted=price(ffn) if price else None,
         )
-        for ffn in menus.ffns.values()
+        for ffn, damage in zip(ffns, damages, strict=True)
     ]
 
 
-def neuron_curve(
+def neuron_curves(
     kind: Damage, decompositions: Decompositions, slopes: Mapping[str, float] | None = None
-) -> NeuronCurve | None:
-    """The curve ``[H + 1]`` of any network; None where allocations of ``kind`` need none.
+) -> NeuronCurves | None:
+    """The curves ``[H + 1]`` of any networks; None where allocations of ``kind`` need none.
 
     In the units of :func:`graph_passes.planning.damage.damage_curve`.
     """
     if kind == "none":
         return None
 
-    def curve(ffn: FFN) -> Float64 | None:
-        order = decompositions.neurons(ffn.down, with_gradients=kind == "gauss-newton")
+    def curve(ffn: FFN, order: NeuronOrder) -> Float64 | None:
         if kind == "energy":
             return order.damage / (order.energy or 1.0)
         if kind == "gauss-newton":
@@ -129,7 +131,12 @@ def neuron_curve(
         slope = (slopes or {}).get(ffn.down.weight.key)
         return None if slope is None else slope * order.damage
 
-    return curve
+    def curves(ffns: Sequence[FFN]) -> list[Float64 | None]:
+        downs = [ffn.down for ffn in ffns]
+        orders = decompositions.neurons(downs, with_gradients=kind == "gauss-newton")
+        return [curve(ffn, order) for ffn, order in zip(ffns, orders, strict=True)]
+
+    return curves
 
 
 def knows_enough(kind: Damage, decompositions: Decompositions) -> Callable[[LinearSite], bool]:

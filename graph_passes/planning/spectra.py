@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
 
 from compress_onnx.graph_passes.arrays import Float64
 from compress_onnx.graph_passes.factorization import Known
@@ -46,5 +45,5 @@ def spectrum(site: LinearSite, known: Known) -> Spectrum:
     return Spectrum(
         weight_tail,
         tail_of(squared_spectrum(weight, stats.covariance)),
-        tail_of(np.maximum(linalg.eigvalsh(stats.covariance)[::-1], 0.0)),
+        tail_of(np.maximum(np.linalg.eigvalsh(stats.covariance)[::-1], 0.0)),
     )

@@ -14,7 +14,7 @@ from compress_onnx.graph_passes.factorization import ActivationStats, Method, ma
 from compress_onnx.graph_passes.factorization.gauss_newton import GaussNewton
 from compress_onnx.graph_passes.planning.damage import DamageCurves, damage_curve
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
-from compress_onnx.graph_passes.planning.ffns import NeuronEvidence, knows_enough, neuron_curve
+from compress_onnx.graph_passes.planning.ffns import NeuronEvidence, knows_enough, neuron_curves
 from compress_onnx.graph_passes.planning.plan import CompressionPlan
 from compress_onnx.graph_passes.planning.planner import make_plan, require_gain
 from compress_onnx.graph_passes.planning.request import CompressionSpec
@@ -91,7 +91,7 @@ def plan_on(
     if basis.stats:
         networks = NeuronEvidence(
             knows_enough(kind, basis.decompositions),
-            neuron_curve(kind, basis.decompositions, basis.slopes),
+            neuron_curves(kind, basis.decompositions, basis.slopes),
             prices.networks if prices else None,
         )
     plan = make_plan(

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -43,9 +44,8 @@ import onnx
 from numpy.typing import NDArray
 from scipy import linalg
 
-from compress_onnx.graph_passes.arrays import Array, Float64
+from compress_onnx.graph_passes.arrays import Array, Float64, Indices
 from compress_onnx.graph_passes.factorization import (
-    ActivationStats,
     Factorization,
     GradientStats,
     PairedAccumulator,
@@ -74,7 +74,7 @@ from compress_onnx.pipeline.runtime.padding import real_weights
 from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.samples import Batch
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
-from compress_onnx.pipeline.runtime.threads import side_by_side
+from compress_onnx.pipeline.runtime.threads import matmul, side_by_side
 
 Values = dict[str, Array]
 Weights = Mapping[str, Sequence[NDArray[np.float32]]]
@@ -97,6 +97,13 @@ class Repaired:
 
     factors: dict[str, Factorization] = field(default_factory=dict)
     networks: dict[str, Folded] = field(default_factory=dict)
+
+    def add(self, site: LinearSite, made: Factorization | Folded) -> None:
+        """Note what was ``made`` of ``site``."""
+        if isinstance(made, Folded):
+            self.networks[site.name] = made
+        else:
+            self.factors[site.weight.key] = made
 
 
 @dataclass(frozen=True)
@@ -173,11 +180,12 @@ def factor_sequentially(
         shifts = shift_outputs(proto, sites)
         exact = _Side(proto, folder, spec, [dict(batch.feeds) for batch in batches])
         compressed = _Side(_copy(proto), folder, spec, [dict(batch.feeds) for batch in batches])
+        repair = _Repair(planned, decompositions, identity, damping)
         count, start, kept = 0, 0, True
         with settings.progress.step("factor in sequence", len(sites)) as update:
             for group in _groups(proto, sites):
                 kept = not (kept and all(map(_narrows, group.sites)))
-                found = _Found(group.sites, counts, weights)
+                found = _Found(group.sites, repair.neurons(group.sites), counts, weights)
                 reached = (_alive_at(side, start, group.cut) for side in (exact, compressed))
                 for index, (batch, *values) in enumerate(zip(batches, *reached, strict=True)):
                     found.add(index, batch, *values)
@@ -187,69 +195,76 @@ def factor_sequentially(
                     start = group.cut
                     for side in (exact, compressed):
                         _forget(side.proto.graph, start)
-                for site in group.sites:
-                    moments = found.moments(site).shrunk(identity)
-                    shift, how = shifts[site.name], planned[site.name]
-                    if how.decision == "neurons":
-                        folded = _fold(site, how, moments, decompositions, damping)
-                        dense = folded.dense(site.in_features)
-                        _install(compressed, site, shift, dense, folded.bias)
-                        done.networks[site.name] = folded
-                    else:
-                        stats = decompositions.stats[site.name]
-                        made = _factor(site, how, moments, stats, damping)
-                        _install(compressed, site, shift, made.product(), made.bias)
-                        done.factors[site.weight.key] = made
+                repaired_sites = side_by_side(partial(repair.site, found), group.sites)
+                for site, made in zip(group.sites, repaired_sites, strict=True):
+                    done.add(site, made)
+                    _install(compressed, site, shifts[site.name], made)
                     count += 1
                     update(count)
                 return_freed()
     return done
 
 
-def _factor(
-    site: LinearSite, plan: SitePlan, moments: PairedStats, stats: ActivationStats, damping: float
-) -> Factorization:
-    assert plan.method is not None
-    assert plan.rank is not None
-    weight = site.weight.array()
-    exact = weight.astype(np.float64)
-    inputs = moments.first
-    square = float(inputs.mean @ inputs.mean) / len(inputs.mean)
-    wanted = moments.cross @ exact
-    target = repaired(exact, inputs.covariance, wanted, damping, _ROUNDING * square)
-    seen = inputs
-    if stats.gradients is not None:
-        seen = replace(inputs, gradients=GradientStats(inputs, stats.gradients.outer))
-    method = make_method(plan.method.name, plan.method.options)
-    factorization = method.decompose(target.astype(weight.dtype), seen).factorize(
-        plan.rank, plan.store
-    )
-    if not method.corrects_bias:
-        return factorization
-    bias = moments.second_mean @ exact - inputs.mean @ factorization.product()
-    return replace(factorization, bias=bias)
+@dataclass(frozen=True)
+class _Repair:
+    """How sites are repaired.
 
+    Attributes:
+        planned: what becomes of each, by name.
+        decompositions: of their weights.
+        identity: how strongly moments are pulled towards the identity.
+        damping: λ.
+    """
 
-def _fold(
-    site: LinearSite,
-    plan: SitePlan,
-    moments: PairedStats,
-    decompositions: Decompositions,
-    damping: float,
-) -> Folded:
-    """The down layer for the neurons that the original chooses, repaired on them alone."""
-    plain = decompositions.folded(site, plan)
-    kept, inputs = plain.kept, moments.first
-    exact = site.weight.array().astype(np.float64)
-    mean = inputs.mean[kept]
-    target = repaired(
-        plain.weight,
-        inputs.covariance[np.ix_(kept, kept)],
-        moments.cross[kept] @ exact,
-        damping,
-        _ROUNDING * float(mean @ mean) / len(mean),
-    )
-    return Folded(kept, target, moments.second_mean @ exact - mean @ target)
+    planned: Mapping[str, SitePlan]
+    decompositions: Decompositions
+    identity: float
+    damping: float
+
+    def neurons(self, sites: Sequence[LinearSite]) -> dict[str, Indices]:
+        """``[k]`` those of its inputs that stay, for each of ``sites`` that loses some."""
+        plans = {site.name: self.planned[site.name] for site in sites}
+        return {
+            site.name: self.decompositions.kept_neurons(site, plans[site.name])
+            for site in sites
+            if plans[site.name].decision == "neurons"
+        }
+
+    def site(self, found: _Found, site: LinearSite) -> Factorization | Folded:
+        """What stands for ``site``, which ``found`` was collected at."""
+        moments, plan = found.moments(site, self.identity), self.planned[site.name]
+        if plan.decision == "neurons":
+            return self._fold(self.decompositions.folded(site, plan), moments)
+        return self._factor(site, plan, moments)
+
+    def _factor(self, site: LinearSite, plan: SitePlan, moments: PairedStats) -> Factorization:
+        assert plan.method is not None
+        assert plan.rank is not None
+        weight, inputs = site.weight.array(), moments.first
+        target = self._target(weight.astype(np.float64), moments)
+        seen, gradients = inputs, self.decompositions.stats[site.name].gradients
+        if gradients is not None:
+            seen = replace(inputs, gradients=GradientStats(inputs, gradients.outer))
+        method = make_method(plan.method.name, plan.method.options)
+        factorization = method.decompose(target.astype(weight.dtype), seen).factorize(
+            plan.rank, plan.store
+        )
+        if not method.corrects_bias:
+            return factorization
+        bias = moments.second_mean - inputs.mean @ factorization.product()
+        return replace(factorization, bias=bias)
+
+    def _fold(self, plain: Folded, moments: PairedStats) -> Folded:
+        """The down layer for the neurons that the original chooses, repaired on them alone."""
+        target = self._target(plain.weight, moments)
+        bias = moments.second_mean - moments.first.mean @ target
+        return Folded(plain.kept, target, bias)
+
+    def _target(self, weight: Float64, moments: PairedStats) -> Float64:
+        """``[K, N]`` T, with λ towards ``weight``."""
+        inputs = moments.first
+        least = _ROUNDING * float(inputs.mean @ inputs.mean) / len(inputs.mean)
+        return repaired(weight, inputs.covariance, moments.cross, self.damping, least)
 
 
 def repaired(
@@ -274,22 +289,43 @@ def repaired(
 
 
 class _Found:
-    """Of x' and x of each of ``sites``, weighted, batch by batch."""
+    """Of x' and the original outputs of each of ``sites``, weighted, batch by batch.
+
+    Where a site narrows, outputs are summed up, else the inputs, whichever are fewer numbers.
+
+    Args:
+        sites: that read one value.
+        neurons: by site, those of the inputs x' that stay; all where it is not named.
+        counts: how often each position of a batch counts.
+        weights: by site, for each batch the weight of each position.
+    """
 
     def __init__(
-        self, sites: Sequence[LinearSite], counts: Sequence[float], weights: Weights | None
+        self,
+        sites: Sequence[LinearSite],
+        neurons: Mapping[str, Indices],
+        counts: Sequence[float],
+        weights: Weights | None,
     ) -> None:
+        self._sites = sites
+        self._neurons = neurons
         self._counts = counts
         self._weights = weights
+        fewer = (site for site in sites if site.out_features < site.in_features)
+        self._through = {site.name: site.weight.array() for site in fewer}
         self._accumulators = {
-            site.name: (site, PairedAccumulator(site.in_features, repr(site.input.name)))
+            site.name: PairedAccumulator(
+                len(neurons[site.name]) if site.name in neurons else site.in_features,
+                min(site.in_features, site.out_features),
+                name=repr(site.input.name),
+            )
             for site in sites
         }
 
     def add(self, index: int, batch: Batch, original: Values, compressed: Values) -> None:
         """Add what is alive in both models in batch ``index``."""
         jobs: list[Callable[[], None]] = []
-        for name, (site, accumulator) in self._accumulators.items():
+        for site in self._sites:
             value, features = site.input.name or "", site.in_features
             pair = compressed[value], original[value]
             # Features last: [..., T, K].
@@ -297,17 +333,24 @@ class _Found:
             weight = (
                 real_weights(ours, batch.mask)
                 if self._weights is None
-                else self._weights[name][index]
+                else self._weights[site.name][index]
             ).reshape(-1) * np.float32(self._counts[index])
             real = weight > 0
             # The real rows alone: [n, K].
             x, y = (side.reshape(-1, features)[real] for side in (ours, theirs))
-            jobs += accumulator.jobs(x, y, weight[real])
+            if site.name in self._neurons:
+                x = x[:, self._neurons[site.name]]  # [n, k]
+            if site.name in self._through:
+                y = matmul(y, self._through[site.name])  # [n, N]
+            jobs += self._accumulators[site.name].jobs(x, y, weight[real])
         side_by_side(lambda job: job(), jobs)
 
-    def moments(self, site: LinearSite) -> PairedStats:
-        """Those of ``site``, over all batches; they go from here."""
-        return self._accumulators.pop(site.name)[1].result()
+    def moments(self, site: LinearSite, identity: float) -> PairedStats:
+        """Those of x' and ``x·W`` of ``site``, over all batches, pulled; they go from here."""
+        found, weight = self._accumulators.pop(site.name).result(), site.weight.array()
+        if site.name not in self._through:
+            found = found.through(weight)
+        return found.shrunk(identity, weight[self._neurons.get(site.name, slice(None))])
 
 
 def _narrows(site: LinearSite) -> bool:
@@ -355,19 +398,18 @@ def _forget(graph: onnx.GraphProto, start: int) -> None:
     graph.initializer.extend(kept)
 
 
-def _install(
-    side: _Side, site: LinearSite, shift: str, weight: Float64, bias: Float64 | None
-) -> None:
-    """Put ``weight`` [K, N], and the new mean, into a model of dense weights."""
+def _install(side: _Side, site: LinearSite, shift: str, made: Factorization | Folded) -> None:
+    """Put what was ``made`` of ``site``, and the new mean, into a model of dense weights."""
     output = site.node.outputs[0].name or ""
     add = next(i for i, node in enumerate(side.proto.graph.node) if output in node.output)
     node = side.proto.graph.node[add - 1]
     dtype = site.weight.array().dtype
-    product = weight.astype(dtype)
+    dense = made.dense(site.in_features) if isinstance(made, Folded) else made.product()
+    weight = dense.astype(dtype)  # [K, N]
     node.input[1] = f"{output}.compressed"
-    _set_initializer(side.proto, node.input[1], product.T if _transposes(node) else product)
-    if bias is not None:
-        _set_initializer(side.proto, shift, (site.alpha * bias).astype(dtype))
+    _set_initializer(side.proto, node.input[1], weight.T if _transposes(node) else weight)
+    if made.bias is not None:
+        _set_initializer(side.proto, shift, (site.alpha * made.bias).astype(dtype))
 
 
 def _set_initializer(proto: onnx.ModelProto, name: str, array: Array) -> None:

@@ -28,6 +28,7 @@ import onnxruntime
 from threadpoolctl import threadpool_limits
 
 from compress_onnx.graph_passes.errors import BackendError, MissingDependencyError, RequestError
+from compress_onnx.pipeline.runtime.threads import thread_count
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -37,6 +38,9 @@ EMBEDDED, DASK = "embedded", "dask"
 _CONNECT_S = 10
 _PATIENCE_S = 5.0
 """After so long without a result, somebody looks whether there are workers at all."""
+
+_MOST_JOBS = 4
+"""At once in this process, unless somebody says how many."""
 
 _PACKAGES = ("compress-onnx", "numpy", "scipy")
 """What decides about bits, beside Python and ONNX Runtime."""
@@ -68,26 +72,27 @@ class Embedded:
     """Threads of this process.
 
     Args:
-        jobs: how many at once. One by itself: each has a weight and its metric in memory, and
-            scipy's eigenproblems, which take most of the time, hold Python's lock.
+        jobs: how many at once. By itself as many as threads compute, four at most: each has a
+            weight and its metric in memory.
     """
 
     remote = False
 
-    def __init__(self, jobs: int = 1) -> None:
+    def __init__(self, jobs: int | None = None) -> None:
         self.jobs = jobs
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
         """See :class:`Backend`."""
-        if self.jobs == 1:
+        jobs = self.jobs or min(thread_count(), _MOST_JOBS)
+        if jobs == 1:
             yield from map(work, items)
             return
-        with ThreadPoolExecutor(self.jobs) as pool:
+        with ThreadPoolExecutor(jobs) as pool:
 
             def submit(item: Item) -> Future[Result]:
                 return pool.submit(work, item)
 
-            yield from _in_order(submit, items, lambda: self.jobs, Future.result)
+            yield from _in_order(submit, items, lambda: jobs, Future.result)
 
 
 class Dask:

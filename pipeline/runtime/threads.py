@@ -17,8 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import RequestError
 
 VARIABLE = "COMPRESS_ONNX_THREADS"
@@ -67,9 +69,10 @@ def limited() -> Iterator[None]:
 
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Do ``work`` on each of ``items``, on as many threads as compute; raises their first error.
 
     For numpy's products, each with the one thread that BLAS gets: nobody waits busily.
@@ -78,5 +81,17 @@ def side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
         RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
     """
     with ThreadPoolExecutor(thread_count()) as pool:
-        for _ in pool.map(work, items):
-            pass
+        return list(pool.map(work, items))
+
+
+def matmul(left: Array, right: Array) -> Array:
+    """``[n, N]`` the product of ``left`` [n, K] and ``right`` [K, N], on as many threads.
+
+    Raises:
+        RequestError: ``COMPRESS_ONNX_THREADS`` is no number above zero.
+    """
+    made = np.empty((len(left), right.shape[1]), np.result_type(left, right))
+    parts = np.array_split(np.arange(len(left)), thread_count())
+    rows = [slice(part[0], part[-1] + 1) for part in parts if len(part)]
+    side_by_side(lambda part: np.matmul(left[part], right, out=made[part]), rows)
+    return made

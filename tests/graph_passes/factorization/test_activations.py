@@ -119,7 +119,7 @@ def test_numbers_that_are_none_are_refused_by_name(value):
     assert "\n" not in str(caught.value)
     for pair in ((good, bad), (bad, good)):
         with pytest.raises(DataError, match="'hidden' is NaN or infinite"):
-            PairedAccumulator(K, "'hidden'").update(*pair, ones)
+            PairedAccumulator(K, name="'hidden'").update(*pair, ones)
 
 
 @pytest.mark.parametrize("first_weight", [1.0, 1e-12])

@@ -118,13 +118,25 @@ def test_mixed_gradients_are_those_of_weighted_rows():
 
 def test_pairs_shrink_as_if_rows_were_added_that_nothing_disturbed():
     rng = np.random.default_rng(6)
-    original = rng.standard_normal((200, K))
+    original, weight = rng.standard_normal((200, K)), rng.standard_normal((K, N))
     disturbed = original + 0.3 * rng.standard_normal(original.shape)
     accumulator = PairedAccumulator(K)
     accumulator.update(disturbed, original, np.ones(200))
     found = accumulator.result()
-    shrunk = found.shrunk(0.25)
+    shrunk = found.through(weight).shrunk(0.25, weight)
     level = np.trace(found.first.covariance) / K * np.eye(K)
     np.testing.assert_allclose(shrunk.first.covariance, 0.75 * found.first.covariance + level / 4)
-    np.testing.assert_allclose(shrunk.cross, 0.75 * found.cross + level / 4)
-    np.testing.assert_array_equal(found.shrunk(0.0).cross, found.cross)
+    np.testing.assert_allclose(shrunk.cross, (0.75 * found.cross + level / 4) @ weight)
+    np.testing.assert_array_equal(found.shrunk(0.0, np.eye(K)).cross, found.cross)
+
+
+def test_sums_of_outputs_are_those_of_inputs_through_the_weight():
+    rng = np.random.default_rng(7)
+    original, weight = 3 + rng.standard_normal((200, K)), rng.standard_normal((K, N))
+    disturbed, counts = original + 0.3 * rng.standard_normal(original.shape), rng.random(200)
+    inputs, outputs = PairedAccumulator(K), PairedAccumulator(K, N)
+    inputs.update(disturbed, original, counts)
+    outputs.update(disturbed, original @ weight, counts)
+    through, found = inputs.result().through(weight), outputs.result()
+    np.testing.assert_allclose(found.cross, through.cross, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.second_mean, through.second_mean)
