@@ -38,7 +38,7 @@ import numpy as np
 from scipy import linalg
 
 from compress_onnx.graph_passes.arrays import Float64
-from compress_onnx.graph_passes.factorization.symmetric import SecondMoment
+from compress_onnx.graph_passes.factorization.symmetric import SecondMoment, ridged
 
 
 def square_root(covariance: Float64) -> Float64:
@@ -48,19 +48,12 @@ def square_root(covariance: Float64) -> Float64:
     return root
 
 
-def towards_identity(matrix: Float64, strength: float, level: float | None = None) -> Float64:
-    """``(1 − strength) · matrix + strength · level · I``.
-
-    Args:
-        matrix: square.
-        strength: 0 leaves it as it is.
-        level: the mean of its diagonal unless it is given.
-    """
+def towards_identity(matrix: Float64, strength: float) -> Float64:
+    """``(1 − strength) · matrix + strength · mean of its diagonal · I``; 0 leaves it as it is."""
     if not strength:
         return matrix
-    size = len(matrix)
-    mean = float(np.trace(matrix)) / size if level is None else level
-    return (1 - strength) * matrix + strength * mean * np.eye(size)
+    mean = float(np.trace(matrix)) / len(matrix)
+    return ridged((1 - strength) * matrix, strength * mean)
 
 
 @dataclass(frozen=True)

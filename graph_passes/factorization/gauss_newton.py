@@ -28,6 +28,7 @@ from compress_onnx.graph_passes.factorization.activations import ActivationStats
 from compress_onnx.graph_passes.factorization.base import ErrorMetric
 from compress_onnx.graph_passes.factorization.projection import project
 from compress_onnx.graph_passes.factorization.stages import ProjectedWeight, Stages
+from compress_onnx.graph_passes.factorization.symmetric import ridged
 
 
 @options(frozen=True, config=ConfigDict(extra="forbid"))
@@ -73,4 +74,4 @@ def damped_half(moment: Float64, damping: float) -> Float64:
     mean = float(np.trace(moment)) / size
     if mean <= 0:
         return np.eye(size)
-    return np.asarray(np.linalg.cholesky(moment + damping * mean * np.eye(size)), np.float64)
+    return np.asarray(np.linalg.cholesky(ridged(moment, damping * mean)), np.float64)

@@ -30,6 +30,7 @@ from scipy import linalg
 from compress_onnx.graph_passes.arrays import Array, Float64, Indices
 from compress_onnx.graph_passes.factorization.activations import ActivationStats
 from compress_onnx.graph_passes.factorization.gauss_newton import damped_half
+from compress_onnx.graph_passes.factorization.symmetric import ridged
 
 INPUT_DAMPING = 1e-3
 """What is added to C before it is inverted, in its mean eigenvalues."""
@@ -151,9 +152,8 @@ def seen_inputs(stats: ActivationStats) -> ActivationStats:
 
 def damped(covariance: Float64, damping: float) -> Float64:
     """``covariance + damping · mean eigenvalue``; the identity where it is zero."""
-    size = len(covariance)
-    mean = float(np.trace(covariance)) / size
-    return covariance + (damping * mean if mean > 0 else 1.0) * np.eye(size)
+    mean = float(np.trace(covariance)) / len(covariance)
+    return ridged(covariance, damping * mean if mean > 0 else 1.0)
 
 
 def _inverse(matrix: Float64) -> Float64:

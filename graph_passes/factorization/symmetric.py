@@ -116,6 +116,13 @@ class SecondMoment:
         return full
 
 
+def ridged(matrix: Float64, ridge: float) -> Float64:
+    """``matrix`` [K, K] with ``ridge`` more on its diagonal, and nothing else of that size."""
+    damped = matrix.copy()
+    damped.flat[:: len(matrix) + 1] += ridge
+    return damped
+
+
 def _rows(size: int) -> Iterator[tuple[int, slice]]:
     """Each row of a matrix, and where its numbers above the diagonal are."""
     start = 0

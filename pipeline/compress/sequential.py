@@ -53,6 +53,7 @@ from compress_onnx.graph_passes.factorization import (
     make_method,
 )
 from compress_onnx.graph_passes.factorization.neurons import Folded
+from compress_onnx.graph_passes.factorization.symmetric import ridged
 from compress_onnx.graph_passes.planning.decompositions import Decompositions
 from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
@@ -283,8 +284,10 @@ def repaired(
     ridge = max(damping * float(np.trace(covariance)) / size, least)
     if ridge <= 0:
         return weight
-    damped = covariance + ridge * np.eye(size)
-    solved: Float64 = linalg.solve(damped, wanted + ridge * weight, assume_a="pos")
+    damped, target = ridged(covariance, ridge), wanted + ridge * weight
+    solved: Float64 = linalg.solve(
+        damped, target, assume_a="pos", overwrite_a=True, overwrite_b=True
+    )
     return solved
 
 
