@@ -60,9 +60,6 @@ SEEN: DataSpec = PythonData(
 """What the broader text has too, and what decides about training on other text: told, but not part
 of the worst."""
 
-CHOSEN = Shrinkage(towards="broader", strength="auto")
-"""What is trained."""
-
 GENERAL = GeneralTextData(
     kind="general-text",
     sources=("library", "reference"),
@@ -114,15 +111,15 @@ class Study:
         self._learned = replace(found.learned, broader=broader)
 
     def shrunk(self, strengths: Sequence[float]) -> Iterator[Row]:
-        """Each structure, pulled in each way."""
+        """Each structure as it is, and pulled in each way; nothing without ``strengths``."""
         for structure in STRUCTURES:
             for shrinkage in shrinkages(strengths):
                 yield self._row(structure, self._write(structure, shrinkage))
 
-    def recovered(self, seconds: float) -> Iterator[Row]:
-        """What the chosen strength makes of the first structure, trained for so long."""
+    def recovered(self, seconds: float, start: Shrinkage | None) -> Iterator[Row]:
+        """The first structure, pulled as ``start`` says and trained for so long."""
         structure, experiment = next(iter(STRUCTURES)), self._experiment
-        chosen = self._write(structure, CHOSEN)
+        chosen = self._write(structure, start)
         yield self._row(structure, chosen)
         report = recover_file(
             experiment.reference,
@@ -172,12 +169,20 @@ class Study:
 
 
 def shrinkages(strengths: Sequence[float] = STRENGTHS) -> Iterator[Shrinkage | None]:
-    """None, then each strength of both kinds."""
-    yield None
+    """None, then each strength of both kinds; nothing without ``strengths``."""
+    if strengths:
+        yield None
     for strength in strengths:
         yield Shrinkage(towards="broader", strength=strength)
     for strength in strengths:
         yield Shrinkage(towards="identity", strength=strength)
+
+
+def pulled(strength: str) -> Shrinkage | None:
+    """Towards the broader text: by a number, or as leaving one domain out tells (``auto``)."""
+    if strength == "auto":
+        return Shrinkage(towards="broader", strength="auto")
+    return Shrinkage(towards="broader", strength=float(strength)) if float(strength) else None
 
 
 def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> Iterator[str]:
@@ -196,7 +201,8 @@ def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> 
     for name, samples in sets.items():
         yield f"- {name}: {len(samples)} of {samples.origin}"
     yield ""
-    yield ("Broader text: docstrings of Python's library (2,048 sentences) and verses (1,024).")
+    if any(row.shrinkage and row.shrinkage.towards == "broader" for row in rows):
+        yield "Broader text: docstrings of Python's library (2,048 sentences) and verses (1,024)."
     if any(row.trained for row in rows):
         yield (
             f"General text to train on: {GENERAL.samples:,} sentences of "
@@ -224,6 +230,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("models/minilm.yaml"))
     parser.add_argument("--strengths", type=float, nargs="*", default=STRENGTHS)
     parser.add_argument("--recover", type=float, metavar="SECONDS", help="also train for so long")
+    parser.add_argument("--start", default="auto", help="strength of what is trained, or auto")
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logger.setLevel(logging.INFO)
@@ -231,9 +238,12 @@ def main() -> None:
         study = Study(given.recipe, Path(folder))
         rows = list(study.shrunk(given.strengths))
         if given.recover:
-            rows += study.recovered(given.recover)
+            rows += study.recovered(given.recover, pulled(given.start))
     command = f"make domains RECIPE={given.recipe}"
-    command += f" RECOVER={given.recover:.0f}" if given.recover else ""
+    if tuple(given.strengths) != STRENGTHS:
+        command += f" STRENGTHS='{' '.join(map(str, given.strengths))}'"
+    if given.recover:
+        command += f" RECOVER={given.recover:.0f} START={given.start}"
     with atomic_file(given.page) as temporary:
         temporary.write_text("\n".join(document(rows, study.sets, command)) + "\n")
 
