@@ -41,7 +41,7 @@ from compress_onnx.graph_passes.planning.evidence import evidence_in, statistics
 from compress_onnx.graph_passes.planning.plan import SitePlan
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 
-MEMORY_LIMIT_BYTES = 256_000_000
+MEMORY_LIMIT_BYTES = 64_000_000
 """What kept factors may take in memory, all together."""
 
 

@@ -66,6 +66,7 @@ from compress_onnx.pipeline.evidence.shifts import (
     referring,
     shift_outputs,
     weights_outside,
+    without_slack,
 )
 from compress_onnx.pipeline.files.original import Original
 from compress_onnx.pipeline.runtime.batches import POSITIONS, check_samples, model_batches
@@ -166,8 +167,8 @@ def factor_sequentially(
         and site.weight.key in single
         and (weights is None or any(map(np.any, weights.get(site.name, ()))))
     ]
-    proto, done = referring(original.model, original.data_folder), Repaired()
-    with weights_outside(proto, original.data_folder) as folder:
+    done, proto = Repaired(), referring(original.model, original.data_folder)
+    with weights_outside(proto, original.data_folder) as (proto, folder):
         spec = settings.session
         session = open_session(interface(original.model), spec)
         batches: list[Batch] = []
@@ -191,11 +192,11 @@ def factor_sequentially(
                 for index, (batch, *values) in enumerate(zip(batches, *reached, strict=True)):
                     found.add(index, batch, *values)
                     if kept:
-                        exact.alive[index], compressed.alive[index] = values
+                        exact.alive[index], compressed.alive[index] = map(_owned, values)
                 if kept:
                     start = group.cut
                     for side in (exact, compressed):
-                        _forget(side.proto.graph, start)
+                        _forget(side, start)
                 repaired_sites = side_by_side(partial(repair.site, found), group.sites)
                 for site, made in zip(group.sites, repaired_sites, strict=True):
                     done.add(site, made)
@@ -389,16 +390,19 @@ def _alive_at(side: _Side, start: int, stop: int) -> Iterator[Values]:
         yield found
 
 
-def _forget(graph: onnx.GraphProto, start: int) -> None:
+def _owned(values: Values) -> Values:
+    """Copies: an output of ONNX Runtime keeps the arena alive that its session computed in."""
+    return {name: value.copy() for name, value in values.items()}
+
+
+def _forget(side: _Side, start: int) -> None:
     """Let the weights go that no node from ``start`` on reads."""
+    graph = side.proto.graph
     wanted = reads_of(graph.node[start:])
-    kept = [
-        onnx.TensorProto.FromString(tensor.SerializeToString())
-        for tensor in graph.initializer
-        if tensor.name in wanted
-    ]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in wanted:
+            del graph.initializer[place]
+    side.proto = without_slack(side.proto)
 
 
 def _install(side: _Side, site: LinearSite, shift: str, made: Factorization | Folded) -> None:

@@ -75,7 +75,7 @@ def backward(
     door = open_session(interface(original.model), settings.session)
     check_samples(door, samples)
     batches = list(model_batches(door, samples, settings.batch_size, POSITIONS))
-    with weights_outside(graph, original.data_folder) as folder:
+    with weights_outside(graph, original.data_folder) as (graph, folder):
         if is_large(original):
             yield from _in_segments(graph, sites, batches, seeding, settings, data_folder=folder)
             return

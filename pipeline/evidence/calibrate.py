@@ -300,18 +300,19 @@ def _run_in_segments(
     original: Original, samples: Samples, settings: RunSettings, taps: Sequence[Tap]
 ) -> tuple[dict[str, ActivationStats | None], set[str]]:
     """The same for a large model, whose statistics wait on a shelf."""
-    proto, shelf = referring(original.model, original.data_folder), Shelf()
+    shelf = Shelf()
     stats: dict[str, ActivationStats | None] = {}
     unmasked: set[str] = set()
     waiting, done = list(taps), 0
     known: set[str] = set()
-    with weights_outside(proto, original.data_folder) as folder:
+    graph = referring(original.model, original.data_folder)
+    with weights_outside(graph, original.data_folder) as (graph, folder):
         door = open_session(interface(original.model), settings.session)
         check_samples(door, samples)
         batches = list(model_batches(door, samples, settings.batch_size, POSITIONS))
         feeds = [batch.feeds for batch in batches]
         sources = {tap.source for tap in taps if tap.source != tap.value} - {""}
-        segments = Segments(proto, folder, feeds, settings.session, kept=sources)
+        segments = Segments(graph, folder, feeds, settings.session, kept=sources)
         with settings.progress.step("calibrate", len(samples)) as update:
             for _, found in segments.run({tap.value for tap in taps}):
                 seen: _Seen | None = None

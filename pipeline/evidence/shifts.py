@@ -51,18 +51,20 @@ def referring(model: ir.Model, data_folder: Path) -> onnx.ModelProto:
 
 
 @contextmanager
-def weights_outside(proto: onnx.ModelProto, data_folder: Path) -> Iterator[Path]:
-    """Have the large weights of ``proto`` in files, in place; yields the folder of these.
+def weights_outside(
+    proto: onnx.ModelProto, data_folder: Path
+) -> Iterator[tuple[onnx.ModelProto, Path]]:
+    """``proto`` with its large weights in files, and the folder of these.
 
     A graph is copied and serialized many times on its way to a session: without its weights that
     costs nothing. ONNX Runtime takes one folder: where there are files already, no more is moved.
 
     Args:
-        proto: cannot be run once the context has ended.
+        proto: used up; what comes cannot be run once the context has ended.
         data_folder: where its external data lies.
     """
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        yield data_folder
+        yield proto, data_folder
         return
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
         path = Path(folder) / "weights.bin"
@@ -70,7 +72,14 @@ def weights_outside(proto: onnx.ModelProto, data_folder: Path) -> Iterator[Path]
             for tensor in proto.graph.initializer:
                 if tensor.data_type in _FLOATS and len(tensor.raw_data) >= _LARGE_BYTES:
                     _move(tensor, stream, path.name)
-        yield Path(folder)
+        proto = without_slack(proto)
+        yield proto, Path(folder)
+
+
+def without_slack(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy. A message keeps the memory of all that was ever in it; the copy's is what it has."""
+    copy: onnx.ModelProto = onnx.ModelProto.FromString(proto.SerializeToString())
+    return copy
 
 
 def _move(tensor: onnx.TensorProto, stream: BinaryIO, location: str) -> None:

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 _FOLDER_VARIABLE, _LIMIT_VARIABLE = "COMPRESS_ONNX_CACHE", "COMPRESS_ONNX_CACHE_LIMIT"
 _DEFAULT_LIMIT_BYTES = 2_000_000_000
 _CHECKPOINTS = "checkpoints"
-_SHELVED_FROM_BYTES = 500_000_000
+_SHELVED_FROM_BYTES = 100_000_000
 """What entries of so many bytes hold is not taken into memory."""
 _WRITER_IS_DEAD_AFTER_S = 3600
 # A key of content_key, or the hidden name of its writer's temporary file.

@@ -82,7 +82,7 @@ def test_segments_compute_what_the_model_does(encoder, cut):
     cut(original)
     expected = run(open_session(original.path, SPEC), samples.inputs)
     proto = referring(original.model, original.data_folder)
-    with weights_outside(proto, original.data_folder) as folder:
+    with weights_outside(proto, original.data_folder) as (proto, folder):
         parts = Segments(proto, folder, [samples.inputs], SPEC, kept=expected)
         assert len(parts) >= 3
         assert sum(1 for _, ran in parts.run() for _ in ran) == len(parts)

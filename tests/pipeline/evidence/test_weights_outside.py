@@ -42,7 +42,7 @@ def test_the_graph_holds_no_large_weight_and_computes_the_same(tmp_path, samples
     feeds = dict(samples.inputs)
     expected = run(open_session(original.path), feeds)
     proto = referring(original.model, original.data_folder)
-    with weights_outside(proto, original.data_folder) as folder:
+    with weights_outside(proto, original.data_folder) as (proto, folder):
         assert max(len(tensor.raw_data) for tensor in proto.graph.initializer) < 1024
         found = run(open_session(proto.SerializeToString(), data_folder=folder), feeds)
     np.testing.assert_array_equal(found["y"], expected["y"])
