@@ -285,10 +285,9 @@ def repaired(
     ridge = max(damping * float(np.trace(covariance)) / size, least)
     if ridge <= 0:
         return weight
-    damped, target = ridged(covariance, ridge), wanted + ridge * weight
-    solved: Float64 = linalg.solve(
-        damped, target, assume_a="pos", overwrite_a=True, overwrite_b=True
-    )
+    # A transpose is as LAPACK has it, which then needs no copy.
+    half = linalg.cho_factor(ridged(covariance, ridge).T, overwrite_a=True)
+    solved: Float64 = linalg.cho_solve(half, wanted + ridge * weight)
     return solved
 
 

@@ -67,11 +67,7 @@ def weights_outside(
         yield proto, data_folder
         return
     with TemporaryDirectory(prefix="compress-onnx-") as folder:
-        path = Path(folder) / "weights.bin"
-        with path.open("wb") as stream:
-            for tensor in proto.graph.initializer:
-                if tensor.data_type in _FLOATS and len(tensor.raw_data) >= _LARGE_BYTES:
-                    _move(tensor, stream, path.name)
+        _move_all(proto, Path(folder) / "weights.bin")
         proto = without_slack(proto)
         yield proto, Path(folder)
 
@@ -80,6 +76,13 @@ def without_slack(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy. A message keeps the memory of all that was ever in it; the copy's is what it has."""
     copy: onnx.ModelProto = onnx.ModelProto.FromString(proto.SerializeToString())
     return copy
+
+
+def _move_all(proto: onnx.ModelProto, path: Path) -> None:
+    with path.open("wb") as stream:
+        for tensor in proto.graph.initializer:
+            if tensor.data_type in _FLOATS and len(tensor.raw_data) >= _LARGE_BYTES:
+                _move(tensor, stream, path.name)
 
 
 def _move(tensor: onnx.TensorProto, stream: BinaryIO, location: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def test_every_rival_stands_beside_ours(subject, tmp_path):
     assert all(float(row[0]) > 0.8 for row in found.values())
     assert all(len(row) == 5 for row in found.values())
     assert found[ORIGINAL][3] == "1.00 [1.00, 1.00]"
+
+
+def test_a_column_has_each_other_domain(subject, tmp_path):
+    held_out = subject.held_out
+    large = replace(held_out, inputs={"x": 100 * held_out.inputs["x"]})
+    other = subject._replace(domains={"itself": held_out, "large": large})
+    found = table(other, tmp_path, only=["integers"])
+    cosine, itself, elsewhere = found["integers"][:3]
+    assert cosine == itself
+    assert float(elsewhere) < float(cosine)
 
 
 def test_a_table_over_dynamic_int8_stands_behind(subject, tmp_path):

@@ -24,7 +24,6 @@ from studies.performance.subject import MINILM, Subject, by_files, by_recipe
 from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds, speedups
 
 SIZES = (1, 16), (1, 128), (8, 128)
-FIGURES = "cosine", "in a batch", "file"
 
 
 def timed_feeds(subject: Subject) -> dict[str, Feeds]:
@@ -92,7 +91,8 @@ def table(
         lines += openvino_lines(
             subject, built.paths, forms, feeds, folder=in_openvino, rounds=rounds
         )
-    yield from render([*lines, *built.missing], FIGURES, list(feeds))
+    figures = ["cosine", *subject.domains, "in a batch", "file"]
+    yield from render([*lines, *built.missing], figures, list(feeds))
 
 
 def main() -> None:

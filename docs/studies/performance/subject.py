@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
@@ -34,12 +36,14 @@ class Subject(NamedTuple):
         held_out: samples that accuracy is measured on.
         metric: of the accuracy; None compares raw outputs.
         lessons: what models are trained on; the calibration samples where that is None.
+        domains: samples of other kinds, by name, that accuracy is measured on too.
     """
 
     learned: Learned
     held_out: Samples
     metric: MetricSpec | None
     lessons: Lessons | None = None
+    domains: Mapping[str, Samples] = MappingProxyType({})
 
     @property
     def original(self) -> Path:
@@ -75,7 +79,13 @@ def by_recipe(folder: Path, path: Path = MINILM) -> Subject:
         input_names=[value.name for value in declared],
         declared=declared,
     )
-    return Subject(encoder.learned, encoder.held_out, encoder.recipe.metric, Lessons(lessons))
+    return Subject(
+        encoder.learned,
+        encoder.held_out,
+        encoder.recipe.metric,
+        Lessons(lessons),
+        encoder.domains,
+    )
 
 
 def by_files(model: Path, data: Path) -> Subject:

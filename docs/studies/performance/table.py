@@ -35,6 +35,7 @@ from compress_onnx.pipeline.measure.benchmark import (
 from compress_onnx.pipeline.measure.fresh_process import in_fresh_process, save_feeds
 from compress_onnx.pipeline.measure.validate import validate
 from compress_onnx.pipeline.report import formats
+from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
 from studies.performance.rows import DYNAMIC, ORIGINAL, Row
 from studies.performance.subject import Subject
@@ -189,19 +190,23 @@ def speeds_of(times: Mapping[str, Times], names: Sequence[str]) -> dict[str, Spe
 
 
 def accuracy(subject: Subject, path: Path) -> dict[str, str]:
-    """Held-out cosine, batch invariance and size of one model."""
+    """Held-out cosine, that of each domain, batch invariance and size of one model."""
     settings = subject.learned.settings
-    report = validate(
-        subject.original,
-        path,
-        subject.held_out,
-        metric=subject.metric,
-        spec=settings.session,
-        batch_size=settings.batch_size,
-    )
-    cosine = report.metrics.get("cosine", min(row.cosine or 0 for row in report.outputs))
+
+    def cosine(samples: Samples) -> float:
+        report = validate(
+            subject.original,
+            path,
+            samples,
+            metric=subject.metric,
+            spec=settings.session,
+            batch_size=settings.batch_size,
+        )
+        return report.metrics.get("cosine", min(row.cosine or 0 for row in report.outputs))
+
     alike = batch_invariance(path, subject.held_out, settings.session)
-    return accuracy_cells(cosine, alike, file_bytes(path))
+    domains = {name: f"{cosine(samples):.4f}" for name, samples in subject.domains.items()}
+    return accuracy_cells(cosine(subject.held_out), alike, file_bytes(path)) | domains
 
 
 def accuracy_cells(cosine: float, in_a_batch: float, size_bytes: int) -> dict[str, str]:
