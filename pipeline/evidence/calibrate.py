@@ -7,9 +7,9 @@ Padding positions are left out wherever a site's input can be matched with the m
 
 The samples of :data:`SHARD_BATCHES` full batches are a shard, whose moments are collected by
 themselves and then added to those of the earlier ones, so that workers on other machines can take a
-shard each. The sums are the same to the bit, wherever that was. Where there are no workers, a large
-model runs in segments (:mod:`~pipeline.evidence.segments`), each over all samples; what its sums
-come to waits on a shelf.
+shard each. The sums are the same to the bit, wherever that was. A large model runs in segments
+(:mod:`~pipeline.evidence.segments`), each over all samples of a worker; what its sums come to waits
+on a shelf.
 
 A weight that is a stack of matrices, such as the experts of a layer, has statistics of each matrix:
 
@@ -26,12 +26,14 @@ A weight that is a stack of matrices, such as the experts of a layer, has statis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -53,6 +55,7 @@ from compress_onnx.pipeline.runtime.batches import POSITIONS, check_samples, mod
 from compress_onnx.pipeline.runtime.inner_values import exposed, interface
 from compress_onnx.pipeline.runtime.memory import return_freed
 from compress_onnx.pipeline.runtime.padding import real_positions
+from compress_onnx.pipeline.runtime.protobuf import serialized
 from compress_onnx.pipeline.runtime.samples import Batch, Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
 from compress_onnx.pipeline.runtime.threads import side_by_side
@@ -249,6 +252,13 @@ class _Seen:
             self.unmasked.add(tap.key)
         self.moments[tap.key].update(rows)
 
+    def join(self, other: _Seen) -> None:
+        """Take in what the same samples told about other taps; ``other`` is used up."""
+        self.taps += other.taps
+        self.samples = other.samples
+        self.unmasked |= other.unmasked
+        self.moments |= other.moments
+
     def merged(self, later: _Seen) -> _Seen:
         """This with what a later shard told; both are used up."""
         self.samples += later.samples
@@ -262,10 +272,15 @@ def _run(
     original: Original, samples: Samples, settings: RunSettings, taps: Sequence[Tap]
 ) -> tuple[dict[str, ActivationStats | None], set[str]]:
     """The statistics of each tap, by key, and the taps in which padding counts."""
-    if is_large(original) and not settings.backend.remote:
+    large = is_large(original)
+    if large and not settings.backend.remote:
         return _run_in_segments(original, samples, settings, taps)
-    model = tapped(original.model, taps)
-    session = open_session(model, settings.session, data_folder=original.data_folder)
+    if large:
+        model = serialized(referring(original.model, original.data_folder))
+        door = interface(original.model)
+    else:
+        model = door = tapped(original.model, taps)
+    session = open_session(door, settings.session, data_folder=original.data_folder)
     check_samples(session, samples)
     batches = model_batches(session, samples, settings.batch_size, POSITIONS)
     shards = _shards(batches, SHARD_BATCHES * settings.batch_size)
@@ -281,7 +296,8 @@ def _run(
             # As many threads as here, in case that a kernel's sums depend on how rows are shared.
             threads = {"threads": settings.session.thread_count}
             spec = settings.session.model_copy(update=threads)
-            work = partial(_collect_elsewhere, model, original.data_folder, spec, taps)
+            collect = _collect_in_segments if large else _collect_elsewhere
+            work = partial(collect, model, original.data_folder, spec, taps)
             found = settings.backend.map(work, map(list, shards))
         else:
             found = (_collect(session, shard, taps, more) for shard in shards)
@@ -300,40 +316,55 @@ def _run_in_segments(
     original: Original, samples: Samples, settings: RunSettings, taps: Sequence[Tap]
 ) -> tuple[dict[str, ActivationStats | None], set[str]]:
     """The same for a large model, whose statistics wait on a shelf."""
-    shelf = Shelf()
     stats: dict[str, ActivationStats | None] = {}
     unmasked: set[str] = set()
-    waiting, done = list(taps), 0
-    known: set[str] = set()
-    graph = referring(original.model, original.data_folder)
-    with weights_outside(graph, original.data_folder) as (graph, folder):
-        door = open_session(interface(original.model), settings.session)
-        check_samples(door, samples)
-        batches = list(model_batches(door, samples, settings.batch_size, POSITIONS))
-        feeds = [batch.feeds for batch in batches]
-        sources = {tap.source for tap in taps if tap.source != tap.value} - {""}
-        segments = Segments(graph, folder, feeds, settings.session, kept=sources)
-        with settings.progress.step("calibrate", len(samples)) as update:
-            for _, found in segments.run({tap.value for tap in taps}):
-                seen: _Seen | None = None
-                for index, (batch, made) in enumerate(zip(batches, found, strict=True)):
-                    values = {**segments.values(index, known), **made}
-                    if seen is None:
-                        seen = _Seen(tap for tap in waiting if tap.reads <= values.keys())
-                    side_by_side(seen.add, _seen_in(values, seen.taps, batch))
-                    done += len(batch.index)
-                    update(done // len(segments))
-                assert seen is not None  # there are no samples without one
-                unmasked |= seen.unmasked
-                known |= sources & values.keys()
-                waiting = [tap for tap in waiting if tap not in seen.taps]
-                for tap in seen.taps:
-                    rested = _at_rest(seen.moments.pop(tap.key))
-                    stats[tap.key] = None if rested is None else shelved(rested, shelf)
-    assert not waiting  # a value that a site reads is fed, or computed by some segment
+    shelf, door = Shelf(), open_session(interface(original.model), settings.session)
+    check_samples(door, samples)
+    batches = list(model_batches(door, samples, settings.batch_size, POSITIONS))
+    model = referring(original.model, original.data_folder)
+    with (
+        weights_outside(model, original.data_folder) as (graph, folder),
+        settings.progress.step("calibrate", len(samples)) as update,
+    ):
+        feeds, kept = [batch.feeds for batch in batches], _sources(taps)
+        segments = Segments(graph, folder, feeds, settings.session, kept=kept)
+        shard = SHARD_BATCHES * settings.batch_size
+        for done, seen in enumerate(_by_segment(segments, batches, taps, shard), start=1):
+            unmasked |= seen.unmasked
+            for tap in seen.taps:
+                rested = _at_rest(seen.moments.pop(tap.key))
+                stats[tap.key] = None if rested is None else shelved(rested, shelf)
+            update(done * len(samples) // len(segments))
     if any(stats[tap.key] is None for tap in taps if not tap.leading):
         raise DataError(_ALL_PADDING)
     return stats, unmasked
+
+
+def _by_segment(
+    segments: Segments, batches: Sequence[Batch], taps: Sequence[Tap], shard: float
+) -> Iterator[_Seen]:
+    """What can be seen of ``taps`` in each segment, summed up in shards of so many samples."""
+    waiting, known, sources = list(taps), set[str](), _sources(taps)
+    for _, found in segments.run({tap.value for tap in taps}):
+        whole: _Seen | None = None
+        part: _Seen | None = None
+        for index, (batch, made) in enumerate(zip(batches, found, strict=True)):
+            values = {**segments.values(index, known), **made}
+            part = part or _Seen(tap for tap in waiting if tap.reads <= values.keys())
+            side_by_side(part.add, _seen_in(values, part.taps, batch))
+            part.samples += len(batch.index)
+            if part.samples >= shard or batch is batches[-1]:
+                whole, part = part if whole is None else whole.merged(part), None
+        assert whole is not None  # there are no samples without one
+        known |= sources & values.keys()
+        waiting = [tap for tap in waiting if tap not in whole.taps]
+        yield whole
+    assert not waiting  # a value that a site reads is fed, or computed by some segment
+
+
+def _sources(taps: Iterable[Tap]) -> set[str]:
+    """What it takes to see some of ``taps`` beside their values."""
+    return {tap.source for tap in taps if tap.source != tap.value} - {""}
 
 
 def _at_rest(accumulator: MomentAccumulator) -> ActivationStats | None:
@@ -378,6 +409,23 @@ def _collect_elsewhere(
     """As :func:`_collect`, on a worker, which reads external data where it lies here."""
     session = open_session(model, spec, data_folder=data_folder)
     return _collect(session, batches, taps)
+
+
+def _collect_in_segments(
+    model: bytes,
+    data_folder: Path,
+    spec: SessionSpec,
+    taps: Sequence[Tap],
+    batches: Sequence[Batch],
+) -> _Seen:
+    """As :func:`_collect_elsewhere`, of a large model."""
+    seen = _Seen(())
+    with weights_outside(onnx.ModelProto.FromString(model), data_folder) as (graph, folder):
+        feeds, kept = [batch.feeds for batch in batches], _sources(taps)
+        segments = Segments(graph, folder, feeds, spec, kept=kept)
+        for part in _by_segment(segments, batches, taps, math.inf):
+            seen.join(part)
+    return seen
 
 
 def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:

@@ -37,7 +37,7 @@ from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, ru
 LARGE_BYTES = 200_000_000
 """Of weights, from which on a model runs in segments."""
 
-SEGMENT_BYTES = 100_000_000
+SEGMENT_BYTES = 64_000_000
 """Of the weights of a segment."""
 
 Values = Mapping[str, Array]

@@ -15,7 +15,7 @@ import compress_onnx
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import CompressionSpec
-from compress_onnx.pipeline.evidence import calibrate
+from compress_onnx.pipeline.evidence import calibrate, segments
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.recipe import read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid, sweep
@@ -59,9 +59,19 @@ def check_progress(cluster, step, seen):
 
 
 @pytest.mark.parametrize(
-    ("method", "step"), [("auto", "calibrate"), ("auto", "decompose"), ("asvd", "factor")]
+    ("method", "step", "large_from"),
+    [
+        ("auto", "calibrate", segments.LARGE_BYTES),
+        ("auto", "calibrate", 0),
+        ("auto", "decompose", segments.LARGE_BYTES),
+        ("asvd", "factor", segments.LARGE_BYTES),
+    ],
 )
-def test_a_model_is_the_same_to_the_bit_though_a_worker_is_killed(files, method, step):
+def test_a_model_is_the_same_to_the_bit_though_a_worker_is_killed(
+    files, monkeypatch, method, step, large_from
+):
+    monkeypatch.setattr(segments, "LARGE_BYTES", large_from)
+
     def compressed(backend, progress):
         output = files / f"{backend.remote}.onnx"
         settings = RunSettings(batch_size=4, progress=progress, backend=backend)

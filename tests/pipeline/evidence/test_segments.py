@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import graph_collection
@@ -18,6 +20,7 @@ from stranger_graphs import STRANGERS
 from compress_onnx.graph_passes.errors import NotDifferentiableError
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.compress.learn import learn
+from compress_onnx.pipeline.evidence import calibrate as calibration
 from compress_onnx.pipeline.evidence import segments as module
 from compress_onnx.pipeline.evidence.calibrate import calibrate
 from compress_onnx.pipeline.evidence.gradients import output_gradients
@@ -116,6 +119,34 @@ def test_statistics_are_the_same_and_wait_in_a_file(encoder, cut):
     assert all(isinstance(s.centred.correlations, Shelved) for s in parts[0].stats.values())
     assert all(isinstance(s.outer.correlations, Shelved) for s in parts[1].stats.values())
     assert not any(isinstance(s.centred.correlations, Shelved) for s in whole[0].stats.values())
+
+
+class Elsewhere:
+    """As workers on other machines, who get what can be sent."""
+
+    remote = True
+
+    def map(self, work, items):
+        yield from (pickle.loads(pickle.dumps(work))(item) for item in items)  # noqa: S301
+
+
+@pytest.mark.parametrize("sent", ["inside", "outside"])
+def test_workers_tell_the_same_to_the_bit(encoder, cut, monkeypatch, tmp_path, sent):
+    original, samples = encoder
+    if sent == "outside":
+        proto = onnx.load(original.path)
+        path = tmp_path / "outside.onnx"
+        onnx.save_model(proto, path, save_as_external_data=True, location="w.bin")
+        original = open_original(path)
+    cut(original)
+    monkeypatch.setattr(calibration, "SHARD_BATCHES", 1)
+    here = calibrate(original, samples, SETTINGS)
+    there = calibrate(original, samples, replace(SETTINGS, backend=Elsewhere()))
+    assert len(samples) > 2 * BATCH
+    assert here.stats.keys() == there.stats.keys()
+    for name, stats in here.stats.items():
+        np.testing.assert_array_equal(there.stats[name].covariance, stats.covariance)
+        np.testing.assert_array_equal(there.stats[name].mean, stats.mean)
 
 
 def test_what_was_learned_is_found_again(encoder, cut, tmp_path):
