@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from compress_onnx.graph_passes.planning.request import CompressionSpec, FFNPolicy, Shrinkage
+from compress_onnx.pipeline.data.feeds import as_samples
 from compress_onnx.pipeline.data.sources import load_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.atomic import atomic_file
@@ -57,8 +58,7 @@ DOMAINS: Mapping[str, DataSpec] = {
 SEEN: DataSpec = PythonData(
     kind="python", loader="data/verses.py:verses", arguments={"split": "validation"}, limit=256
 )
-"""What the broader text has too, and what decides about training on other text: told, but not part
-of the worst."""
+"""What the broader text has too: told, but not part of the worst."""
 
 GENERAL = GeneralTextData(
     kind="general-text",
@@ -66,7 +66,7 @@ GENERAL = GeneralTextData(
     exclude=UNSEEN,
     samples=8192,
 )
-"""Broader text to train on."""
+"""What is trained on beside the verses of the broader text; a batch in ten is held out."""
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Study:
         report = recover_file(
             experiment.reference,
             self._candidate,
-            Lessons(self._samples(GENERAL), self.sets["verses"]),
+            Lessons(self._lessons()),
             RecoverySpec(budget=seconds),
             seed=experiment.settings.seed,
             spec=experiment.settings.session,
@@ -132,6 +132,11 @@ class Study:
         )
         done = f"general text, {report.steps} steps, {report.seconds:.0f} s"
         yield self._row(structure, chosen, done)
+
+    def _lessons(self) -> Samples:
+        """Both kinds of text that is trained on."""
+        parts = [self._samples(spec).inputs for spec in (GENERAL, BROADER["verses"])]
+        return as_samples(parts, model_inputs(load_structure(self._experiment.reference)))
 
     def _write(self, structure: str, shrinkage: Shrinkage | None) -> Shrinkage | None:
         """Write the candidate; returns the shrinkage with the strength that it has."""
@@ -206,7 +211,7 @@ def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> 
     if any(row.trained for row in rows):
         yield (
             f"General text to train on: {GENERAL.samples:,} sentences of "
-            f"{', '.join(GENERAL.taken)}; the verses decide what is kept."
+            f"{', '.join(GENERAL.taken)}, and the verses; a batch in ten decides what is kept."
         )
     yield ""
     names = list(sets)
