@@ -39,6 +39,10 @@ from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, ru
 _MEMORY_LIMIT_BYTES = 1 << 30
 _LEAST = 1e-12
 
+_LENGTHS = 8
+"""Lengths are multiples of it: PyTorch compiles each product of bfloat16 for each shape, which
+takes longer than the product, and keeps what it compiled."""
+
 
 @dataclass(frozen=True)
 class Importance:
@@ -99,7 +103,7 @@ class Teacher:
         """
         check_samples(self._session, samples)
         begin = len(self.batches)
-        self.batches += model_batches(self._session, samples, batch_size)
+        self.batches += model_batches(self._session, samples, batch_size, multiple=_LENGTHS)
         if not self.compared:
             self._compare(samples)
         return range(begin, len(self.batches))

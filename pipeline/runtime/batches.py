@@ -60,6 +60,7 @@ def model_batches(
     samples: Samples,
     batch_size: int,
     positions: int | None = None,
+    multiple: int = 1,
 ) -> Iterator[Batch]:
     """Batches that the model accepts.
 
@@ -72,6 +73,7 @@ def model_batches(
         batch_size: at most so many samples at a time.
         positions: at most so many positions at a time, where padding can be cut off and the graph
             does not fix the batch; None for any number.
+        multiple: of which lengths are a multiple, where padding can be cut off.
     """
     shapes = {value.name: value.shape for value in session.get_inputs() if value.shape}
     sampled = {name: shape for name, shape in shapes.items() if name not in samples.constants}
@@ -85,7 +87,7 @@ def model_batches(
         return
     # Heads, say, that are as many as positions: an axis that the graph fixes is no length.
     untrimmed = [n for n, shape in sampled.items() if len(shape) > 2 and isinstance(shape[1], int)]
-    yield from samples.batches(size, untrimmed, None if fixed else positions)
+    yield from samples.batches(size, untrimmed, None if fixed else positions, multiple)
 
 
 def fixed_batch(session: ort.InferenceSession, samples: Samples) -> int | None:

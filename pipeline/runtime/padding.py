@@ -66,13 +66,17 @@ def real_weights(value: Array, mask: Mask | None) -> NDArray[np.float32]:
     return np.ones(value.shape[:-1], np.float32) if real is None else real.astype(np.float32)
 
 
-def used_columns(mask: Mask) -> slice:
+def used_columns(mask: Mask, multiple: int = 1) -> slice:
     """The columns of ``mask`` [B, T] between the first and the last real position of any row.
 
-    The first column where all is padding, as no model takes a length of zero.
+    The first column where all is padding, as no model takes a length of zero. As many more as make
+    their number a multiple of ``multiple``, where there are so many.
     """
     used = np.flatnonzero(mask.any(axis=0))
-    return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
+    start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+    wanted = stop - start + -(stop - start) % multiple
+    stop = min(start + wanted, mask.shape[1])
+    return slice(max(0, stop - wanted), stop)
 
 
 def repeated_positions(mask: Mask, width: int) -> NDArray[np.intp]:

@@ -116,7 +116,11 @@ class Samples:
         )
 
     def batches(
-        self, size: int, untrimmed: Collection[str] = (), positions: int | None = None
+        self,
+        size: int,
+        untrimmed: Collection[str] = (),
+        positions: int | None = None,
+        multiple: int = 1,
     ) -> Iterator[Batch]:
         """Cut into batches of at most ``size``; with a mask, samples of like length together.
 
@@ -125,10 +129,12 @@ class Samples:
             untrimmed: inputs whose second axis is none of positions, though it has their number.
             positions: what a batch with a mask has at most, all its samples as long as the longest;
                 one sample may have more.
+            multiple: of which the positions of a sample are a multiple, where padding is so long.
         """
         if self.mask_name is None:
             for start in range(0, len(self), size):
-                yield self._batch(np.arange(start, min(start + size, len(self))), untrimmed)
+                rows = np.arange(start, min(start + size, len(self)))
+                yield self._batch(rows, untrimmed, multiple)
             return
         lengths = self.inputs[self.mask_name].astype(bool).sum(axis=1)
         order = np.argsort(-lengths, kind="stable")
@@ -136,7 +142,7 @@ class Samples:
         while start < len(self):
             longest = max(1, int(lengths[order[start]]))
             count = size if positions is None else min(size, max(1, positions // longest))
-            yield self._batch(order[start : start + count], untrimmed)
+            yield self._batch(order[start : start + count], untrimmed, multiple)
             start += count
 
     def _rows(self, index: NDArray[np.intp]) -> dict[str, Array]:
@@ -146,13 +152,13 @@ class Samples:
             for name, array in self.inputs.items()
         }
 
-    def _batch(self, index: NDArray[np.intp], untrimmed: Collection[str]) -> Batch:
+    def _batch(self, index: NDArray[np.intp], untrimmed: Collection[str], multiple: int) -> Batch:
         feeds = self._rows(index)
         labels = None if self.labels is None else self.labels[index]
         if self.mask_name is None:
             return Batch(feeds, index, None, labels, self.constants)
         mask = feeds[self.mask_name].astype(bool)
-        used, width = used_columns(mask), mask.shape[1]
+        used, width = used_columns(mask, multiple), mask.shape[1]
 
         def trimmed(array: Array) -> Array:
             # What has the mask's axis is per-position: [B, T, ...] shrinks with it.
