@@ -52,6 +52,22 @@ def test_columns_between_the_first_and_the_last_real_position_are_used():
     assert used_columns(np.zeros((2, 4), bool)) == slice(0, 1)
 
 
+@pytest.mark.parametrize(
+    ("used", "width", "expected"),
+    [
+        (slice(0, 5), 9, slice(0, 8)),
+        (slice(0, 8), 9, slice(0, 8)),
+        (slice(0, 9), 9, slice(0, 9)),  # there are no more
+        (slice(6, 9), 9, slice(1, 9)),  # padding is on the left
+        (slice(3, 5), 20, slice(3, 11)),
+    ],
+)
+def test_as_many_columns_more_as_make_a_multiple(used, width, expected):
+    mask = np.zeros((2, width), bool)
+    mask[:, used] = True
+    assert used_columns(mask, 8) == expected
+
+
 def test_real_positions_are_repeated_to_a_width():
     assert repeated_positions(MASK, 4).tolist() == [[0, 1, 0, 1], [0, 0, 0, 0]]
     assert repeated_positions(np.zeros((1, 2), bool), 3).tolist() == [[0, 1, 0]]

@@ -1,5 +1,7 @@
 """Samples are cut into batches without losing a row or a real position."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,15 +45,19 @@ def test_batches_of_few_positions_hold_every_sample_once(lengths, size, position
     lengths=st.lists(st.integers(0, 7), min_size=1, max_size=20),
     size=st.integers(1, 8),
     left=st.booleans(),
+    multiple=st.integers(1, 5),
 )
-def test_trimmed_batches_hold_every_sample_once_and_lose_no_real_position(lengths, size, left):
+def test_trimmed_batches_hold_every_sample_once_and_lose_no_real_position(
+    lengths, size, left, multiple
+):
     samples = padded_samples(lengths, width=9, left=left)
-    batches = list(samples.batches(size))
+    batches = list(samples.batches(size, multiple=multiple))
     assert sorted(np.concatenate([batch.index for batch in batches])) == list(range(len(lengths)))
     expected = masked_sums(samples.inputs["ids"], samples.inputs["mask"])
     for batch in batches:
         longest = max(1, *(lengths[row] for row in batch.index))
-        assert batch.feeds["ids"].shape == batch.mask.shape == (len(batch.index), longest)
+        wide = min(9, multiple * math.ceil(longest / multiple))
+        assert batch.feeds["ids"].shape == batch.mask.shape == (len(batch.index), wide)
         np.testing.assert_array_equal(batch.mask, batch.feeds["mask"].astype(bool))
         np.testing.assert_array_equal(
             masked_sums(batch.feeds["ids"], batch.mask), expected[batch.index]
