@@ -108,6 +108,7 @@ class _Node:
         self._opset = opset
         self._attributes = Attributes(proto)
         self._branches: dict[str, _Body] = {}
+        self._functions: dict[tuple[bytes, ...], _Function | None] = {}
 
     def computed(self, values: Mapping[str, Tensor], operators: Mapping[str, Operator]) -> Result:
         """What the node computes of the ``values`` before it."""
@@ -119,8 +120,8 @@ class _Node:
             if proto.domain in {"", "ai.onnx", OWN_DOMAIN}:
                 if operator := operators.get(proto.op_type):
                     return operator(self._attributes, *operands)
-                if function := _definition(proto, operands, self._opset):
-                    return self._written_out(function, operands, operators)
+                if function := self._function(operands):
+                    return function.run(operands, operators)
             if any(operand is not None and operand.requires_grad for operand in operands):
                 raise NotImplementedError("no gradient goes through it")
             return _by_reference(proto, operands, self._opset)
@@ -141,20 +142,31 @@ class _Node:
         found = self._branches[taken].run(values, wanted, operators)
         return tuple(found[name] for name in wanted)
 
-    def _written_out(
-        self,
-        function: onnx.FunctionProto,
-        operands: Sequence[Tensor | None],
-        operators: Mapping[str, Operator],
-    ) -> Result:
+    def _function(self, operands: Sequence[Tensor | None]) -> _Function | None:
+        """The node by other operators, for operands of these types and sizes."""
+        types = tuple(b"" if x is None else _type_of(x).SerializeToString() for x in operands)
+        if types not in self._functions:
+            definition = _definition(self.proto, types, self._opset)
+            self._functions[types] = definition and _Function(definition, self._opset)
+        return self._functions[types]
+
+
+class _Function:
+    """A node as other operators compute it."""
+
+    def __init__(self, proto: onnx.FunctionProto, opset: int) -> None:
+        self._inputs, self._outputs = list(proto.input), list(proto.output)
+        self._body = _Body(proto.node, _opset_of_function(proto, opset))
+
+    def run(self, operands: Sequence[Tensor | None], operators: Mapping[str, Operator]) -> Result:
+        """What the node computes."""
         given = {
             name: value
-            for name, value in zip(function.input, operands, strict=False)
+            for name, value in zip(self._inputs, operands, strict=False)
             if value is not None
         }
-        body = _Body(function.node, _opset_of_function(function, self._opset))
-        found = body.run(given, function.output, operators)
-        return tuple(found[name] for name in function.output if name in found)
+        found = self._body.run(given, self._outputs, operators)
+        return tuple(found[name] for name in self._outputs if name in found)
 
 
 def _opset_of_function(function: onnx.FunctionProto, default: int) -> int:
@@ -177,7 +189,7 @@ def _reads(node: onnx.NodeProto) -> list[str]:
 
 
 def _definition(
-    node: onnx.NodeProto, operands: Sequence[Tensor | None], opset: int
+    node: onnx.NodeProto, types: Sequence[bytes], opset: int
 ) -> onnx.FunctionProto | None:
     """``node`` by other operators, its attributes filled in; None where ONNX has no such words."""
     try:
@@ -185,9 +197,8 @@ def _definition(
     except onnx.defs.SchemaError:
         return None
     if schema.has_context_dependent_function:
-        types = [b"" if x is None else _type_of(x).SerializeToString() for x in operands]
         function = onnx.FunctionProto.FromString(
-            schema.get_context_dependent_function(node.SerializeToString(), types)
+            schema.get_context_dependent_function(node.SerializeToString(), list(types))
         )
     elif schema.has_function:
         function = schema.function_body
