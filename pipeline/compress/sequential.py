@@ -7,7 +7,8 @@ weight that repairs most is ::
 
     T = (C' + λ)⁻¹ (D·W + λ·W)
 
-and T is what the method factors, in the metric of C'. The bias takes over the means, so that the
+and T is what the method factors, in the metric of C'. Where a layer narrows, ``D·W`` is summed up
+as it is, ``E_w[x'(Wᵀx)ᵀ]``, which is fewer numbers. The bias takes over the means, so that the
 mean output is the original's. λ pulls towards the original weight where the data says little. It is
 never less than what rounding makes of inputs that do not vary at all, so that C' + λ can always be
 inverted, and T is W where there is nothing to learn from.
@@ -186,7 +187,7 @@ def factor_sequentially(
         count, start, kept = 0, 0, True
         with settings.progress.step("factor in sequence", len(sites)) as update:
             for group in _groups(proto, sites):
-                kept = not (kept and all(map(_narrows, group.sites)))
+                kept = not (kept and _is_wide(group))
                 found = _Found(group.sites, repair.neurons(group.sites), counts, weights)
                 reached = (_alive_at(side, start, group.cut) for side in (exact, compressed))
                 for index, (batch, *values) in enumerate(zip(batches, *reached, strict=True)):
@@ -314,8 +315,7 @@ class _Found:
         self._neurons = neurons
         self._counts = counts
         self._weights = weights
-        fewer = (site for site in sites if site.out_features < site.in_features)
-        self._through = {site.name: site.weight.array() for site in fewer}
+        self._through = {site.name: site.weight.array() for site in sites if _narrows(site)}
         self._accumulators = {
             site.name: PairedAccumulator(
                 len(neurons[site.name]) if site.name in neurons else site.in_features,
@@ -358,6 +358,11 @@ class _Found:
 
 def _narrows(site: LinearSite) -> bool:
     return site.in_features > site.out_features
+
+
+def _is_wide(group: _Group) -> bool:
+    """Whether what is alive in front of ``group`` had better not be kept (rule 4)."""
+    return all(map(_narrows, group.sites))
 
 
 def _groups(proto: onnx.ModelProto, sites: Sequence[LinearSite]) -> Iterator[_Group]:

@@ -29,7 +29,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -296,8 +295,8 @@ def _run(
             # As many threads as here, in case that a kernel's sums depend on how rows are shared.
             threads = {"threads": settings.session.thread_count}
             spec = settings.session.model_copy(update=threads)
-            collect = _collect_in_segments if large else _collect_elsewhere
-            work = partial(collect, model, original.data_folder, spec, taps)
+            job = _Job(model, original.data_folder, spec, taps)
+            work = job.in_segments if large else job.in_one_piece
             found = settings.backend.map(work, map(list, shards))
         else:
             found = (_collect(session, shard, taps, more) for shard in shards)
@@ -399,33 +398,36 @@ def _collect(
     return seen
 
 
-def _collect_elsewhere(
-    model: bytes,
-    data_folder: Path,
-    spec: SessionSpec,
-    taps: Sequence[Tap],
-    batches: Sequence[Batch],
-) -> _Seen:
-    """As :func:`_collect`, on a worker, which reads external data where it lies here."""
-    session = open_session(model, spec, data_folder=data_folder)
-    return _collect(session, batches, taps)
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs beside a shard; it reads external data where that lies here.
 
+    Attributes:
+        model: serialized, :func:`tapped` where it runs in one piece.
+        data_folder: of its external data.
+        spec: how it is run.
+        taps: where to look.
+    """
 
-def _collect_in_segments(
-    model: bytes,
-    data_folder: Path,
-    spec: SessionSpec,
-    taps: Sequence[Tap],
-    batches: Sequence[Batch],
-) -> _Seen:
-    """As :func:`_collect_elsewhere`, of a large model."""
-    seen = _Seen(())
-    with weights_outside(onnx.ModelProto.FromString(model), data_folder) as (graph, folder):
-        feeds, kept = [batch.feeds for batch in batches], _sources(taps)
-        segments = Segments(graph, folder, feeds, spec, kept=kept)
-        for part in _by_segment(segments, batches, taps, math.inf):
-            seen.join(part)
-    return seen
+    model: bytes
+    data_folder: Path
+    spec: SessionSpec
+    taps: Sequence[Tap]
+
+    def in_one_piece(self, batches: Sequence[Batch]) -> _Seen:
+        """What a shard tells."""
+        session = open_session(self.model, self.spec, data_folder=self.data_folder)
+        return _collect(session, batches, self.taps)
+
+    def in_segments(self, batches: Sequence[Batch]) -> _Seen:
+        """The same of a large model."""
+        seen, proto = _Seen(()), onnx.ModelProto.FromString(self.model)
+        with weights_outside(proto, self.data_folder) as (graph, folder):
+            feeds, kept = [batch.feeds for batch in batches], _sources(self.taps)
+            segments = Segments(graph, folder, feeds, self.spec, kept=kept)
+            for part in _by_segment(segments, batches, self.taps, math.inf):
+                seen.join(part)
+        return seen
 
 
 def tapped(model: ir.Model, taps: Iterable[Tap]) -> bytes:

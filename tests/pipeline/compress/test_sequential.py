@@ -150,7 +150,7 @@ def test_sequential_repair_sees_the_rounding(tmp_path):
 def test_what_is_looked_at_and_not_kept_changes_nothing(tmp_path, monkeypatch):
     assert FEATURES[1] > FEATURES[2]  # the second layer narrows
     _, streamed, plan, _ = compressed(tmp_path, name="streamed.onnx")
-    monkeypatch.setattr(sequential, "_narrows", lambda _site: False)
+    monkeypatch.setattr(sequential, "_is_wide", lambda _group: False)
     _, held, other, _ = compressed(tmp_path, name="kept.onnx")
     np.testing.assert_array_equal(streamed, held)
     assert plan == other
