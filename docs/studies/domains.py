@@ -45,10 +45,10 @@ UNSEEN = ("descriptions", "docstrings")
 
 BROADER: Mapping[str, DataSpec] = {
     "library": GeneralTextData(
-        kind="general-text", sources=("library",), exclude=UNSEEN, samples=2048
+        kind="general-text", sources=("library",), exclude=UNSEEN, samples=1024
     ),
     "verses": PythonData(
-        kind="python", loader="data/verses.py:verses", arguments={"split": "train"}, limit=1024
+        kind="python", loader="data/verses.py:verses", arguments={"split": "train"}, limit=512
     ),
 }
 DOMAINS: Mapping[str, DataSpec] = {
@@ -207,7 +207,7 @@ def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> 
         yield f"- {name}: {len(samples)} of {samples.origin}"
     yield ""
     if any(row.shrinkage and row.shrinkage.towards == "broader" for row in rows):
-        yield "Broader text: docstrings of Python's library (2,048 sentences) and verses (1,024)."
+        yield "Broader text: docstrings of Python's library (1,024 sentences) and verses (512)."
     if any(row.trained for row in rows):
         yield (
             f"General text to train on: {GENERAL.samples:,} sentences of "
