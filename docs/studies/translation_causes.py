@@ -1,13 +1,18 @@
-"""What makes the small translation model break: ``python -m studies.translation_causes``.
+"""What makes a small translation model break: ``python -m studies.translation_causes``.
 
-The linear layers of ``gettext-marian``'s encoder and decoder become truncated SVDs, in PyTorch, and
-the same held-out sentences are translated greedily. One thing is varied at a time:
+The linear layers of a model's encoder and decoder become truncated SVDs, in PyTorch, and the same
+held-out sentences are translated greedily. From one model, the *twin*, one thing is varied at a
+time:
 
+- the model: its optimizer, width and depth, and the direction of the translation;
 - how ranks are given: one rank for every layer, as the document has it (its 34 to 340 of a width of
   512, here the same share of the width), or the same share of the parameters of each;
 - which layers: attention or feed-forward networks;
-- with ``--train``, whether all weights are trained afterwards, on the sentences that the model
-  learned from.
+- whether all weights are trained afterwards, on the sentences that the model learned from.
+
+Models of which there is no folder are trained first (:mod:`models.marian`); with a GPU that takes
+minutes. What was measured of a model is kept in ``docs/translation-causes``, a file each; the page
+is written from these.
 """
 
 from __future__ import annotations
@@ -15,11 +20,13 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,20 +34,44 @@ from transformers import MarianMTModel, PreTrainedTokenizerFast
 
 from compress_onnx.pipeline.data.pairs import SentencePair
 from compress_onnx.pipeline.files.atomic import atomic_file
-from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
-from compress_onnx.pipeline.results import TranslationScore
-from models.data.translations import tagged, translations
+from compress_onnx.pipeline.runtime.environment import environment
+from models import marian
 
-recipe = importlib.import_module("models.gettext-marian.train")
-"""What trained the model."""
+PAGE = Path(__file__).parents[1] / "translation-causes.md"
+RESULTS = PAGE.with_suffix("")
+MODELS = Path(__file__).parents[2] / "build" / "translation-causes"
+"""Takes the models that the repository has not."""
 
-EACH = 40
+TWIN: marian.Setup = importlib.import_module("models.gettext-marian-en.train").SETUP
+SMALL: marian.Setup = importlib.import_module("models.gettext-marian.train").SETUP
+
+
+def _own(name: str, setup: marian.Setup) -> marian.Setup:
+    return replace(setup, folder=MODELS / name)
+
+
+SETUPS: Mapping[str, marian.Setup] = {
+    "twin": TWIN,
+    "by Muon": _own("muon", replace(TWIN, optimizer="muon", rate=2e-3)),
+    "small": _own("small", replace(TWIN, width=192, encoder_layers=3, decoder_layers=2)),
+    "wide": _own(
+        "wide", replace(TWIN, width=512, heads=8, encoder_layers=6, decoder_layers=6, rate=5e-4)
+    ),
+    "out of English": _own(
+        "out", replace(TWIN, pairs=SMALL.pairs, prompt=SMALL.prompt, tokens=SMALL.tokens)
+    ),
+    "gettext-marian": SMALL,
+}
+"""The twin, one thing of it varied at a time, and the model of ``models/gettext-marian.yaml``."""
+
+EACH = 100
 """Sentences of each language."""
-BATCH = 256
-STEPS, WARMUP, LEARNING_RATE, SMOOTHING = 150, 20, 2e-3, 0.1
+EPOCHS, WARMUP = 2, 50
+"""Of training afterwards: AdamW at half of the rate that made the model."""
 THEIR_WIDTH, THEIR_STEP = 512, 34
 """The document's ranks are tenths of 340, that of all parameters of an encoder layer 512 wide."""
-TENTHS = (10, 5)
+TENTHS = (3, 4, 5, 7, 10)
+TRAINED = (3, 4, 5, 10)
 
 logger = logging.getLogger(__name__)
 
@@ -49,26 +80,47 @@ Ranks = Callable[[nn.Linear], int]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """The original, its tokenizer, and the sentences."""
+class Row:
+    """What was left of a model.
 
+    Attributes:
+        layers: which were factored; ``none`` is the original.
+        ranks: ``one rank`` or ``one share``.
+        tenths: of the document's largest rank, or of the parameters.
+        kept: of the parameters of the layers that were factored.
+        steps: of training afterwards.
+        bleu, chrf: means over the languages.
+    """
+
+    layers: str
+    ranks: str
+    tenths: int
+    kept: float
+    steps: int
+    bleu: float
+    chrf: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, its tokenizer, and the sentences."""
+
+    setup: marian.Setup
     model: MarianMTModel
     tokenizer: PreTrainedTokenizerFast
     held_out: Sequence[SentencePair]
 
-    def score(self, model: MarianMTModel) -> TranslationScore:
-        """Means over the languages of what ``model`` makes of the held-out sentences."""
-        found = translated(model, self.tokenizer, self.held_out)
-        by_language: dict[str, list[int]] = {}
-        for number, pair in enumerate(self.held_out):
-            by_language.setdefault(pair.language, []).append(number)
-        scores = [
-            score_translations(
-                [found[n] for n in numbers], [self.held_out[n].target for n in numbers]
-            )
-            for numbers in by_language.values()
-        ]
-        return mean_score(scores)
+    @cached_property
+    def lessons(self) -> list[marian.Example]:
+        """What the model learned from."""
+        return marian.encode(self.setup, self.setup.pairs("train"), self.tokenizer)
+
+    def score(self, model: MarianMTModel) -> tuple[float, float]:
+        """BLEU and chrF, means over the languages, of what ``model`` makes of the sentences."""
+        texts = [self.setup.prompt(pair) for pair in self.held_out]
+        found = marian.translate(model, self.tokenizer, texts)
+        mean = marian.scores(self.held_out, found)["mean"]
+        return mean.bleu, mean.chrf
 
 
 class LowRank(nn.Module):
@@ -123,41 +175,7 @@ def one_share(tenths: int) -> Ranks:
     return ranks
 
 
-def trained(model: MarianMTModel, tokenizer: PreTrainedTokenizerFast) -> MarianMTModel:
-    """Train all of ``model`` on what it once learned from, against the translations."""
-    pairs = translations(recipe.LANGUAGES, "train")
-    examples = recipe.encode(pairs, tokenizer)
-    batches = islice(recipe.batches(examples, torch.Generator().manual_seed(0)), STEPS)
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, (0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / WARMUP, (STEPS - step) / STEPS)
-    )
-    torch.manual_seed(0)
-    model.train()
-    for step, batch in enumerate(batches, 1):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = recipe.loss_of(model, batch, SMOOTHING)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 25 == 0:
-            logger.info("step %d: loss %.3f", step, loss.item())
-    return model.eval()
-
-
-@torch.inference_mode()
-def translated(
-    model: MarianMTModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[SentencePair]
-) -> list[str]:
-    """What ``model`` makes of the sources, greedily."""
-    found: list[str] = []
-    for start in range(0, len(pairs), BATCH):
-        texts = [tagged(pair) for pair in pairs[start : start + BATCH]]
-        inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        found += tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True)
-    return found
+RANKS: Mapping[str, Callable[[int], Ranks]] = {"one rank": one_rank, "one share": one_share}
 
 
 def everywhere(_name: str) -> bool:
@@ -182,84 +200,200 @@ CHOICES: Mapping[str, Chosen] = {
 }
 
 
-def prepared() -> Bench:
-    """The committed model and the first held-out sentences of each language."""
-    model = MarianMTModel.from_pretrained(recipe.FOLDER, dtype=torch.float32).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(recipe.FOLDER)
-    pairs = translations(recipe.LANGUAGES, "test")
+def trained(bench: Bench, model: MarianMTModel) -> int:
+    """Train all of ``model`` in place on what it once learned from; returns the steps."""
+    setup = bench.setup
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        batch
+        for _ in range(EPOCHS)
+        for batch in marian.batches(bench.lessons, setup.batch_tokens, generator)
+    ]
+    total = len(batches)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), setup.rate / 2, (0.9, 0.98), weight_decay=0.01
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / WARMUP, (total - step) / total)
+    )
+    torch.manual_seed(0)
+    model.train()
+    for batch in batches:
+        loss = marian.loss_of(model, batch, marian.LABEL_SMOOTHING)
+        model.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    return total
+
+
+def prepared(setup: marian.Setup) -> Bench:
+    """The model, trained where its folder has none, and its first held-out sentences."""
+    if not (setup.folder / "model.safetensors").is_file():
+        setup.folder.mkdir(parents=True, exist_ok=True)
+        marian.run(setup)
+    model, tokenizer = marian.load(setup.folder)
+    pairs = setup.pairs("test")
     held_out = [
         pair
-        for language in recipe.LANGUAGES
+        for language in setup.languages
         for pair in [pair for pair in pairs if pair.language == language][:EACH]
     ]
-    return Bench(model, tokenizer, held_out)
+    return Bench(setup, model, tokenizer, held_out)
 
 
-HEADER = ("layers", "ranks", "parameters kept", "trained", "BLEU", "chrF")
-
-
-def rows(bench: Bench, *, train: bool) -> Iterator[tuple[str, ...]]:
-    """The lines of the table, one thing varied at a time."""
-    yield "none", "–", "100%", "no", *_figures(bench.score(bench.model))
+def rows(bench: Bench) -> Iterator[Row]:
+    """What is measured of a model, one thing varied at a time."""
+    yield Row("none", "", 10, 1.0, 0, *bench.score(bench.model))
     for tenths in TENTHS:
-        one = f"one rank, {10 * tenths} %", one_rank(tenths)
-        for layers in CHOICES:
-            yield _row(bench, layers, one)
-        yield _row(bench, "all", (f"one share, {10 * tenths} %", one_share(tenths)))
-    if train:
-        yield _row(bench, "all", one, train=True)
+        for ranks in RANKS:
+            yield _row(bench, "all", ranks, tenths)
+    for layers in ("attention", "feed-forward"):
+        yield _row(bench, layers, "one rank", 5)
+    for tenths in TRAINED:
+        yield _row(bench, "all", "one rank", tenths, train=True)
 
 
-def _row(
-    bench: Bench, layers: str, named: tuple[str, Ranks], *, train: bool = False
-) -> tuple[str, ...]:
-    name, ranks = named
-    model, kept = factored(bench.model, ranks, CHOICES[layers])
-    if train:
-        model = trained(model, bench.tokenizer)
-    effort = f"{STEPS} steps" if train else "no"
-    found = (layers, name, f"{kept:.0%}", effort, *_figures(bench.score(model)))
-    logger.info(" | ".join(found))
-    return found
+def _row(bench: Bench, layers: str, ranks: str, tenths: int, *, train: bool = False) -> Row:
+    model, kept = factored(bench.model, RANKS[ranks](tenths), CHOICES[layers])
+    steps = trained(bench, model) if train else 0
+    row = Row(layers, ranks, tenths, kept, steps, *bench.score(model))
+    logger.info("%s", row)
+    return row
 
 
-def _figures(score: TranslationScore) -> tuple[str, str]:
-    return f"{score.bleu:.2f}", f"{score.chrf:.2f}"
+def measure(name: str) -> None:
+    """Measure the model of that name, and keep what was found."""
+    setup = SETUPS[name]
+    bench = prepared(setup)
+    found = {
+        "model": name,
+        "parameters": bench.model.num_parameters(),
+        "device": _device_name(),
+        "rows": [asdict(row) for row in rows(bench)],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    with atomic_file(_result(name)) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def page(*, train: bool) -> str:
-    """The document; with a trained row where ``train``."""
-    bench = prepared()
-    about = f"""\
-# What makes the small translation model break
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    machine = environment()
+    return f"{machine.processor}, {machine.cores} cores"
 
-Made by `make translation-causes`. The question is left by [reproduction.md](reproduction.md),
-section 2: the document's translations are whole at 40 % of the parameters, those of
-`gettext-marian` break below 80 %.
+
+def _result(name: str) -> Path:
+    return RESULTS / f"{name.lower().replace(' ', '-')}.json"
+
+
+COLUMNS = ("30 %", "40 %", "50 %", "70 %", "100 %")
+
+
+def page(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The lines of the document.
+
+    Args:
+        found: what :func:`measure` kept, by model.
+    """
+    yield f"""\
+# What makes a small translation model break
+
+Made by `make translation-causes`; `TRAIN=1` measures again, and trains the models that are not in
+the repository, which takes minutes with a GPU. The question is left by
+[reproduction.md](reproduction.md), section 2: the document's translations are whole at 40 % of the
+parameters.
 
 Linear layers of encoder and decoder become truncated SVDs. *One rank* is the document's way: the
 same for all layers, 340 of a width of {THEIR_WIDTH} for its 100 %, here the same share of the
-width; *one share* gives each layer the same share of its parameters. Parameters kept are those of
-the layers that are factored. Means over five languages of {EACH} held-out sentences each, greedy
-search. `TRAIN=1` adds a row with {STEPS} steps of AdamW on the sentences that the model learned
-from, all weights, about {recipe.BATCH_TOKENS:,} tokens a step.
+width; *one share* gives each layer the same share of its parameters. BLEU is a mean over five
+languages, {EACH} held-out sentences each, greedy search. *Trained* is {EPOCHS} epochs of AdamW on
+the sentences that the model learned from, all weights, after truncation.
+
+The *twin* is `models/gettext-marian-en`, {TWIN.width} wide with {TWIN.encoder_layers} +
+{TWIN.decoder_layers} layers, moved by AdamW, into English. The others are trained alike but for
+what their name says: *by Muon*; *small*, {SETUPS["small"].width} wide with
+{SETUPS["small"].encoder_layers} + {SETUPS["small"].decoder_layers} layers; *wide*,
+{SETUPS["wide"].width} wide with {SETUPS["wide"].encoder_layers} + {SETUPS["wide"].decoder_layers}
+layers; *out of English*, into five languages. `gettext-marian` is the model of that recipe: small,
+by Muon, out of English, trained for less long.
 """
-    lines = [HEADER, (":---", ":---", "---:", ":---", "---:", "---:"), *rows(bench, train=train)]
-    return "\n".join([about, *(f"| {' | '.join(line)} |" for line in lines), ""])
+    for title, ranks, train in TABLES:
+        yield f"{title}:"
+        yield ""
+        yield f"| model | parameters | original | {' | '.join(COLUMNS)} |"
+        yield f"|:---|---:|---:|{'---:|' * len(COLUMNS)}"
+        for name, each in found.items():
+            yield _line(name, each, ranks, train=train)
+        yield ""
+    yield "One rank at 50 %, nothing trained, by the layers that are factored:"
+    yield ""
+    yield "| model | all | attention | feed-forward |"
+    yield "|:---|---:|---:|---:|"
+    for name, each in found.items():
+        cells = [_cell(_found(each, layers, "one rank", 5, train=False)) for layers in CHOICES]
+        yield f"| {name} | {' | '.join(cells)} |"
+    yield ""
+    devices = dict.fromkeys(each["device"] for each in found.values())
+    yield f"Trained and measured on {', '.join(devices)}."
+
+
+TABLES = (
+    ("One rank for every layer, nothing trained", "one rank", False),
+    ("One share of the parameters of each layer, nothing trained", "one share", False),
+    ("One rank for every layer, trained afterwards", "one rank", True),
+)
+
+
+def _line(name: str, found: Mapping[str, Any], ranks: str, *, train: bool) -> str:
+    cells = []
+    for tenths in TENTHS:
+        row = _found(found, "all", ranks, tenths, train=train)
+        cells.append(f"{row.bleu:.1f}" if row else "–")
+    size = f"{found['parameters'] / 1e6:.1f} M"
+    return f"| {name} | {size} | {_original(found).bleu:.1f} | {' | '.join(cells)} |"
+
+
+def _cell(row: Row | None) -> str:
+    return f"{row.bleu:.1f} at {row.kept:.0%} of them" if row else "–"
+
+
+def _original(found: Mapping[str, Any]) -> Row:
+    return Row(**found["rows"][0])
+
+
+def _found(
+    found: Mapping[str, Any], layers: str, ranks: str, tenths: int, *, train: bool
+) -> Row | None:
+    for each in found["rows"]:
+        row = Row(**each)
+        if (row.layers, row.ranks, row.tenths) == (layers, ranks, tenths) and train == (
+            row.steps > 0
+        ):
+            return row
+    return None
 
 
 def main() -> None:
-    """Write the document."""
+    """Measure what is asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path, nargs="?", default=Path("docs/translation-causes.md"))
-    parser.add_argument("--train", action="store_true", help="also train, which takes minutes")
+    parser.add_argument("--only", choices=SETUPS, help="measure this model")
+    parser.add_argument("--train", action="store_true", help="measure all models")
     arguments = parser.parse_args()
-    output: Path = arguments.output
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
-    text = page(train=arguments.train)
-    with atomic_file(output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    for name in [arguments.only] if arguments.only else SETUPS if arguments.train else ():
+        measure(name)
+    found = {
+        name: json.loads(_result(name).read_text(encoding="utf-8"))
+        for name in SETUPS
+        if _result(name).is_file()
+    }
+    with atomic_file(PAGE) as temporary:
+        temporary.write_text("\n".join(page(found)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,27 @@ def translations(
     return chosen if split == "train" else list(_one_each(chosen))
 
 
+def into_english(
+    languages: Sequence[str], split: Split, requirements: Path = PACKAGES
+) -> list[SentencePair]:
+    """:func:`translations` the other way round.
+
+    Several English sentences may have one translation. What is held out is therefore without
+    sentences that training reads.
+    """
+    turned = [
+        SentencePair(pair.language, pair.target, pair.source, into="en")
+        for pair in translations(languages, split, requirements)
+    ]
+    if split == "train":
+        return turned
+    read = {
+        (pair.language, sentence_key(pair.target))
+        for pair in translations(languages, "train", requirements)
+    }
+    return [pair for pair in turned if (pair.language, sentence_key(pair.source)) not in read]
+
+
 def clean_pairs(messages: Iterable[SentencePair]) -> Iterator[SentencePair]:
     """The messages that are sentences, in ASCII spelling and without repetitions."""
     seen = set()
