@@ -34,13 +34,13 @@ from models.data.translations import Split
 
 SEED = 0
 MAX_TOKENS = 64
-WARMUP_STEPS = 200
 COOLDOWN_SHARE = 0.4
 LABEL_SMOOTHING = 0.1
 CHECKPOINT_S = 120.0
 GENERATED_AT_ONCE = 256
 
 Stateful = torch.nn.Module | torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler
+_RESIDUAL = ("v_proj.weight", "out_proj.weight", "fc2.weight")
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
@@ -62,6 +62,9 @@ class Setup:
         rate: the learning rate of AdamW.
         epochs: how often each pair is seen.
         batch_tokens: padded target tokens of a step.
+        warmup_steps: until the rate is reached.
+        residual_gain: scales what the matrices that write into the residual stream begin with;
+            where norms follow the residuals, AdamW needs little of them to find its way.
     """
 
     folder: Path
@@ -79,6 +82,8 @@ class Setup:
     rate: float
     epochs: int
     batch_tokens: int
+    warmup_steps: int = 200
+    residual_gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,12 @@ def build_model(setup: Setup, tokenizer: PreTrainedTokenizerFast) -> MarianMTMod
         # On batches of short sentences twice as fast as PyTorch's own on a CPU.
         attn_implementation="eager",
     )
-    return MarianMTModel(config)
+    model = MarianMTModel(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(_RESIDUAL):
+                weight.mul_(setup.residual_gain)
+    return model
 
 
 def encode(
@@ -208,9 +218,9 @@ def loss_of(model: MarianMTModel, batch: Sequence[Example], smoothing: float) ->
     return functional.cross_entropy(logits.float(), target[real], label_smoothing=smoothing)
 
 
-def learning_rate_factor(step: int, total: int) -> float:
+def learning_rate_factor(step: int, total: int, warmup: int) -> float:
     """Linear warm-up, and over the last part of the steps linearly down to zero."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, (total - step) / (COOLDOWN_SHARE * total))
+    return min(1.0, (step + 1) / warmup, (total - step) / (COOLDOWN_SHARE * total))
 
 
 def make_optimizers(setup: Setup, model: MarianMTModel) -> tuple[torch.optim.Optimizer, ...]:
@@ -238,7 +248,7 @@ def train(
     optimizers = make_optimizers(setup, model)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, len(plan))
+            optimizer, lambda step: learning_rate_factor(step, len(plan), setup.warmup_steps)
         )
         for optimizer in optimizers
     ]

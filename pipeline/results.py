@@ -614,6 +614,7 @@ class TranslationReport(Report):
         beams: hypotheses that the search kept.
         reference, candidate: how good the translations of each are.
         timing: None where no latency was asked for.
+        recovery: how training went; None without.
     """
 
     kind: Literal["translation"] = "translation"
@@ -624,3 +625,4 @@ class TranslationReport(Report):
     reference: TranslationScores
     candidate: TranslationScores
     timing: GenerationTiming | None = None
+    recovery: RecoveryReport | None = None

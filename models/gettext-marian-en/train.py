@@ -39,6 +39,8 @@ SETUP = Setup(
     rate=1e-3,
     epochs=12,
     batch_tokens=4000,
+    warmup_steps=300,
+    residual_gain=0.25,
 )
 
 if __name__ == "__main__":

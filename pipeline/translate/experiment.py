@@ -4,8 +4,8 @@ An encoder–decoder is several graphs and is measured by the texts that it gene
 is its own, of the shape of :mod:`pipeline.recipes.experiment`: :func:`prepare_translation` exports,
 loads and tokenizes once; what a run does once and a sweep or a study for every variant are methods.
 
-What does not apply to such a recipe is refused: recovery and the search for the smallest model
-(both look at one graph's outputs), budgets of FLOPs and latency (a decoder runs as often as a
+What does not apply to such a recipe is refused: the search for the smallest model (it looks at one
+graph's outputs), budgets of FLOPs and latency (a decoder runs as often as a
 sentence has tokens), shared siblings, and of the benchmark all but provider and threads.
 """
 
@@ -35,17 +35,25 @@ from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.benchmark import speedup, speedup_interval
 from compress_onnx.pipeline.measure.gates import check_gates, translation_quantities
 from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
-from compress_onnx.pipeline.recipe import ParallelData, PythonData, Recipe, TranslationMetric
+from compress_onnx.pipeline.recipe import (
+    ParallelData,
+    PythonData,
+    Recipe,
+    RecoverySpec,
+    TranslationMetric,
+)
 from compress_onnx.pipeline.report.heading import Heading
 from compress_onnx.pipeline.report.writer import write_report
 from compress_onnx.pipeline.results import (
     GenerationTiming,
+    RecoveryReport,
     SizeReport,
     SweepRow,
     TranslationReport,
     TranslationScores,
 )
 from compress_onnx.pipeline.runtime.progress import Update
+from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.stopwatch import Stopwatch
 from compress_onnx.pipeline.translate.export_parts import ExportedParts, export_encoder_decoder
 from compress_onnx.pipeline.translate.generation import DECODER_MERGED, ENCODER, TextGenerator
@@ -57,6 +65,7 @@ from compress_onnx.pipeline.translate.parts import (
     learn_parts,
     part_samples,
 )
+from compress_onnx.pipeline.translate.recovery import recover_parts, sentence_lessons
 
 _COLUMNS = ("bleu", "chrf", "bleu_drop", "chrf_drop")
 _PARTS = (ENCODER, DECODER_MERGED)
@@ -69,6 +78,13 @@ class Translations(NamedTuple):
     reference: list[str]
     candidate: list[str]
     timing: GenerationTiming
+
+
+class Made(NamedTuple):
+    """What became of the sites, and of the training, where there was one."""
+
+    plans: PartPlans
+    recovery: RecoveryReport | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +100,7 @@ class TranslationExperiment:
         validation: what they are, in words.
         learned: all that is known about the graphs.
         calibration: the data that it was learned from, in words; None without.
+        lessons: what recovery trains on; None without.
         settings: how graphs run.
         watch: times the steps.
     """
@@ -96,6 +113,7 @@ class TranslationExperiment:
     validation: str
     learned: LearnedParts
     calibration: str | None
+    lessons: Samples | None
     settings: RunSettings
     watch: Stopwatch
     _original_scores: dict[int | None, TranslationScores] = field(default_factory=dict, repr=False)
@@ -112,9 +130,34 @@ class TranslationExperiment:
             RequestError: the request makes no sense for a part, or for any encoder–decoder.
             NothingToCompressError: no weight of a part can be factored with a gain.
         """
+        return self.make(request, folder).plans
+
+    def make(
+        self, request: CompressionSpec, folder: Path, recovery: RecoverySpec | None = None
+    ) -> Made:
+        """:meth:`compress`, and train what came out as ``recovery`` says.
+
+        Raises:
+            CompressOnnxError: as :func:`~pipeline.translate.recovery.recover_parts` raises.
+        """
         _require_applicable(request)
         with self.watch.measure("compress"):
-            return self.learned.compress(request, folder)
+            parts = self.learned.compressed(request)
+            plans = self.learned.write(parts, folder)
+        if recovery is None:
+            return Made(plans)
+        assert self.lessons is not None  # whoever asks for recovery has loaded them
+        with self.watch.measure("recover"):
+            decoder = parts.decoder.model
+            report = recover_parts(
+                self.reference,
+                folder,
+                decoder,
+                lessons=self.lessons,
+                recovery=recovery,
+                settings=self.settings,
+            )
+        return Made(plans, report)
 
     def fill(self, bundle: Path, heading: Heading) -> TranslationReport:
         """Compress, measure, and write everything but the manifest into ``bundle``.
@@ -126,7 +169,7 @@ class TranslationExperiment:
             CompressOnnxError: it cannot be carried out.
         """
         recipe = self.recipe
-        plans = self.compress(recipe.compression, bundle)
+        plans, recovery = self.make(recipe.compression, bundle, recipe.recovery)
         texts = self.race(bundle)
         reference, candidate = (self.scores(found) for found in texts[:2])
         timing = texts.timing if recipe.benchmark is not None else None
@@ -148,6 +191,7 @@ class TranslationExperiment:
             reference=reference,
             candidate=candidate,
             timing=timing,
+            recovery=recovery,
             gates=check_gates(recipe.gates, quantities),
             timings_s=self.watch.timings_s,
             notes=tuple(dict.fromkeys(notes)),
@@ -171,7 +215,7 @@ class TranslationExperiment:
         with TemporaryDirectory(prefix="compress-onnx-") as work:
             folder = Path(work)
             try:
-                plans = self.compress(variant, folder)
+                plans = self.make(variant, folder, self.recipe.recovery).plans
             except NothingToCompressError as error:
                 return SweepRow(variant=variant, problem=str(error))
             scores = self.scores(self.translate(folder, beams))
@@ -345,6 +389,9 @@ def prepare_translation(
     with watch.measure("export"), settings.progress.step("export"):
         exported = export_encoder_decoder(checkpoint, recipe.source, folder, seed=recipe.seed)
     samples = _samples(recipe, exported.folder, languages, lessons, settings)
+    taught = _taught(
+        recipe, exported.folder, languages, lessons, base_dir=base_dir, settings=settings
+    )
     with watch.measure("calibrate"):
         learned = learn_parts(exported.folder, samples, settings)
     return TranslationExperiment(
@@ -356,6 +403,7 @@ def prepare_translation(
         validation=origin_of(recipe.validation, held_out),
         learned=learned,
         calibration=origin_of(recipe.calibration, lessons) if recipe.calibration else None,
+        lessons=taught,
         settings=settings,
         watch=watch,
     )
@@ -390,6 +438,33 @@ def _samples(
     )
 
 
+def _taught(
+    recipe: Recipe,
+    folder: Path,
+    languages: LanguageTokenizer,
+    lessons: Sequence[SentencePair],
+    *,
+    base_dir: Path,
+    settings: RunSettings,
+) -> Samples | None:
+    """What recovery trains on: its own data, else those of the calibration."""
+    if recipe.recovery is None:
+        return None
+    data = recipe.recovery.data or recipe.calibration
+    assert isinstance(data, ParallelData | PythonData)  # see _require_lessons
+    pairs = lessons
+    if recipe.recovery.data is not None:
+        pairs = load_pairs(
+            data, base_dir=base_dir, seed=recipe.seed, allow_code=settings.allow_code
+        )
+        languages.require(pairs)
+    return sentence_lessons(
+        languages.sources(pairs, data.max_tokens),
+        languages.targets(pairs, data.max_tokens),
+        TextGenerator(folder, settings.session, languages.tokenizer).start_token,
+    )
+
+
 def _require_translation(recipe: Recipe) -> TranslationMetric:
     """The recipe's metric, once nothing in the recipe contradicts it."""
     metric = recipe.metric
@@ -398,7 +473,7 @@ def _require_translation(recipe: Recipe) -> TranslationMetric:
         raise RequestError(f"{refusal}this needs the metric translation")
     if recipe.validation is None:
         raise RequestError(f"{refusal}a metric needs data to be measured on: add validation")
-    for name in ("recovery", "max_drop", "mask"):
+    for name in ("max_drop", "mask"):
         if getattr(recipe, name) is not None:
             raise RequestError(f"{refusal}{name} does not apply to translation: drop it")
     if recipe.compression.optimize is not None:
@@ -413,7 +488,22 @@ def _require_translation(recipe: Recipe) -> TranslationMetric:
                 f"{', '.join(given) or f'provider {device}'} from benchmark"
             )
     _require_applicable(recipe.compression)
+    if recipe.recovery is not None:
+        _require_lessons(recipe, recipe.recovery)
     return metric
+
+
+def _require_lessons(recipe: Recipe, recovery: RecoverySpec) -> None:
+    if recovery.held_out is not None:
+        raise RequestError(
+            f"recipe {recipe.name}: recovery of a translation holds a batch in ten out: drop "
+            "held_out"
+        )
+    if not isinstance(recovery.data or recipe.calibration, ParallelData | PythonData):
+        raise RequestError(
+            f"recipe {recipe.name}: recovery needs sentences with their translations: add "
+            "calibration, or data to it"
+        )
 
 
 def _require_applicable(request: CompressionSpec) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,13 @@ class PartPlans:
 
     encoder: CompressionPlan
     decoder: CompressionPlan
+
+
+class CompressedParts(NamedTuple):
+    """What a request makes of the encoder, and of the decoder without past key values."""
+
+    encoder: Compressed
+    decoder: Compressed
 
 
 def part_samples(
@@ -126,23 +134,39 @@ class LearnedParts:
         return calibration.notes if calibration else ()
 
     def compress(self, request: CompressionSpec, output: Path) -> PartPlans:
-        """Compress the encoder and the merged decoder.
+        """:meth:`compressed`, and :meth:`write` that."""
+        return self.write(self.compressed(request), output)
+
+    def compressed(self, request: CompressionSpec) -> CompressedParts:
+        """Compress the encoder and the decoder.
 
         Args:
             request: how to compress; shares are of each part's own parameters.
-            output: an existing folder that takes the two graphs and copies of the configuration and
-                the tokenizer, ready for :class:`pipeline.translate.generation.TextGenerator`.
 
         Raises:
             RequestError: the request makes no sense for a part.
             NothingToCompressError: no weight of a part can be factored with a gain.
         """
         tables = self.encoder.original.table, self.decoder.original.table
-        encoder = self.encoder.compress(_for_part(request, *tables))
-        decoder = self.decoder.compress(_for_part(request, *reversed(tables)))
+        return CompressedParts(
+            self.encoder.compress(_for_part(request, *tables)),
+            self.decoder.compress(_for_part(request, *reversed(tables))),
+        )
+
+    def write(self, parts: CompressedParts, output: Path) -> PartPlans:
+        """Write the encoder, and the merged decoder with what the decoder has.
+
+        Args:
+            parts: of :meth:`compressed`.
+            output: an existing folder that takes the two graphs and copies of the configuration and
+                the tokenizer, ready for :class:`pipeline.translate.generation.TextGenerator`.
+
+        Raises:
+            NothingToCompressError: the merged decoder has none of the weights.
+        """
         plans = PartPlans(
-            encoder=encoder.write(output / ENCODER),
-            decoder=_transferred(decoder, self.merged).write(output / DECODER_MERGED),
+            encoder=parts.encoder.write(output / ENCODER),
+            decoder=_transferred(parts.decoder, self.merged).write(output / DECODER_MERGED),
         )
         for asset in self.folder.iterdir():
             if asset.is_file() and ".onnx" not in asset.name:

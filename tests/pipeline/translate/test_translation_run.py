@@ -271,7 +271,14 @@ def test_both_models_race_on_the_same_sentences(root, reused, tmp_path):
 
 
 REFUSED = {
-    "recovery": ({"recovery": {}}, "recovery does not apply"),
+    "held-out recovery": (
+        {"recovery": {"held_out": PARALLEL | {"split": "train"}}},
+        "a batch in ten out",
+    ),
+    "recovery without pairs": (
+        {"recovery": {"data": {"kind": "npz", "path": "x.npz"}}},
+        "sentences with their translations",
+    ),
     "max drop": ({"max_drop": 0.1}, "max_drop does not apply"),
     "mask": ({"mask": "attention_mask"}, "mask does not apply"),
     "flops": ({"compression": {"flops": 0.5}}, "a budget of FLOPs does not apply"),
