@@ -13,6 +13,8 @@ Rules:
    name of its own, and recorded shapes of the hidden values follow.
 4. Numbers are computed for the whole model before the graph changes.
 5. Each node with new numbers has its role in the network in its metadata.
+6. Networks in the branches of an If that share their weights, and lose the same neurons, share the
+   new ones too.
 """
 
 from __future__ import annotations
@@ -80,17 +82,19 @@ class NeuronsPass(ir.passes.InPlacePass):
             RequestError: the model lacks one of them or has it with another size, or the new
                 numbers do not fit into its types; nothing was changed then.
         """
-        ffns = {ffn.name: ffn for ffn in find_ffns(find_sites(model).sites).ffns}
+        sites = find_sites(model).sites
+        ffns = {ffn.name: ffn for ffn in find_ffns(sites, branches_share=True).ffns}
         for name, folded in self._chosen.items():
             _check(name, ffns.get(name), folded)
         names = UniqueNames(value_names(model), separator="_")
-        initializers = Initializers(names, self._sink)
+        initializers = _Shared(Initializers(names, self._sink))
         prepared = [
             (ffns[name], list(_operands(ffns[name], folded, initializers)))
             for name, folded in self._chosen.items()
         ]
         biases = {
             name: initializers.keep(
+                folded,
                 ffns[name].down.weight.initializer,
                 f"{_ROLE}.bias",
                 corrected_bias(ffns[name].down, folded.bias),
@@ -100,7 +104,7 @@ class NeuronsPass(ir.passes.InPlacePass):
         }
         for ffn, operands in prepared:
             for operand in operands:
-                value = initializers.place(operand.old, operand.new, {})
+                value = initializers.place(operand.old, operand.new)
                 operand.node.replace_input_with(operand.index, value)
                 operand.node.metadata_props.setdefault(NEURONS_PROPERTY, operand.role)
             neurons = len(self._chosen[ffn.name].kept)
@@ -109,8 +113,30 @@ class NeuronsPass(ir.passes.InPlacePass):
             _shrink(ffn, neurons)
             if ffn.name in biases:
                 owner = ffn.down.weight.initializer
-                _set_bias(ffn.down, initializers.place(owner, biases[ffn.name], {}))
+                _set_bias(ffn.down, initializers.place(owner, biases[ffn.name]))
         return ir.passes.PassResult(model, modified=bool(prepared))
+
+
+class _Shared:
+    """Initializers of which those with one origin are one (rule 6)."""
+
+    def __init__(self, initializers: Initializers) -> None:
+        self._initializers = initializers
+        self._kept: dict[tuple[int, ir.Value, str], Kept] = {}
+        self._placed: dict[str, ir.Value] = {}
+
+    def keep(self, folded: Folded, old: ir.Value, role: str, new: Array) -> Kept:
+        """What ``folded`` makes of the initializer ``old``; of ``new`` the first time."""
+        key = (id(folded), old, role)
+        if key not in self._kept:
+            self._kept[key] = self._initializers.keep(old, role, new)
+        return self._kept[key]
+
+    def place(self, old: ir.Value, kept: Kept) -> ir.Value:
+        """The value of ``kept`` beside ``old``."""
+        if kept.name not in self._placed:
+            self._placed[kept.name] = self._initializers.place(old, kept, {})
+        return self._placed[kept.name]
 
 
 def _check(name: str, ffn: FFN | None, folded: Folded) -> None:
@@ -121,11 +147,11 @@ def _check(name: str, ffn: FFN | None, folded: Folded) -> None:
         raise RequestError(f"{name} is a layer of shape {shape}: the neurons are another model's")
 
 
-def _operands(ffn: FFN, folded: Folded, initializers: Initializers) -> Iterator[_Operand]:
+def _operands(ffn: FFN, folded: Folded, initializers: _Shared) -> Iterator[_Operand]:
     """All operands that change, with their new numbers in the sink."""
 
     def kept(node: ir.Node, index: int, old: ir.Value, new: Array, role: str) -> _Operand:
-        return _Operand(node, index, old, initializers.keep(old, _ROLE, new), role)
+        return _Operand(node, index, old, initializers.keep(folded, old, _ROLE, new), role)
 
     for up in ffn.ups:
         columns = up.weight.array()[:, folded.kept]  # [K, k]

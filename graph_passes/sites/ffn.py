@@ -10,7 +10,8 @@ Rules:
    other axes (:mod:`graph_passes.sites.reshaping`): the neurons are on the last axis throughout.
 2. What else they read has one number for each neuron, which goes with it, or is the same for all.
 3. Nobody else reads a hidden value: whoever does would miss the neurons. Its shape may be read.
-4. No weight is shared with another site, or is a stack of matrices.
+4. No weight is shared with another site, or is a stack of matrices. The branches of an If may share
+   theirs, where whoever asks treats their networks alike.
 5. All nodes are in one graph, and networks share no layer: where the down layer of one is the up
    layer of the next, the first is one, and the second is not.
 
@@ -84,10 +85,20 @@ class FFNTable:
     reasons: Mapping[str, str]
 
 
-def find_ffns(sites: Sequence[LinearSite]) -> FFNTable:
-    """Find all feed-forward networks between ``sites``; reads no weights and changes nothing."""
+def find_ffns(sites: Sequence[LinearSite], *, branches_share: bool = False) -> FFNTable:
+    """Find all feed-forward networks between ``sites``; reads no weights and changes nothing.
+
+    Args:
+        sites: of one model.
+        branches_share: whether networks of different graphs, the branches of an If, may have the
+            same weights (rule 4).
+    """
     by_node = {site.node: site for site in sites}
-    shared = {key for key, members in group_by_weight(sites).items() if len(members) > 1}
+    shared = {
+        key
+        for key, members in group_by_weight(sites).items()
+        if len(members) > len({site.node.graph for site in members} if branches_share else {key})
+    }
     found: list[FFN] = []
     reasons: dict[str, str] = {}
     taken: set[str] = set()

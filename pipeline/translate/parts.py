@@ -215,17 +215,30 @@ def _transferred(compressed: Compressed, other: Original) -> Compressed:
     basis, plan = compressed.basis, compressed.plan
     counterparts = _counterparts(basis.original.table, other.table)
     planned = {site.site: site for site in plan.sites}
+    # Both branches of the merged decoder have each network.
+    ours = {
+        (counterparts[site.name].name, site.node.graph): site.name
+        for site in other.table.sites
+        if site.name in counterparts
+    }
+
+    def alike(site: LinearSite) -> SitePlan:
+        known = counterparts.get(site.name)
+        if known is None:
+            return _left_dense(site)
+        found = planned[known.name]
+        ffn = ours.get((found.ffn, site.node.graph), "")
+        return found.model_copy(update={**_names(site), "ffn": ffn})
+
     transferred = plan.model_copy(
         update={
-            "sites": tuple(
-                _planned_alike(site, planned, counterparts) for site in other.table.sites
-            ),
+            "sites": tuple(alike(site) for site in other.table.sites),
             "skipped": other.table.skipped,
         }
     )
     require_gain(transferred)
     factors, networks = compressed.factorizations(), compressed.folded()
-    alike = [s for s in other.table.sites if s.name in counterparts]
+    shared = [site for site in other.table.sites if site.name in counterparts]
     known = _known(other.table, counterparts, basis.stats)
     return replace(
         compressed,
@@ -234,12 +247,12 @@ def _transferred(compressed: Compressed, other: Original) -> Compressed:
         repaired=Repaired(
             {
                 site.weight.key: factors[counterparts[site.name].weight.key]
-                for site in alike
+                for site in shared
                 if counterparts[site.name].weight.key in factors
             },
             {
                 site.name: networks[counterparts[site.name].name]
-                for site in alike
+                for site in shared
                 if counterparts[site.name].name in networks
             },
         ),
@@ -277,17 +290,14 @@ def _content(site: LinearSite) -> bytes:
     return digest.digest()
 
 
-def _planned_alike(
-    site: LinearSite, planned: Mapping[str, SitePlan], counterparts: Mapping[str, LinearSite]
-) -> SitePlan:
-    names = {"site": site.name, "node": site.node.name or "", "weight": site.weight.key}
-    if site.name in counterparts:
-        found = planned[counterparts[site.name].name]
-        ours = {known.name: name for name, known in counterparts.items()}
-        return found.model_copy(update={**names, "ffn": ours.get(found.ffn, "")})
+def _names(site: LinearSite) -> dict[str, str]:
+    return {"site": site.name, "node": site.node.name or "", "weight": site.weight.key}
+
+
+def _left_dense(site: LinearSite) -> SitePlan:
     parameters = site.weight.matrices * site.in_features * site.out_features
     return SitePlan(
-        **names,
+        **_names(site),
         group=site.group,
         in_features=site.in_features,
         out_features=site.out_features,

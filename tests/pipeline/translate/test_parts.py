@@ -201,6 +201,40 @@ def test_both_branches_of_the_decoder_get_the_calibrated_factors(parts, samples,
     assert 0 < ours < theirs
 
 
+def test_both_branches_of_the_decoder_lose_the_same_neurons(parts, samples, tmp_path):
+    request = CompressionSpec(
+        method=MethodSpec(name="auto"), params=0.6, ffns="neurons", siblings="never"
+    )
+    plans = learn_parts(parts.folder, samples).compress(request, tmp_path)
+    thinned = plans.decoder.thinned
+    assert len(thinned) == 4  # 2 layers, each in both branches
+    assert len({site.ffn for site in thinned}) == 4
+    assert len({(site.weight, site.neurons) for site in thinned}) == 2
+    # Weights are there once: no less is left out than the plan says.
+    sizes = [
+        sum(t.nbytes for t in _tensors(folder / DECODER_MERGED))
+        for folder in (parts.folder, tmp_path)
+    ]
+    assert sizes[1] <= sizes[0] - 4 * 0.35 * plans.decoder.parameters_before
+    assert 0 < _step_error(parts.folder, tmp_path) < 1
+
+
+def test_more_neurons_are_nearer_to_the_original(parts, samples, tmp_path):
+    learned = learn_parts(parts.folder, samples)
+    errors = []
+    for share in (0.9, 0.5):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        request = CompressionSpec(method=MethodSpec(name="auto"), params=share, ffns="neurons")
+        learned.compress(request, folder)
+        errors.append(_step_error(parts.folder, folder))
+    assert 0 < errors[0] < errors[1]
+
+
+def _tensors(path):
+    return [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+
+
 def _step_error(reference, candidate):
     """How far the logits of a token are off after a token with past key values."""
     rng = np.random.default_rng(1)
