@@ -135,8 +135,8 @@ folded-attention: $(READY)  ## Measure narrower attention heads beside low rank 
 random-factors: $(READY)  ## Train factors that start at random against a weight (docs/random-factors.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.random_factors
 
-translation-causes: $(READY)  ## Find what makes the small translation model break (docs/translation-causes.md); TRAIN=1.
-	PYTHONPATH=docs $(BIN)/python -m studies.translation_causes $(if $(TRAIN),--train)
+translation-causes: $(READY)  ## Find what makes a small translation model break (docs/translation-causes.md); ONLY=NAME, TRAIN=1.
+	PYTHONPATH=docs $(BIN)/python -m studies.translation_causes $(if $(ONLY),--only "$(ONLY)") $(if $(TRAIN),--train)
 
 cuda: $(READY)  ## Measure half floats on a GPU (docs/forms.md); MODEL, DATA.
 	PYTHONPATH=docs $(BIN)/python -m studies.cuda $(MODEL) $(DATA)

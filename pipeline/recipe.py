@@ -375,7 +375,8 @@ class RecoverySpec(RecipeModel):
     Attributes:
         data: what to train on; the calibration data unless it is given.
         held_out: what decides when to stop and which weights are kept, such as text of a kind that
-            is not trained on; a batch in ten of ``data`` unless it is given.
+            is not trained on; a batch in ten of ``data``, at most 512 samples,
+            unless it is given.
         budget: seconds; None leaves only ``steps``.
         steps: at most so many, and with a budget whichever ends first; None leaves only ``budget``.
         learning_rate: the size of a step relative to the weights; None measures one that helps.

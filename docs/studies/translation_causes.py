@@ -244,15 +244,15 @@ def prepared(setup: marian.Setup) -> Bench:
     return Bench(setup, model, tokenizer, held_out)
 
 
-def rows(bench: Bench) -> Iterator[Row]:
-    """What is measured of a model, one thing varied at a time."""
+def rows(bench: Bench, *, train: bool) -> Iterator[Row]:
+    """What is measured of a model, one thing varied at a time; trained, too, where ``train``."""
     yield Row("none", "", 10, 1.0, 0, *bench.score(bench.model))
     for tenths in TENTHS:
         for ranks in RANKS:
             yield _row(bench, "all", ranks, tenths)
     for layers in ("attention", "feed-forward"):
         yield _row(bench, layers, "one rank", 5)
-    for tenths in TRAINED:
+    for tenths in TRAINED if train else ():
         yield _row(bench, "all", "one rank", tenths, train=True)
 
 
@@ -264,15 +264,15 @@ def _row(bench: Bench, layers: str, ranks: str, tenths: int, *, train: bool = Fa
     return row
 
 
-def measure(name: str) -> None:
-    """Measure the model of that name, and keep what was found."""
+def measure(name: str, *, train: bool) -> None:
+    """Measure the model of that name, and keep what was found; ``train``: see :func:`rows`."""
     setup = SETUPS[name]
     bench = prepared(setup)
     found = {
         "model": name,
         "parameters": bench.model.num_parameters(),
         "device": _device_name(),
-        "rows": [asdict(row) for row in rows(bench)],
+        "rows": [asdict(row) for row in rows(bench, train=train)],
     }
     RESULTS.mkdir(exist_ok=True)
     with atomic_file(_result(name)) as temporary:
@@ -302,8 +302,9 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield f"""\
 # What makes a small translation model break
 
-Made by `make translation-causes`; `TRAIN=1` measures again, and trains the models that are not in
-the repository, which takes minutes with a GPU. The question is left by
+Made by `make translation-causes`. `ONLY=twin` measures one model again, `TRAIN=1` also what is
+trained afterwards, and without `ONLY` all models; those that are not in the repository are trained
+first, which takes minutes with a GPU and hours without. The question is left by
 [reproduction.md](reproduction.md), section 2: the document's translations are whole at 40 % of the
 parameters.
 
@@ -381,12 +382,14 @@ def main() -> None:
     """Measure what is asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=SETUPS, help="measure this model")
-    parser.add_argument("--train", action="store_true", help="measure all models")
+    parser.add_argument(
+        "--train", action="store_true", help="also train afterwards; an hour a model without a GPU"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
     for name in [arguments.only] if arguments.only else SETUPS if arguments.train else ():
-        measure(name)
+        measure(name, train=arguments.train)
     found = {
         name: json.loads(_result(name).read_text(encoding="utf-8"))
         for name in SETUPS

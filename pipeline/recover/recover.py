@@ -2,7 +2,7 @@
 
 The original's own outputs (and values inside, where asked for) on the lessons are the targets;
 labels count only where asked for. Held-out batches, never trained on, decide which weights are
-kept: one in ten, or samples of their own, such as text of another kind.
+kept: one in ten, at most 512 samples, or samples of their own, such as text of another kind.
 
 Rules:
 
@@ -92,6 +92,8 @@ lengths. By itself it keeps 1,024."""
 
 _PROGRESS_TOTAL = 1000
 _HELD_OUT_EVERY = 10
+_MOST_HELD_OUT = 512
+"""Samples out of those to train on: each check runs all of them, and more tell little more."""
 _CHECKPOINT_EVERY_S = 60.0
 _LEAST_STEPS_BETWEEN_CHECKS = 10
 _STALE_BEFORE_RETURN = 5
@@ -454,7 +456,8 @@ def _taken(
         return numbers, teacher.take(lessons.held_out, batch_size)
     if len(numbers) < 2:
         raise DataError("recovery holds a batch out and trains on the others: give more samples")
-    held_out = numbers[_HELD_OUT_EVERY // 2 :: _HELD_OUT_EVERY] or numbers[-1:]
+    every = max(_HELD_OUT_EVERY, -(-len(samples) // _MOST_HELD_OUT))
+    held_out = numbers[every // 2 :: every] or numbers[-1:]
     return [index for index in numbers if index not in held_out], held_out
 
 
@@ -476,7 +479,7 @@ def _key(reference: Path, candidate: onnx.ModelProto, lessons: Lessons, how: str
     """What identifies a recovery; ``how`` are its settings."""
     content = np.frombuffer(serialized(candidate, instead=SMALLER), np.uint8)
     return content_key(
-        "recovery 8",
+        "recovery 9",
         content_digest(reference, load_model(reference)),
         {"candidate": content},
         lessons.samples.mask_name or "",

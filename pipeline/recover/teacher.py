@@ -10,6 +10,7 @@ contributes the mean cross-entropy of the labels that there are; mixed samples h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,9 +153,8 @@ class Teacher:
             self._kept_bytes += size
         return feeds
 
-    def own_loss(self, index: int) -> float:
+    def own_loss(self, feeds: Mapping[str, Array]) -> float:
         """The loss of the original itself on one batch: the entropy of labels, if they count."""
-        feeds = self.feeds(index)
         return sum(
             _entropy(feeds[target_of(value.name)], feeds[label_of(value.name)])
             for value in self.compared
@@ -198,9 +198,12 @@ def position_weights(target: Array, real: Float32, importance: float) -> Float32
         real: ``[..., 1]``, 0 where padding is.
         importance: of the value.
     """
-    rows = target[real[..., 0] > 0].astype(np.float64)
-    centred = rows - rows.mean(axis=0) if len(rows) > 1 else rows
-    return np.asarray(real * (importance / max(float(np.sum(centred**2)), _LEAST)), np.float32)
+    rows = target[real[..., 0] > 0]  # [rows, D]
+    centred = (
+        rows - rows.mean(axis=0, dtype=np.float64).astype(rows.dtype) if len(rows) > 1 else rows
+    )
+    total = float(np.sum(np.square(centred), dtype=np.float64))
+    return np.asarray(real * (importance / max(total, _LEAST)), np.float32)
 
 
 def pooling_shares(target: Array, real: Float32, importance: float) -> Float32:
@@ -247,9 +250,11 @@ def label_weights(target: Array, labels: Array | None, importance: float) -> Flo
 
 def _entropy(logits: Array, weights: Array) -> float:
     """``-Σ weights·log softmax(logits)``, both ``[..., C]``."""
-    exact = logits.astype(np.float64)
-    surprise = logsumexp(exact, axis=-1, keepdims=True) - exact
-    return float(np.sum(weights.astype(np.float64) * surprise))
+    labelled = np.nonzero(weights)
+    exact = logits[labelled[:-1]].astype(np.float64)  # [labels, C]
+    chosen = np.take_along_axis(exact, labelled[-1][:, None], axis=-1)[:, 0]
+    surprise = logsumexp(exact, axis=-1) - chosen
+    return float(np.sum(weights[labelled].astype(np.float64) * surprise))
 
 
 def _has_positions(value: Array, batch: Batch) -> bool:

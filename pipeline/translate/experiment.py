@@ -202,12 +202,15 @@ class TranslationExperiment:
             (bundle / f"{name}-plan.json").write_text(text, encoding="utf-8")
         return report
 
-    def row(self, variant: CompressionSpec, beams: int | None = None) -> SweepRow:
+    def row(
+        self, variant: CompressionSpec, beams: int | None = None, *, train: bool = True
+    ) -> SweepRow:
         """Compress in one way, and score the translations.
 
         Args:
             variant: how to compress.
             beams: hypotheses that the search keeps; as the recipe says when None.
+            train: whether the recipe's recovery follows, where it has one.
 
         Raises:
             RequestError: the variant makes no sense for this model.
@@ -215,7 +218,8 @@ class TranslationExperiment:
         with TemporaryDirectory(prefix="compress-onnx-") as work:
             folder = Path(work)
             try:
-                plans = self.make(variant, folder, self.recipe.recovery).plans
+                recovery = self.recipe.recovery if train else None
+                plans = self.make(variant, folder, recovery).plans
             except NothingToCompressError as error:
                 return SweepRow(variant=variant, problem=str(error))
             scores = self.scores(self.translate(folder, beams))

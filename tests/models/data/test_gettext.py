@@ -235,3 +235,24 @@ def test_languages_and_packages_that_are_not_there(corpus, tmp_path):
 
 def test_the_language_stands_in_front():
     assert tagged(SentencePair("de", "Open file", "Datei öffnen")) == ">>de<< Open file"
+
+
+def test_into_english_reads_no_held_out_sentence_in_training(monkeypatch, tmp_path):
+    requirements = tmp_path / "packages.txt"
+    requirements.write_text("example==2.0\n")
+
+    def fetch(_path, _languages):
+        for number in range(400):
+            word = "".join("abcdefghij"[int(digit)] for digit in f"{number:03}")
+            yield SentencePair("de", f"Open the {word} file", f"Die Datei {word}x bitte auf")
+            yield SentencePair("de", f"Press the {word} key", "Eine Taste wird gedrückt")
+
+    monkeypatch.setattr(translations, "fetch_messages", fetch)
+    held_out = translations.into_english(("de",), "test", requirements)
+    assert held_out
+    assert all(pair.into == "en" and pair.target.startswith("Open") for pair in held_out)
+    train = translations.into_english(("de",), "train", requirements)
+    assert {pair.target.split()[0] for pair in train} == {"Open", "Press"}
+    assert not {p.source for p in train} & {p.source for p in held_out}
+    turned = translations.translations(("de",), "test", requirements)
+    assert any(pair.source.startswith("Press") for pair in turned)
