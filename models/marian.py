@@ -1,8 +1,8 @@
 """Train small Marian models on catalogue messages: what the folders' ``train.py`` share.
 
 A model is described by a :class:`Setup`. It runs on a GPU where PyTorch has one, else on the CPU,
-with products of bfloat16 on both. Progress is saved every few minutes: after an interruption the
-same command goes on.
+with products of bfloat16 where these are faster. Progress is saved every few minutes: after an
+interruption the same command goes on.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrain
 from compress_onnx.pipeline.data.pairs import SentencePair
 from compress_onnx.pipeline.measure.metrics.bleu import mean_score, score_translations
 from compress_onnx.pipeline.results import TranslationScore
+from compress_onnx.pipeline.runtime.processor import instruction_sets
 from models.data.translations import Split
 
 SEED = 0
@@ -199,14 +200,15 @@ def batches(
 
 
 def loss_of(model: MarianMTModel, batch: Sequence[Example], smoothing: float) -> torch.Tensor:
-    """Mean cross entropy over the target tokens of ``batch``, with products of bfloat16."""
+    """Mean cross entropy over the target tokens of ``batch``."""
     pad, place = model.config.pad_token_id, model.device
     source, target = (
         pad_sequence(sides, batch_first=True, padding_value=pad).to(place)
         for sides in ([e.source for e in batch], [e.target for e in batch])
     )
     start = torch.full_like(target[:, :1], model.config.decoder_start_token_id)
-    with torch.autocast(place.type, torch.bfloat16):
+    half = place.type == "cuda" or "AMX bf16" in instruction_sets()
+    with torch.autocast(place.type, torch.bfloat16, enabled=half):
         hidden = model.model(
             input_ids=source,
             attention_mask=(source != pad).long(),

@@ -391,7 +391,7 @@ class RecoverySpec(RecipeModel):
         mixing: share of the steps on new samples, mixed from those that there are, after the first
             epoch.
         patience: stop after so many checks of the held-out data without an improvement.
-        products: in gradients: of bfloat16 where the processor has them (``auto``), or ``float32``.
+        products: in gradients: of bfloat16 where these are faster (``auto``), or ``float32``.
     """
 
     data: DataSpec | None = None

@@ -13,7 +13,7 @@ every normalization (:mod:`pipeline.recover.teacher`), so the loss knows of none
 Layers that are going to multiply integers do so in effect already
 (:mod:`pipeline.recover.rounding`).
 
-Products on the way to a gradient may be of bfloat16, where the processor has such: noise far below
+Products on the way to a gradient may be of bfloat16, where these are faster: noise far below
 that of the batches. The loss alone is in single precision, as what is served is.
 """
 
