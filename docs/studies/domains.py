@@ -34,6 +34,7 @@ from compress_onnx.pipeline.recipe import (
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.single import prepare_model, requested
 from compress_onnx.pipeline.recover.recover import Lessons, recover_file
+from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.threads import limited
@@ -218,6 +219,9 @@ def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> 
     yield f"| structure | towards | strength | trained on | {' | '.join(names)} | worst |"
     yield f"|:---|:---|---:|:---|{'---:|' * len(names)}---:|"
     yield from (_line(row) for row in rows)
+    machine = environment()
+    yield ""
+    yield f"{machine.processor} ({', '.join(machine.instruction_sets)}), {machine.cores} cores."
 
 
 def _line(row: Row) -> str:
