@@ -10,7 +10,6 @@ contributes the mean cross-entropy of the labels that there are; mixed samples h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -153,13 +152,11 @@ class Teacher:
             self._kept_bytes += size
         return feeds
 
-    def own_loss(self, feeds: Mapping[str, Array]) -> float:
+    def own_loss(self, index: int) -> float:
         """The loss of the original itself on one batch: the entropy of labels, if they count."""
-        return sum(
-            _entropy(feeds[target_of(value.name)], feeds[label_of(value.name)])
-            for value in self.compared
-            if value.labelled
-        )
+        labelled = [value.name for value in self.compared if value.labelled]
+        feeds = self.feeds(index) if labelled else {}
+        return sum(_entropy(feeds[target_of(name)], feeds[label_of(name)]) for name in labelled)
 
     def mixed_feeds(self, index: int, rng: np.random.Generator) -> dict[str, Array]:
         """The same for new samples, made out of those of one batch (see :mod:`.mixing`)."""

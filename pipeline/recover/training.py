@@ -72,8 +72,8 @@ class Training:
         self._weights = {name: torch.tensor(array, device=device) for name, array in start.items()}
         self._adam = Adam(self._weights, whitening, half=half)
         self._best = {name: weight.clone() for name, weight in self._weights.items()}
-        self.own_loss = 0.0
-        self.start_loss = self.best_loss = self._held_out_loss(first=True)
+        self.start_loss = self.best_loss = self._held_out_loss()
+        self.own_loss = float(np.mean([teacher.own_loss(index) for index in held_out]))
         self.steps = self.stale = self.returns = 0
         self.finite = math.isfinite(self.start_loss)
 
@@ -173,18 +173,8 @@ class Training:
             return self._teacher.mixed_feeds(index, rng)
         return self._teacher.feeds(index)
 
-    def _held_out_loss(self, *, first: bool = False) -> float:
-        """The loss; the ``first`` time also the original's own."""
-        served = self._distillation.served(self._weights)
-        losses, own = [], []
-        for index in self._held_out:
-            feeds = self._teacher.feeds(index)
-            losses.append(self._distillation.loss(feeds, served))
-            if first:
-                own.append(self._teacher.own_loss(feeds))
-        if first:
-            self.own_loss = float(np.mean(own))
-        return float(np.mean(losses))
+    def _held_out_loss(self) -> float:
+        return self._mean_loss(self._held_out, self._weights)
 
     def _mean_loss(self, batches: Sequence[int], weights: Mapping[str, Tensor]) -> float:
         served = self._distillation.served(weights)
