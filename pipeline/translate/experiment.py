@@ -508,6 +508,11 @@ def _require_lessons(recipe: Recipe, recovery: RecoverySpec) -> None:
             f"recipe {recipe.name}: recovery needs sentences with their translations: add "
             "calibration, or data to it"
         )
+    if recipe.compression.store != "same":
+        raise RequestError(
+            f"recipe {recipe.name}: recovery trains float32 factors, and the store "
+            f"{recipe.compression.store} rounds them: drop one"
+        )
 
 
 def _require_applicable(request: CompressionSpec) -> None:

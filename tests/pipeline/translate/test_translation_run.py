@@ -201,6 +201,25 @@ def test_a_damaged_candidate_fails_the_gate(root, reused, cli, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_is_trained_translates_better(root, reused, cli, tmp_path):
+    recovery = {"budget": None, "steps": 40, "train": "factors", "pooled": 0, "labels": 1.0}
+    recovery["data"] = PARALLEL | {"split": "train"}
+    bundles = [tmp_path / name for name in ("as it is", "trained")]
+    cli("run", written(root), "-o", bundles[0], code=1)
+    cli("run", written(root, recovery=recovery), "-o", bundles[1], code=1)
+
+    before, after = (read_report(bundle) for bundle in bundles)
+    assert before.recovery is None
+    assert after.recovery.steps == 40
+    assert after.recovery.improved
+    assert after.recovery.compared == ("logits",)
+    assert after.candidate.mean.chrf > before.candidate.mean.chrf
+    assert after.encoder == before.encoder  # plans are of compression alone
+    assert "Recovery: loss on held-out batches" in (bundles[1] / "summary.md").read_text()
+    verify_manifest(bundles[1])
+
+
+@pytest.mark.slow
 def test_exit_codes_say_what_went_wrong(root, reused, cli, tmp_path):
     bundle = tmp_path / "bundle"
     too_large = {"method": {"name": "svd"}, "rank": 999}
@@ -274,6 +293,10 @@ REFUSED = {
     "held-out recovery": (
         {"recovery": {"held_out": PARALLEL | {"split": "train"}}},
         "a batch in ten out",
+    ),
+    "recovery of rounded factors": (
+        {"recovery": {}, "compression": {"params": 0.5, "store": "int8"}},
+        "the store int8 rounds them",
     ),
     "recovery without pairs": (
         {"recovery": {"data": {"kind": "npz", "path": "x.npz"}}},
