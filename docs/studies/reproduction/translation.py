@@ -54,7 +54,7 @@ LABELS: Mapping[str, str] = {
 }
 COMPARED_SHARES = (0.3, 0.5, 0.7)
 TRAINED_SHARE = 0.5
-TRAINING_S = 420.0
+TRAINING_S = 240.0
 """Of each method, for the table of what training afterwards brings back."""
 
 logger = logging.getLogger(__name__)
