@@ -23,7 +23,7 @@ SETUPS = {
 }
 SENTENCES = {
     "gettext-marian": (">>de<< The server is not available.", "Server"),
-    "gettext-marian-en": ("Le serveur n'est pas disponible.", "server"),
+    "gettext-marian-en": ("Le serveur n'est pas disponible.", "erver is not"),
 }
 
 
