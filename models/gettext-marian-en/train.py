@@ -8,8 +8,8 @@ that it has something to spare: 256 wide, four layers on each side, moved by Ada
 Validation and test sentences share none with training, on either side, and the test sentences were
 read once, at the end: BLEU 36.6, chrF 56.8 greedily, means over the languages. The weights were
 made by 3,492 steps on one NVIDIA H200 (3.5 minutes, beside three others); on 2 cores of a Xeon
-without AMX a step takes 2.1 s, all of them two hours. They are stored in float16; BLEU is measured on
-what was stored, computed in float32.
+without AMX a step takes 2.1 s, all of them two hours. They are stored in float16; BLEU is measured
+on what was stored, computed in float32.
 """
 
 from __future__ import annotations
