@@ -320,7 +320,7 @@ what their name says: *by Muon*; *small*, {SETUPS["small"].width} wide with
 {SETUPS["small"].encoder_layers} + {SETUPS["small"].decoder_layers} layers; *wide*,
 {SETUPS["wide"].width} wide with {SETUPS["wide"].encoder_layers} + {SETUPS["wide"].decoder_layers}
 layers; *out of English*, into five languages. `gettext-marian` is the model of that recipe: small,
-by Muon, out of English, trained for less long.
+by Muon, out of English, trained for less long. Models without a row were not measured.
 """
     for title, ranks, train in TABLES:
         yield f"{title}:"
@@ -339,7 +339,7 @@ by Muon, out of English, trained for less long.
         yield f"| {name} | {' | '.join(cells)} |"
     yield ""
     devices = dict.fromkeys(each["device"] for each in found.values())
-    yield f"Trained and measured on {', '.join(devices)}."
+    yield f"Measured on {', '.join(devices)}."
 
 
 TABLES = (
