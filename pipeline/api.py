@@ -211,7 +211,7 @@ def recover(
         output: the ``.onnx`` file to write.
         data: real samples, unlabelled; not those that the result is judged by.
         held_out: what decides when to stop and which weights are kept; None holds a batch in ten
-            of ``data`` out.
+            of ``data`` out, at most 512 samples.
         integers: whether layers of the result multiply integers; they are trained through that
             rounding.
         mask: as for :func:`learn`.

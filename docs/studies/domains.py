@@ -67,7 +67,7 @@ GENERAL = GeneralTextData(
     exclude=UNSEEN,
     samples=8192,
 )
-"""What is trained on beside the verses of the broader text; a batch in ten is held out."""
+"""What is trained on beside the verses of the broader text; a part is held out."""
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> 
     if any(row.trained for row in rows):
         yield (
             f"General text to train on: {GENERAL.samples:,} sentences of "
-            f"{', '.join(GENERAL.taken)}, and the verses; a batch in ten decides what is kept."
+            f"{', '.join(GENERAL.taken)}, and the verses; batches held out of it decide."
         )
     yield ""
     names = list(sets)

@@ -94,11 +94,11 @@ def find_ffns(sites: Sequence[LinearSite], *, branches_share: bool = False) -> F
             same weights (rule 4).
     """
     by_node = {site.node: site for site in sites}
-    shared = {
-        key
-        for key, members in group_by_weight(sites).items()
-        if len(members) > len({site.node.graph for site in members} if branches_share else {key})
-    }
+    shared: set[str] = set()
+    for key, members in group_by_weight(sites).items():
+        graphs = {site.node.graph for site in members}
+        if len(members) > (len(graphs) if branches_share else 1):
+            shared.add(key)
     found: list[FFN] = []
     reasons: dict[str, str] = {}
     taken: set[str] = set()

@@ -85,7 +85,7 @@ and protobuf holds less than 2 GiB."""
 
 _BFLOAT16 = {"AMX bf16", "bf16"}
 """Instruction sets with which products of bfloat16 are faster. With AVX-512's alone, oneDNN takes
-1.7 to 2.5 times as long as with float32."""
+longer than with float32."""
 
 _COMPILED_PRODUCTS = 8192
 """So many does PyTorch keep, unless somebody says otherwise: those of 12 layers, both ways, at 16
@@ -109,7 +109,7 @@ class Lessons(NamedTuple):
 
     Attributes:
         samples: to train on.
-        held_out: what decides which weights are kept; None holds a batch in ten of ``samples`` out.
+        held_out: what decides which weights are kept; None holds some batches of ``samples`` out.
     """
 
     samples: Samples

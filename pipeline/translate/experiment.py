@@ -500,8 +500,8 @@ def _require_translation(recipe: Recipe) -> TranslationMetric:
 def _require_lessons(recipe: Recipe, recovery: RecoverySpec) -> None:
     if recovery.held_out is not None:
         raise RequestError(
-            f"recipe {recipe.name}: recovery of a translation holds a batch in ten out: drop "
-            "held_out"
+            f"recipe {recipe.name}: recovery of a translation holds a part of its own data "
+            "out: drop held_out"
         )
     if not isinstance(recovery.data or recipe.calibration, ParallelData | PythonData):
         raise RequestError(

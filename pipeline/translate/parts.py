@@ -14,7 +14,6 @@ open there, while those of the merged decoder are inside an ``If``, where calibr
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.compress.sequential import Repaired
 from compress_onnx.pipeline.evidence.settings import RunSettings
+from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.original import Original, open_original
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec, open_session, run
@@ -276,18 +276,15 @@ def _known(
 
 def _counterparts(known: SiteTable, wanted: SiteTable) -> dict[str, LinearSite]:
     """For the name of each wanted site the known site whose weight has the same content."""
-    by_content: dict[bytes, LinearSite] = {}
+    by_content: dict[str, LinearSite] = {}
     for site in known.sites:
         by_content.setdefault(_content(site), site)
     found = {site.name: by_content.get(_content(site)) for site in wanted.sites}
     return {name: site for name, site in found.items() if site is not None}
 
 
-def _content(site: LinearSite) -> bytes:
-    weight = np.ascontiguousarray(site.weight.array())
-    digest = hashlib.sha256(f"{weight.dtype} {weight.shape}".encode())
-    digest.update(weight.data)
-    return digest.digest()
+def _content(site: LinearSite) -> str:
+    return content_key({"": site.weight.array()})
 
 
 def _names(site: LinearSite) -> dict[str, str]:

@@ -17,7 +17,6 @@ other names: there it goes by content.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +32,7 @@ from compress_onnx.graph_passes.rewriting.trainable import array_of, set_array
 from compress_onnx.pipeline.data.masking import UNLABELLED
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.evidence.shifts import self_contained
+from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.files.model_file import load_model, save_model
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.recover import Lessons, recover_in_memory
@@ -63,8 +63,10 @@ def sentence_lessons(
     """
     mask = sources["attention_mask"]
     lengths = np.array([len(row) for row in targets])
-    if len(mask) != len(lengths) or not lengths.all():
+    if len(mask) != len(lengths):
         raise DataError(f"{len(mask)} texts with {len(lengths)} translations: give one for each")
+    if not lengths.all():
+        raise DataError(f"the translation of text {lengths.argmin() + 1} is empty: leave it out")
     length = max(mask.shape[1], int(lengths.max()))
     translated = (np.arange(length) < lengths[:, None]).astype(np.int64)  # [n, L]
     tokens = np.zeros_like(translated)
@@ -205,20 +207,14 @@ def _put_by_content(model: ir.Model, changes: Sequence[tuple[Float32, Float32]])
     Raises:
         RequestError: a weight is to become two different ones.
     """
-    after: dict[bytes, Float32] = {}
+    after: dict[str, Float32] = {}
     for old, new in changes:
-        key = _content(old)
+        key = content_key({"": old})
         if not np.array_equal(after.setdefault(key, new), new):
             raise RequestError(
                 "two vectors of the decoder are equal, and training makes them differ: have "
                 "recovery train the factors only (train: factors)"
             )
     for name, old in _weights(model):
-        if (key := _content(old)) in after:
+        if (key := content_key({"": old})) in after:
             set_array(model.graph.initializers[name], after[key])
-
-
-def _content(array: Float32) -> bytes:
-    digest = hashlib.sha256(str(array.shape).encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.digest()

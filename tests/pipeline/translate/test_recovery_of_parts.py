@@ -112,10 +112,11 @@ def test_batches_are_as_long_as_their_longest_text(reference, sentences, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "targets", [[[1, 2]], [[1, 2]] * 79 + [[]]], ids=["too few", "an empty one"]
+    ("targets", "problem"),
+    [([[1, 2]], "give one for each"), ([[1, 2]] * 79 + [[]], "of text 80 is empty")],
 )
-def test_each_text_needs_a_translation(sentences, targets):
-    with pytest.raises(DataError, match="give one for each"):
+def test_each_text_needs_a_translation(sentences, targets, problem):
+    with pytest.raises(DataError, match=problem):
         sentence_lessons(sentences[0], targets, START)
 
 
