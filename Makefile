@@ -121,9 +121,10 @@ two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
 predicted: $(READY)  ## Measure the damage of single changes beside what was predicted (docs/forms.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.predicted
 
-domains: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Measure shrinkage and recovery on text of other kinds (docs/domains); RECIPE, STRENGTHS, RECOVER=600, START.
+domains: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Measure shrinkage and recovery on text of other kinds (docs/domains); RECIPE, STRENGTHS, SENTENCES, RECOVER=600, START.
 	PYTHONPATH=docs $(BIN)/python -m studies.domains docs/domains/$(basename $(notdir $(RECIPE))).md \
 	    --recipe $(RECIPE) $(if $(filter undefined,$(origin STRENGTHS)),,--strengths $(STRENGTHS)) \
+	    $(if $(SENTENCES),--sentences $(SENTENCES)) \
 	    $(if $(RECOVER),--recover $(RECOVER)) $(if $(START),--start $(START))
 
 training-step: $(READY) $(MPNET)  ## Measure a step of recovery beside one of plain PyTorch (docs/training-step.md).

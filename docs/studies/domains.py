@@ -44,14 +44,6 @@ STRENGTHS = (0.3, 0.6)
 STRUCTURES: Mapping[str, FFNPolicy] = {"neurons and low rank": "neurons", "low rank": "factor"}
 UNSEEN = ("descriptions", "docstrings")
 
-BROADER: Mapping[str, DataSpec] = {
-    "library": GeneralTextData(
-        kind="general-text", sources=("library",), exclude=UNSEEN, samples=1024
-    ),
-    "verses": PythonData(
-        kind="python", loader="data/verses.py:verses", arguments={"split": "train"}, limit=512
-    ),
-}
 DOMAINS: Mapping[str, DataSpec] = {
     name: GeneralTextData(kind="general-text", sources=(name,), split="validation", samples=256)
     for name in UNSEEN
@@ -61,6 +53,9 @@ SEEN: DataSpec = PythonData(
 )
 """What the broader text has too: told, but not part of the worst."""
 
+SENTENCES = 1024
+"""Of the broader text, of the library; half as many are verses."""
+
 GENERAL = GeneralTextData(
     kind="general-text",
     sources=("library", "reference"),
@@ -68,6 +63,22 @@ GENERAL = GeneralTextData(
     samples=8192,
 )
 """What is trained on beside the verses of the broader text; a part is held out."""
+
+
+def broader_text(sentences: int) -> dict[str, DataSpec]:
+    """By kind: so many of Python's library, half as many verses."""
+    return {
+        "library": GeneralTextData(
+            kind="general-text", sources=("library",), exclude=UNSEEN, samples=sentences
+        ),
+        "verses": PythonData(
+            kind="python",
+            loader="data/verses.py:verses",
+            arguments={"split": "train"},
+            limit=sentences // 2,
+        ),
+    }
+
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +103,10 @@ class Study:
     Args:
         recipe: of the encoder, in the file ``path``.
         folder: for models.
+        sentences: of the broader text's first kind.
     """
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    def __init__(self, path: Path, folder: Path, sentences: int) -> None:
         recipe = read_recipe(path)
         settings = settings_of(
             recipe, RunSettings(cache=ArrayCache(default_folder()), allow_code=True)
@@ -108,8 +120,8 @@ class Study:
         self._candidate = folder / "candidate.onnx"
         self.recipe = recipe
         self.sets = {"reference": found.held_out, **found.domains}
-        broader = {name: self._samples(spec) for name, spec in BROADER.items()}
-        self._learned = replace(found.learned, broader=broader)
+        self.broader = {name: self._samples(spec) for name, spec in broader_text(sentences).items()}
+        self._learned = replace(found.learned, broader=self.broader)
 
     def shrunk(self, strengths: Sequence[float]) -> Iterator[Row]:
         """Each structure as it is, and pulled in each way; nothing without ``strengths``."""
@@ -136,7 +148,7 @@ class Study:
 
     def _lessons(self) -> Samples:
         """Both kinds of text that is trained on."""
-        parts = [self._samples(spec).inputs for spec in (GENERAL, BROADER["verses"])]
+        parts = [self._samples(GENERAL).inputs, self.broader["verses"].inputs]
         return as_samples(parts, model_inputs(load_structure(self._experiment.reference)))
 
     def _write(self, structure: str, shrinkage: Shrinkage | None) -> Shrinkage | None:
@@ -191,8 +203,10 @@ def pulled(strength: str) -> Shrinkage | None:
     return Shrinkage(towards="broader", strength=float(strength)) if float(strength) else None
 
 
-def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> Iterator[str]:
-    """The page."""
+def document(
+    rows: Sequence[Row], sets: Mapping[str, Samples], broader: Mapping[str, Samples], command: str
+) -> Iterator[str]:
+    """The page: ``sets`` is what was measured on, ``broader`` what the metric was pulled to."""
     yield "# Other domains"
     yield ""
     yield f"Written by `{command}`; what shrinkage is: `pipeline/evidence/mixture.py`."
@@ -208,7 +222,8 @@ def document(rows: Sequence[Row], sets: Mapping[str, Samples], command: str) -> 
         yield f"- {name}: {len(samples)} of {samples.origin}"
     yield ""
     if any(row.shrinkage and row.shrinkage.towards == "broader" for row in rows):
-        yield "Broader text: docstrings of Python's library (1,024 sentences) and verses (512)."
+        parts = (f"{len(samples):,} of {name}" for name, samples in broader.items())
+        yield f"Broader text: {' and '.join(parts)}; of Python's library these are docstrings."
     if any(row.trained for row in rows):
         yield (
             f"General text to train on: {GENERAL.samples:,} sentences of "
@@ -238,23 +253,26 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--recipe", type=Path, default=Path("models/minilm.yaml"))
     parser.add_argument("--strengths", type=float, nargs="*", default=STRENGTHS)
+    parser.add_argument("--sentences", type=int, default=SENTENCES, help="of the broader text")
     parser.add_argument("--recover", type=float, metavar="SECONDS", help="also train for so long")
     parser.add_argument("--start", default="auto", help="strength of what is trained, or auto")
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logger.setLevel(logging.INFO)
     with limited(), TemporaryDirectory(prefix="compress-onnx-") as folder:
-        study = Study(given.recipe, Path(folder))
+        study = Study(given.recipe, Path(folder), given.sentences)
         rows = list(study.shrunk(given.strengths))
         if given.recover:
             rows += study.recovered(given.recover, pulled(given.start))
     command = f"make domains RECIPE={given.recipe}"
     if tuple(given.strengths) != STRENGTHS:
         command += f" STRENGTHS='{' '.join(map(str, given.strengths))}'"
+    if given.sentences != SENTENCES:
+        command += f" SENTENCES={given.sentences}"
     if given.recover:
         command += f" RECOVER={given.recover:.0f} START={given.start}"
     with atomic_file(given.page) as temporary:
-        temporary.write_text("\n".join(document(rows, study.sets, command)) + "\n")
+        temporary.write_text("\n".join(document(rows, study.sets, study.broader, command)) + "\n")
 
 
 if __name__ == "__main__":

@@ -480,7 +480,7 @@ def _key(reference: Path, candidate: onnx.ModelProto, lessons: Lessons, how: str
     """What identifies a recovery; ``how`` are its settings."""
     content = np.frombuffer(serialized(candidate, instead=SMALLER), np.uint8)
     return content_key(
-        "recovery 9",
+        "recovery 10",
         content_digest(reference, load_model(reference)),
         {"candidate": content},
         lessons.samples.mask_name or "",

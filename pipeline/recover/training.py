@@ -19,8 +19,8 @@ from compress_onnx.pipeline.recover.optimizer import Adam
 from compress_onnx.pipeline.recover.teacher import Teacher
 from compress_onnx.pipeline.recover.whitening import Whitening
 
-_BATCHES_OF_RATE = 4
-"""As many tell whether a first step helps."""
+_BATCHES_OF_STEP, _BATCHES_OF_RATE = 3, 4
+"""A first step comes from the one, whether it helps is told by the other."""
 
 _MOST_HALVINGS = 6
 
@@ -97,14 +97,16 @@ class Training:
         """The learning rate, at most ``largest``, at which a first step helps most.
 
         It is measured on batches that the step does not come from: what a step gains on its own
-        batch says nothing of others, and at too high a rate others lose. Halved from ``largest``
-        on until that makes it worse. Nothing of the training changes.
+        batches says nothing of others, and at too high a rate others lose. The step comes from the
+        mean of a few gradients, as Adam's do: one batch alone may lead nowhere at any rate. Halved
+        from ``largest`` on until that makes it worse. Nothing of the training changes.
         """
-        first, *others = self._order(0)[: 1 + _BATCHES_OF_RATE]
-        if not others:
+        few = self._order(0)[: _BATCHES_OF_STEP + _BATCHES_OF_RATE]
+        own = min(_BATCHES_OF_STEP, len(few) // 2)
+        if not own:
             return largest
-        served = self._distillation.served(self._weights)
-        _, gradients = self._distillation.gradient(self._teacher.feeds(first), served)
+        others = few[own:]
+        gradients = self._mean_gradient(few[:own])
         best_rate, least = largest, math.inf
         for halvings in range(_MOST_HALVINGS + 1):
             rate = largest * 0.5**halvings
@@ -175,6 +177,15 @@ class Training:
 
     def _held_out_loss(self) -> float:
         return self._mean_loss(self._held_out, self._weights)
+
+    def _mean_gradient(self, batches: Sequence[int]) -> dict[str, Tensor]:
+        served = self._distillation.served(self._weights)
+        mean = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
+        for batch in batches:
+            _, gradients = self._distillation.gradient(self._teacher.feeds(batch), served)
+            for name, gradient in gradients.items():
+                mean[name] += gradient / len(batches)
+        return mean
 
     def _mean_loss(self, batches: Sequence[int], weights: Mapping[str, Tensor]) -> float:
         served = self._distillation.served(weights)

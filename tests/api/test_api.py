@@ -186,8 +186,9 @@ def test_a_recipe_may_name_code_only_where_the_settings_allow_it(tmp_path):
 @pytest.mark.parametrize("integers", [False, True])
 def test_recover_trains_what_was_compressed(tmp_path, integers):
     path = small.save(small.perceptron(), tmp_path / "model.onnx")
-    data, unseen = (small.save_rows(tmp_path / f"{n}.npz", n, seed=n) for n in (600, 50))
-    made = compress_onnx.compress(path, data=data, method="neurons", params=0.4, sequential=False)
+    few, data, unseen = (small.save_rows(tmp_path / f"{n}.npz", n, seed=n) for n in (40, 600, 50))
+    # compressed on too few rows, so that there is something to gain
+    made = compress_onnx.compress(path, data=few, method="neurons", params=0.4, sequential=False)
     report = compress_onnx.recover(
         path, made.model, tmp_path / "out.onnx", data, integers=integers, budget=None, steps=150
     )
@@ -196,7 +197,7 @@ def test_recover_trains_what_was_compressed(tmp_path, integers):
         compress_onnx.validate(path, candidate, np.load(unseen)).outputs[0].relative_l2
         for candidate in (made.model, tmp_path / "out.onnx")
     )
-    assert after < before
+    assert after < 0.9 * before
     kinds = {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
     assert ("MatMulIntegerToFloat" in kinds) == integers
 

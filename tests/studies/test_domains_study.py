@@ -17,7 +17,7 @@ def test_the_worst_is_that_of_domains_that_nothing_was_learned_from():
 
 
 def test_the_unseen_domains_are_in_no_broader_text():
-    for spec in (*domains.BROADER.values(), domains.GENERAL):
+    for spec in (*domains.broader_text(64).values(), domains.GENERAL):
         if isinstance(spec, GeneralTextData):
             assert set(domains.UNSEEN).isdisjoint(spec.taken)
             assert set(domains.UNSEEN) <= set(spec.exclude)
@@ -34,7 +34,8 @@ def test_the_page_says_where_samples_are_from_and_has_a_line_a_row():
         row(reference=0.95, verses=0.7),
         row(Shrinkage(strength=0.3), reference=0.94, verses=0.8),
     ]
-    page = list(domains.document(rows, {}, "make domains"))
+    page = list(domains.document(rows, {}, {"verses": [0] * 1024}, "make domains"))
+    assert any("1,024 of verses" in line for line in page)
     assert page[-4:-2] == [
         "| low rank | none | 0 |  | 0.9500 | 0.7000 | 0.9500 |",
         "| low rank | broader | 0.3 |  | 0.9400 | 0.8000 | 0.9400 |",
@@ -43,6 +44,6 @@ def test_the_page_says_where_samples_are_from_and_has_a_line_a_row():
 
 def test_what_is_trained_says_on_what():
     trained = domains.Row("low rank", None, {"reference": 0.9}, "general text, 9 steps, 60 s")
-    page = list(domains.document([trained], {}, "make domains RECOVER=60"))
+    page = list(domains.document([trained], {}, {}, "make domains RECOVER=60"))
     assert page[-3] == "| low rank | none | 0 | general text, 9 steps, 60 s | 0.9000 | 0.9000 |"
     assert any("held out of it decide" in line for line in page)
