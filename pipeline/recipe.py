@@ -275,6 +275,22 @@ MetricSpec = Annotated[
 ]
 
 
+DeployTarget = Literal[
+    "sentence-transformers",
+    "tei",
+    "fastembed",
+    "transformers-js",
+    "optimum",
+    "triton",
+    "kserve",
+    "mlserver",
+    "vespa",
+    "opensearch",
+    "ort",
+]
+"""A place where models go."""
+
+
 class Gate(RecipeModel):
     """A limit on a measured quantity such as ``cosine``, ``accuracy_drop`` or ``speedup.cpu``."""
 
@@ -441,7 +457,8 @@ class Recipe(RecipeModel):
 
     ``domains`` are further sets to validate on, by name: other kinds of data than ``calibration``
     has. They decide nothing, they only report. ``broader`` are further sets to calibrate on, by
-    name, as far as ``compression: {shrinkage: …}`` says.
+    name, as far as ``compression: {shrinkage: …}`` says. ``deploy`` names places where the model
+    goes: the bundle gets a folder for each.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -460,6 +477,13 @@ class Recipe(RecipeModel):
     batch_size: int = Field(default=32, ge=1)
     seed: int = 0
     output: Path | None = None
+    deploy: tuple[DeployTarget, ...] = ()
+
+    @model_validator(mode="after")
+    def _deploy_one_graph(self) -> Recipe:
+        if self.deploy and isinstance(self.metric, TranslationMetric):
+            raise ValueError("deploy is for models of one graph: translation has two")
+        return self
 
     @model_validator(mode="after")
     def _broader_for_shrinkage(self) -> Recipe:

@@ -14,6 +14,7 @@ from compress_onnx.graph_passes.errors import CompressOnnxError
 from compress_onnx.pipeline.cli import (
     analyze,
     bench,
+    bundle,
     cache,
     compress,
     export,
@@ -28,7 +29,19 @@ from compress_onnx.pipeline.cli.console import errors, print_steps
 from compress_onnx.pipeline.compress.search import NoShareWithinError
 from compress_onnx.pipeline.runtime.threads import limited
 
-for command in (run, export, analyze, compress, optimize, validate, bench, sweep, report, cache):
+for command in (
+    run,
+    export,
+    analyze,
+    compress,
+    optimize,
+    validate,
+    bench,
+    sweep,
+    report,
+    bundle,
+    cache,
+):
     command.register(app)
 
 # Typer exports only a subclass of it, and keeps it in a package that differs by version.

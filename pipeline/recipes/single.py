@@ -27,6 +27,8 @@ from compress_onnx.pipeline.compress.search import smallest_within
 from compress_onnx.pipeline.compress.spectra import SiteSpectrum, spectra_of
 from compress_onnx.pipeline.compress.trial_log import is_trial_log
 from compress_onnx.pipeline.data.sources import load_samples
+from compress_onnx.pipeline.deploy.package import Serving, place_model
+from compress_onnx.pipeline.deploy.targets import bundle_all
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import ExportedModel, export
 from compress_onnx.pipeline.files.bundle import copy_assets
@@ -375,6 +377,7 @@ class ModelExperiment:
             (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")
         write_report(report, bundle, spectra, pictures=why_no_pictures() is None)
         copy_assets(self.exported.assets, bundle, self.exported.asset_root)
+        _bundle_targets(self.recipe, bundle, self.reference)
         return report
 
     def _notes(self, made: _Made) -> Sequence[str]:
@@ -413,6 +416,7 @@ def prepare_model(
         )
     outputs = [value.name for value in load_structure(exported.path).graph.output]
     check_quantities(recipe.gates, recipe_quantities(recipe, outputs))
+    _check_targets(recipe, exported)
     if recipe.recovery is not None:
         check_trainable(exported.path)
     with watch.measure("load data"):
@@ -478,6 +482,27 @@ def _check_consistent(recipe: Recipe) -> None:
             f"{refusal}recovery trains float32 factors, and the store "
             f"{recipe.compression.store} rounds them: drop one"
         )
+
+
+def _check_targets(recipe: Recipe, exported: ExportedModel) -> None:
+    """Lay the original out for each target, so that what does not fit is told at once.
+
+    Raises:
+        CompressOnnxError: the model does not fit a target.
+    """
+    if not recipe.deploy:
+        return
+    with TemporaryDirectory(prefix="compress-onnx-") as place:
+        folder = Path(place)
+        place_model(exported.path, folder / MODEL_NAME)
+        copy_assets(exported.assets, folder, exported.asset_root)
+        _bundle_targets(recipe, folder, exported.path)
+
+
+def _bundle_targets(recipe: Recipe, folder: Path, original: Path) -> None:
+    threads = recipe.benchmark.threads if recipe.benchmark else None
+    serving = Serving(threads=threads)
+    bundle_all(recipe.deploy, folder, recipe.name, original=original, serving=serving)
 
 
 def _check_optimize(recipe: Recipe, refusal: str) -> None:

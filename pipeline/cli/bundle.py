@@ -1,0 +1,72 @@
+"""``compress-onnx bundle``: a model in the layout of the place that serves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress_onnx.pipeline.cli import options, outputs
+from compress_onnx.pipeline.cli.console import errors, out
+from compress_onnx.pipeline.deploy.package import Serving, read_package
+from compress_onnx.pipeline.deploy.targets import TARGETS, loading_lines
+from compress_onnx.pipeline.deploy.targets import bundle as bundle_for
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("bundle")(bundle)
+
+
+def bundle(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="What `run` wrote: model.onnx, tokenizer, report."),
+    ],
+    target: Annotated[
+        list[str],
+        typer.Option("--target", "-t", metavar="TARGET", help=f"One of {', '.join(TARGETS)}."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Folder; of several targets, one in it for each."),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What servers call the model [default: the report's].")
+    ] = None,
+    original: Annotated[
+        Path | None, typer.Option(help="The uncompressed model, as a version beside it.")
+    ] = None,
+    threads: options.Threads = None,
+    instances: Annotated[
+        int, typer.Option(min=1, help="Copies of the model that answer at once.")
+    ] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, help="Most samples in a batch.")] = 32,
+    dynamic_batching: Annotated[
+        bool | None,
+        typer.Option(
+            "--dynamic-batching/--no-dynamic-batching",
+            help="Put requests together [default: where answers do not depend on it].",
+        ),
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Lay a model out for the place that serves it, with provenance and a sha256 manifest.
+
+    `compress-onnx bundle bundles/minilm --target triton --original model.onnx -o repository`
+    """
+    serving = Serving(threads, instances, max_batch, dynamic_batching)
+    package = read_package(folder, name, original=original, serving=serving)
+    places = {one: output / one if len(target) > 1 else output for one in dict.fromkeys(target)}
+    outputs.check_outputs(
+        [outputs.bundle_output(place) for place in places.values()],
+        [package.model, folder, original],
+        force=force,
+    )
+    for one, place in places.items():
+        for note in bundle_for(package, one, place, force=force):
+            errors.print(f"note: {one}: {note}", markup=False, highlight=False)
+        out.print(f"{one}: {place}", markup=False, highlight=False)
+        lines = loading_lines(package, one, place)
+        out.print(lines + "\n", markup=False, highlight=False, soft_wrap=True)
