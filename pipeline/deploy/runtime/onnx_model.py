@@ -49,7 +49,11 @@ class OnnxModel(MLModel):  # type: ignore[misc]  # mlserver has no types here
     """Runs ``model.onnx`` in ONNX Runtime."""
 
     async def load(self) -> bool:
-        """Open the model; False is never returned: what cannot be opened raises."""
+        """Open the model; what cannot be opened raises.
+
+        The event loop waits meanwhile: MLServer announces a version before it is loaded, and would
+        answer requests that come in between with an error.
+        """
         settings = self.settings.parameters.extra or {}
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings.get("threads") or 0
@@ -62,8 +66,7 @@ class OnnxModel(MLModel):  # type: ignore[misc]  # mlserver has no types here
         return True
 
     async def unload(self) -> bool:
-        """Let go of the model's memory."""
-        del self._session
+        """Do nothing: requests on the way still use the session, and the last one frees it."""
         return True
 
     async def metadata(self) -> MetadataModelResponse:

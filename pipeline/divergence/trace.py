@@ -1,0 +1,121 @@
+"""Every value inside a graph, for a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from onnx import numpy_helper
+
+from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.pipeline.runtime.inner_values import expose
+from compress_onnx.pipeline.runtime.protobuf import OUTSIDE, serialized
+from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, open_session, run
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_NAMESPACE = "namespace"
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A graph and what its values are for some feeds.
+
+    Attributes:
+        graph: with local functions written out.
+        values: by name: inputs, stored constants, and all that nodes compute.
+        varying: names of the values that depend on an input.
+    """
+
+    graph: onnx.GraphProto
+    values: Mapping[str, Array]
+    varying: frozenset[str]
+
+    @cached_property
+    def producers(self) -> dict[str, int]:
+        """By value, the position of the node that computes it."""
+        return {
+            name: place
+            for place, node in enumerate(self.graph.node)
+            for name in node.output
+            if name
+        }
+
+    def node(self, value: str) -> onnx.NodeProto | None:
+        """The node that computes ``value``; None for an input or a stored constant."""
+        place = self.producers.get(value)
+        return None if place is None else self.graph.node[place]
+
+    def sources(self, node: onnx.NodeProto) -> list[str]:
+        """The inputs of ``node`` that depend on the graph's, those of its branches included."""
+        return [name for name in _read(node) if name in self.varying]
+
+    def consumers(self, value: str) -> Iterator[onnx.NodeProto]:
+        """The nodes that read ``value``."""
+        return (node for node in self.graph.node if value in _read(node))
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the graph's outputs."""
+        return [value.name for value in self.graph.output]
+
+
+def trace(
+    model: Path,
+    feeds: Mapping[str, Array],
+    *,
+    provider: Provider = "cpu",
+    threads: int | None = None,
+) -> Trace:
+    """Run ``model`` once, with every value as an output and no optimization.
+
+    Raises:
+        ModelFileError: the model cannot be loaded or run.
+    """
+    proto = onnx.load(model, load_external_data=False)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    declared = {value.name for value in proto.graph.input} - stored.keys()
+    names = [name for node in proto.graph.node for name in node.output if name]
+    outputs = {value.name for value in proto.graph.output}
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(proto)
+    expose(exposed, names)
+    spec = SessionSpec(provider=provider, threads=threads, optimization="off")
+    session = open_session(serialized(exposed, instead=OUTSIDE), spec, data_folder=model.parent)
+    found = run(session, feeds, [*outputs, *(name for name in names if name not in outputs)])
+    constants = {
+        name: numpy_helper.to_array(tensor, base_dir=str(model.parent))
+        for name, tensor in stored.items()
+    }
+    varying = set(declared)
+    for node in proto.graph.node:
+        if varying.intersection(_read(node)):
+            varying.update(name for name in node.output if name)
+    return Trace(proto.graph, {**constants, **feeds, **found}, frozenset(varying))
+
+
+def module_path(node: onnx.NodeProto) -> str:
+    """Where ``node`` stands in the module that it was exported from; its own name without that."""
+    for entry in node.metadata_props:
+        if entry.key in {_SCOPES, _NAMESPACE}:
+            return entry.value
+    return node.name
+
+
+def _read(node: onnx.NodeProto) -> list[str]:
+    """What a node reads: its inputs, and what its branches take from outside."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+        for graph in graphs:
+            inner = {value.name for value in graph.input} | {t.name for t in graph.initializer}
+            for one in graph.node:
+                names += [name for name in _read(one) if name not in inner]
+                inner.update(one.output)
+            names += [value.name for value in graph.output if value.name not in inner]
+    return names
