@@ -94,10 +94,10 @@ tests/loads/javascript/node_modules: tests/loads/javascript/package-lock.json
 
 LOADS := COMPRESS_ONNX_BUNDLES=$(BUNDLES)
 load-test: $(BUNDLES)/.ready build/targets/.ready tests/loads/javascript/node_modules  ## Load bundles by the real libraries.
-	$(LOADS) build/targets/bin/python -m pytest tests/loads/test_libraries.py
+	$(LOADS) build/targets/bin/python -m pytest --confcutdir tests/loads tests/loads/test_libraries.py
 
 serve-test: $(BUNDLES)/.ready build/mlserver/.ready  ## Serve a bundle by MLServer, and ask it.
-	$(LOADS) build/mlserver/bin/python -m pytest tests/loads/test_mlserver.py
+	$(LOADS) build/mlserver/bin/python -m pytest --confcutdir tests/loads tests/loads/test_mlserver.py
 
 serving: $(BUNDLES)/.ready build/mlserver/.ready  ## Measure the original and the compressed model on a server (docs/serving.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.serving $(BUNDLES) build/mlserver/bin/mlserver docs/serving.md

@@ -170,7 +170,7 @@ def document(rows: Sequence[Compared], sizes: tuple[int, int], cosine: float) ->
     yield "Written by `make serving`, with MLServer 1.7 and the runtime class of the bundle."
     yield ""
     yield (
-        f"The original all-MiniLM-L6-v2 ({original:.0f} MB) and the model that `make compress-onnx` "
+        f"The original all-MiniLM-L6-v2 ({original:.0f} MB) and what `make compress-onnx` "
         f"makes of it ({compressed:.0f} MB, cosine {cosine:.4f}), as two versions on one server. "
         "Clients ask over gRPC, each with one sentence, and wait for the answer; server and "
         "clients share the machine."

@@ -126,8 +126,7 @@ def _constants(reference: Array | None, candidate: Array | None) -> str | None:
     """What became of a stored array; None where it is the same."""
     if reference is None or candidate is None:
         return None
-    if reference.dtype.kind not in "fiub" or candidate.dtype.kind not in "fiub":
-        return None
+    assert {reference.dtype.kind, candidate.dtype.kind} <= set("fiub")
     one, other = reference.astype(np.float64), candidate.astype(np.float64)
     if one.size != other.size:
         return f"has the shape {list(candidate.shape)}, not {list(reference.shape)}"

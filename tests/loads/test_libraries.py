@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_onnxruntime_node(bundles, case):
 
 def test_onnxruntime_web_in_a_browser(bundles, case):
     path, expected = case
-    browser = pytest.importorskip("shutil").which("chromium")
+    browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("needs chromium: apt-get install chromium")
     found = node("browser.mjs", browser, str(bundles / "ort" / "minilm" / "model.onnx"), str(path))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from models.data.pydoc import pydoc_sentences  # noqa: E402
+from models.data.pydoc import pydoc_sentences
 
 SENTENCES = 512
 

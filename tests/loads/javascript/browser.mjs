@@ -32,9 +32,12 @@ const types = { ".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "a
 
 const profile = mkdtempSync(join(tmpdir(), "chromium-"));
 const done = (code) => {
+  browser.once("exit", () => {
+    // Its children may still write for a moment.
+    rmSync(profile, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
+    process.exit(code);
+  });
   browser.kill();
-  rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
-  process.exit(code);
 };
 const server = createServer((request, response) => {
   if (request.method === "POST") {
