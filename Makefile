@@ -30,7 +30,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast test-cluster load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast test-cluster fuzz load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -104,6 +104,9 @@ deploy-page: $(BUNDLES)/.ready  ## Write the trees of all bundles again (docs/de
 
 serving: $(BUNDLES)/.ready build/mlserver/.ready  ## Measure the original and the compressed model on a server (docs/serving.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.serving $(BUNDLES) build/mlserver/bin/mlserver docs/serving.md
+
+fuzz: $(READY)  ## Read damaged models, plans, recipes and archives for SECONDS=600.
+	$(BIN)/python tests/support/fuzz.py $(or $(SECONDS),600)
 
 test-cluster: $(READY)  ## Run the tests with a dask scheduler and workers.
 	COMPRESS_ONNX_CLUSTER=1 $(BIN)/python -m pytest --timeout 300 tests/pipeline/runtime/test_backend.py \

@@ -39,7 +39,8 @@ class OutputComparison(Result):
     ``relative_l2`` is ``‖c − r‖ / ‖r‖``, with its 95 % interval over samples where there is one;
     ``cosine`` that of the flattened outputs; ``snr_db`` is ``−20·log10(relative_l2)`` (None where
     they are equal). ``problem`` says why two outputs cannot be compared (shape, type, NaN); the
-    figures are then the worst there are.
+    figures are then the worst there are. ``outside`` counts the elements that are farther off than
+    a tolerance allows; None without one.
     """
 
     output: str
@@ -51,6 +52,94 @@ class OutputComparison(Result):
     relative_l2_low: float | None = None
     relative_l2_high: float | None = None
     problem: str | None = None
+    outside: int | None = None
+
+
+class RuntimeChecks(Result):
+    """A model against itself: relative differences that a runtime should not make.
+
+    Attributes:
+        runs: between runs of one session.
+        threads: between one thread and as many as were asked for.
+        levels: between no optimization and each level of ONNX Runtime's.
+        evaluator: between ONNX's own evaluator and ONNX Runtime without optimizations; None where
+            ``no_evaluator`` says why it cannot run the model.
+    """
+
+    runs: float
+    threads: float
+    levels: dict[str, float]
+    evaluator: float | None = None
+    no_evaluator: str | None = None
+
+
+class DivergentNode(Result):
+    """A node of a graph: the tensor that it computes, its operator, name and module's path."""
+
+    tensor: str
+    operator: str
+    node: str
+    module: str
+
+
+class Divergence(Result):
+    """The first tensor at which a candidate parts from its reference.
+
+    Attributes:
+        output: the wrong output that led there.
+        candidate: the node that errs: what it reads is as in the reference.
+        reference: what stands there in the reference; None where nothing could be told.
+        error_before, error_after: the largest relative error of what the node reads, and that of
+            what it computes; None where it cannot be compared.
+        cause: the likely cause, in words.
+    """
+
+    output: str
+    candidate: DivergentNode
+    reference: DivergentNode | None
+    error_before: float
+    error_after: float | None
+    cause: str
+
+    def __str__(self) -> str:
+        """One line for each graph, and the cause."""
+        after = "not comparable" if self.error_after is None else f"{self.error_after:.3g}"
+        lines = [
+            f"first divergence on the way to {self.output}: {_node(self.candidate)}",
+            f"relative error {self.error_before:.3g} before, {after} after",
+        ]
+        if self.reference is not None:
+            lines.append(f"in the reference: {_node(self.reference)}")
+        return "\n".join([*lines, f"likely cause: {self.cause}"])
+
+
+class DepthError(Result):
+    """The relative error of one value inside the candidate; None where it cannot be compared."""
+
+    tensor: str
+    operator: str
+    module: str
+    error: float | None
+
+
+class InnerComparison(Result):
+    """Two graphs of one model, value by value.
+
+    Attributes:
+        tolerance: the largest relative difference of values that counted as equal.
+        divergence: where they part; None where their outputs agree.
+        depth: the values of the candidate that have their like in the reference, in the order in
+            which they are computed.
+    """
+
+    tolerance: float
+    divergence: Divergence | None
+    depth: tuple[DepthError, ...]
+
+
+def _node(node: DivergentNode) -> str:
+    where = f" in {node.module}" if node.module and node.module != node.node else ""
+    return f"{node.tensor} of {node.operator} {node.node}{where}"
 
 
 class ValidationReport(Result):
@@ -64,6 +153,8 @@ class ValidationReport(Result):
         elsewhere: the same comparison on further providers.
         domains: the same comparison on further sets of samples, by name.
         worst: of each figure, the worst of this set and of all domains; empty without domains.
+        digest: of the samples, so that two reports can be known to be of the same.
+        per_sample: the candidate's score of each sample, by the name of the score.
         unmeasured: for each quantity or provider that was asked for and not measured, the reason.
     """
 
@@ -79,6 +170,8 @@ class ValidationReport(Result):
     domains: dict[str, ValidationReport] = Field(default_factory=dict)
     worst: dict[str, float] = Field(default_factory=dict)
     unmeasured: dict[str, str] = Field(default_factory=dict)
+    digest: str | None = None
+    per_sample: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
     def __str__(self) -> str:
         """One line an output, one for the metrics; the same for each provider and domain."""
@@ -202,6 +295,25 @@ class GateResult(Result):
     reason: str | None = None
 
 
+class Change(Result):
+    """One quantity in two reports.
+
+    Attributes:
+        direction: which way is better.
+        tolerance: relative to the base, what it may move without being worse.
+        test: what decided, with its figure.
+        verdict: of the candidate.
+    """
+
+    quantity: str
+    base: float
+    candidate: float
+    direction: Literal["higher", "lower"]
+    tolerance: float
+    test: str
+    verdict: Literal["better", "worse", "same"]
+
+
 class Environment(Result):
     """What the figures were measured with.
 
@@ -217,10 +329,16 @@ class Environment(Result):
 
 
 class ComparisonReport(Result):
-    """What ``validate --json`` writes."""
+    """What ``validate --json`` writes.
+
+    ``inside`` is there where the two differ by more than they may, or where it was asked for;
+    ``runtime`` where it was asked for, of reference and candidate.
+    """
 
     schema_version: Literal[1] = REPORT_SCHEMA_VERSION
     validation: ValidationReport
+    inside: InnerComparison | None = None
+    runtime: dict[str, RuntimeChecks] = Field(default_factory=dict)
     size: SizeReport
     gates: tuple[GateResult, ...]
     environment: Environment

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -31,15 +32,19 @@ from compress_onnx.pipeline.measure.domains import by_set
 from compress_onnx.pipeline.measure.operator_kinds import LABELS
 from compress_onnx.pipeline.recipe import MAIN_SET, WORST
 from compress_onnx.pipeline.report import formats
+from compress_onnx.pipeline.report.ci import add_to_step_summary, github_annotations, write_junit
 from compress_onnx.pipeline.report.formats import significant
 from compress_onnx.pipeline.results import (
     Benchmark,
+    Change,
     GateResult,
+    InnerComparison,
     Loading,
     OptimizeReport,
     Outcome,
     Potential,
     RecoveryReport,
+    RuntimeChecks,
     SearchReport,
     SearchStep,
     SizeReport,
@@ -510,3 +515,70 @@ def table(*headers: str) -> Table:
         wraps = header.partition(" ")[0] in {"site", "reason", "output"}
         empty.add_column(header, no_wrap=not wraps, overflow="fold")
     return empty
+
+
+def print_tolerances(report: ValidationReport) -> bool:
+    """What is farther off than it may be, on each provider and set; returns whether nothing is."""
+    within = True
+    places = {place.provider: place for place in (report, *report.elsewhere)} | report.domains
+    for where, place in places.items():
+        for row in place.outputs:
+            if row.outside:
+                within = False
+                told = row.problem or f"{row.outside:,} of {row.elements:,} elements are"
+                text = f"tolerance of {row.output} ({where}): {told} outside: FAILED"
+                out.print(text, style="red", markup=False, highlight=False)
+            elif row.outside is not None:
+                text = f"tolerance of {row.output} ({where}): passed"
+                out.print(text, markup=False, highlight=False)
+    return within
+
+
+def print_inside(inside: InnerComparison) -> None:
+    """Where two graphs part, or that they do not."""
+    if inside.divergence is None:
+        out.print("value by value, the graphs agree", markup=False, highlight=False)
+    else:
+        out.print(str(inside.divergence), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_runtime(checks: Mapping[str, RuntimeChecks]) -> None:
+    """Each graph against itself, as relative differences."""
+    levels = [f"optimization {level}" for level in next(iter(checks.values())).levels]
+    shown = table("against itself", "runs", "threads", *levels, "ONNX's evaluator")
+    for name, found in checks.items():
+        figures = (found.runs, found.threads, *found.levels.values())
+        evaluator = "–" if found.evaluator is None else significant(found.evaluator)
+        shown.add_row(name, *map(significant, figures), evaluator)
+    out.print(shown)
+    for name, found in checks.items():
+        if found.no_evaluator is not None:
+            told = f"ONNX's evaluator does not run the {name}: {found.no_evaluator}"
+            out.print(told, style="yellow", markup=False, highlight=False)
+
+
+def print_changes(found: Sequence[Change]) -> None:
+    """What became of each quantity, the worse first."""
+    shown = table("quantity", "base", "now", "better is", "verdict", "by")
+    order = ("worse", "better", "same")
+    styles = {"worse": "bold red", "better": "green", "same": ""}
+    for one in sorted(found, key=lambda one: order.index(one.verdict)):
+        shown.add_row(
+            escape(one.quantity),
+            significant(one.base),
+            significant(one.candidate),
+            one.direction,
+            one.verdict,
+            one.test,
+            style=styles[one.verdict],
+        )
+    out.print(shown)
+
+
+def tell_ci(name: str, cases: Mapping[str, str | None], markdown: str, junit: Path | None) -> None:
+    """Say what failed in the ways that continuous integration reads."""
+    if junit is not None:
+        write_junit(junit, name, cases)
+    add_to_step_summary(markdown)
+    for line in github_annotations(cases):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -16,6 +16,8 @@ from compress_onnx.pipeline.cli import (
     bench,
     bundle,
     cache,
+    check,
+    compare,
     compress,
     export,
     optimize,
@@ -40,6 +42,8 @@ for command in (
     sweep,
     report,
     bundle,
+    compare,
+    check,
     cache,
 ):
     command.register(app)

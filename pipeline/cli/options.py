@@ -155,6 +155,9 @@ AllowCode = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Replace outputs that compress-onnx did not write.")
 ]
+JUnit = Annotated[
+    Path | None, typer.Option("--junit", help="Also write the verdicts as JUnit XML.")
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 Backend = Annotated[
     str,

@@ -17,6 +17,7 @@ from compress_onnx.pipeline.files.outputs import (
 )
 from compress_onnx.pipeline.recipe import Recipe
 from compress_onnx.pipeline.report.analysis.page import REPORT_NAME
+from compress_onnx.pipeline.report.ci import is_junit_of_ours, is_table_of_ours
 from compress_onnx.pipeline.report.drawing import is_picture_of_ours
 from compress_onnx.pipeline.report.sweep import JSON_NAME
 
@@ -26,6 +27,8 @@ __all__ = [
     "bundle_output",
     "check_outputs",
     "comparison_file",
+    "depth_page",
+    "junit_file",
     "model_file",
     "optimize_report",
     "pareto_file",
@@ -35,6 +38,7 @@ __all__ = [
     "recipe_inputs",
     "spectra_file",
     "sweep_folder",
+    "table_file",
     "trial_log",
 ]
 
@@ -80,6 +84,21 @@ def trial_log(path: Path | None) -> Output | None:
 def comparison_file(path: Path | None) -> Output | None:
     """What ``validate --json`` writes."""
     return None if path is None else json_output(path, "validation", "gates")
+
+
+def depth_page(path: Path | None) -> Output | None:
+    """What ``validate --html`` writes."""
+    return None if path is None else Output(path, "file", is_picture_of_ours)
+
+
+def junit_file(path: Path | None) -> Output | None:
+    """What ``--junit`` writes."""
+    return None if path is None else Output(path, "file", is_junit_of_ours)
+
+
+def table_file(path: Path | None) -> Output | None:
+    """What ``compare --markdown`` writes."""
+    return None if path is None else Output(path, "file", is_table_of_ours)
 
 
 def benchmark_file(path: Path | None) -> Output | None:

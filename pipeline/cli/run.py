@@ -24,9 +24,12 @@ from compress_onnx.pipeline.cli.console import (
     print_size,
     print_translations,
     print_validation,
+    tell_ci,
 )
 from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
+from compress_onnx.pipeline.report import render_summary
+from compress_onnx.pipeline.report.ci import gate_cases
 from compress_onnx.pipeline.results import Report, RunReport, TranslationReport
 from compress_onnx.pipeline.runtime.backend import EMBEDDED
 
@@ -55,6 +58,7 @@ def run(
     max_drop: options.MaxDrop = None,
     recovery: options.Recover = None,
     allow_code: options.AllowCode = False,
+    junit: options.JUnit = None,
     force: options.Force = False,
     no_cache: options.NoCache = False,
     backend: options.Backend = EMBEDDED,
@@ -67,13 +71,16 @@ def run(
 
     Where the recipe says `optimize`, the model is the best form within its drop, beside its rivals;
     `--max-drop` is then another drop, and a method, a budget or a store is taken instead of it.
+
+    On GitHub, a failed gate is an annotation, and the summary is in the job's.
     """
     budgets = options.budgets(params, bytes_, flops, latency, rank)
     recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop, store)
     recipe = _recovering(recipe, recovery)
     folder = output or recipe.output or Path("bundles") / recipe.name
     read = outputs.recipe_inputs(recipe_path, recipe)
-    outputs.check_outputs([outputs.bundle_output(folder)], read, force=force)
+    written = [outputs.bundle_output(folder), outputs.junit_file(junit)]
+    outputs.check_outputs(written, read, force=force)
     report = run_recipe(
         recipe,
         folder,
@@ -86,6 +93,8 @@ def run(
     for note in report.notes:
         errors.print(f"note: {note}", markup=False, highlight=False)
     passed = print_gates(report.gates)
+    assert isinstance(report, RunReport | TranslationReport)
+    tell_ci(report.name, gate_cases(report.gates), render_summary(report), junit)
     out.print(f"bundle: {folder}", markup=False, highlight=False)
     if not passed:
         raise typer.Exit(1)

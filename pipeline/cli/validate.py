@@ -1,16 +1,28 @@
-"""``compress-onnx validate``: two versions of one model on the same data."""
+"""``compress-onnx validate``: two graphs of one model on the same data, and where they part."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
+import numpy as np
 import typer
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
-from compress_onnx.pipeline.cli.console import ProgressBars, errors, print_gates, print_validation
+from compress_onnx.pipeline.cli.console import (
+    ProgressBars,
+    errors,
+    print_gates,
+    print_inside,
+    print_runtime,
+    print_tolerances,
+    print_validation,
+)
+from compress_onnx.pipeline.divergence.find import compare_inside
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.domains import with_domains
 from compress_onnx.pipeline.measure.gates import (
@@ -22,21 +34,30 @@ from compress_onnx.pipeline.measure.gates import (
 )
 from compress_onnx.pipeline.measure.providers import Requested
 from compress_onnx.pipeline.measure.quantities import validate_quantities
+from compress_onnx.pipeline.measure.runtime_checks import check_runtime
+from compress_onnx.pipeline.measure.tolerance import parse_tolerances
 from compress_onnx.pipeline.measure.validate import validate as validate_models
 from compress_onnx.pipeline.measure.validate import validate_on
+from compress_onnx.pipeline.report.depth import write_depth_page
+from compress_onnx.pipeline.report.drawing import require_pictures
 from compress_onnx.pipeline.report.writer import report_json, write_text
-from compress_onnx.pipeline.results import ComparisonReport, ValidationReport
-from compress_onnx.pipeline.runtime.environment import environment
-from compress_onnx.pipeline.runtime.inputs import (
-    constants_among,
-    load_structure,
-    model_inputs,
-    synthetic_feeds,
+from compress_onnx.pipeline.results import (
+    ComparisonReport,
+    InnerComparison,
+    RuntimeChecks,
+    ValidationReport,
 )
+from compress_onnx.pipeline.runtime.environment import environment
+from compress_onnx.pipeline.runtime.generated import generated_samples
+from compress_onnx.pipeline.runtime.inputs import load_structure
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
 
 _MADE_UP_SAMPLES = 16
+_LOOKED_INSIDE = 2
+"""Samples that two graphs are compared value by value on: all values are in memory at once."""
+
+Level = Literal["off", "basic", "extended", "all"]
 
 
 def register(app: typer.Typer) -> None:
@@ -57,11 +78,42 @@ def validate(
         list[str] | None,
         typer.Option("--gate", metavar="LIMIT", help="Fail (exit 1) unless it holds: max_abs<=0.1"),
     ] = None,
+    atol: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[OUTPUT:]X", help="Fail where a number is off by more than this."),
+    ] = None,
+    rtol: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[OUTPUT:]X", help="And by this times the reference's number."),
+    ] = None,
     provider: options.Providers = None,
+    level: Annotated[
+        Level, typer.Option("--optimization", help="ONNX Runtime's optimizations of both graphs.")
+    ] = "all",
     batch_invariance: Annotated[
         bool,
         typer.Option("--batch-invariance", help="Also run samples alone and in padded batches."),
     ] = False,
+    runtime: Annotated[
+        bool,
+        typer.Option(
+            "--runtime", help="Also hold each graph against itself: runs, threads, optimizations."
+        ),
+    ] = False,
+    explain: Annotated[
+        bool | None,
+        typer.Option(
+            "--explain/--no-explain",
+            help="Find the first tensor that differs [default: where a tolerance is exceeded].",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page of the errors along the depth.")
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BxL", help="Made-up inputs: samples x length; several times."),
+    ] = None,
     length: Annotated[int, typer.Option(min=1, help="Made-up inputs: sequence length.")] = 32,
     batch_size: options.BatchSize = 32,
     threads: options.Threads = None,
@@ -84,28 +136,35 @@ def validate(
     With `--domain news=news.npz` the same is told of other kinds of data: `relative_l2.news`, and
     `relative_l2.worst` of all sets.
 
+    Graphs that should compute the same (another exporter, opset, precision or optimizer) have
+    tolerances: `--atol 1e-4 --rtol 1e-3`. Where one is exceeded, the first tensor that differs is
+    found, with its node and the likely cause.
+
     Real inputs matter: a model compressed for real data looks worse on made-up ones than it is.
     """
     gates = [parse_gate(text) for text in gate or ()]
     requested = cast("list[Requested]", provider or ["cpu"])  # one of typer's choices
     names = [value.name for value in load_structure(reference).graph.output]
+    tolerances = parse_tolerances(atol or (), rtol or (), names)
     domains = options.named_files(domain)
     if domains and inputs is None:
         raise RequestError("domains stand beside the set that decides: give --inputs")
-    check_quantities(gates, validate_quantities(names, providers=requested, domains=tuple(domains)))
-    written = outputs.comparison_file(json_path)
+    if size and inputs is not None:
+        raise RequestError("--size is of made-up inputs: drop it, or --inputs")
+    sets = tuple(domains) or tuple(size or ())[1:]
+    check_quantities(gates, validate_quantities(names, providers=requested, domains=sets))
+    written = [outputs.comparison_file(json_path), outputs.depth_page(html)]
+    if html is not None:
+        require_pictures()
     read = (reference, candidate, inputs, *domains.values())
-    outputs.check_outputs([written], read, force=force)
+    outputs.check_outputs(written, read, force=force)
     if inputs is not None:
         samples = options.samples_for(reference, inputs, mask)
+        further = {name: options.samples_for(reference, p, mask) for name, p in domains.items()}
     else:
         errors.print("note: no --inputs, comparing on made-up inputs", markup=False)
-        declared = model_inputs(load_structure(reference))
-        feeds = synthetic_feeds(declared, batch=_MADE_UP_SAMPLES, length=length, seed=0)
-        constants = constants_among(feeds, declared)
-        samples = Samples(feeds, origin="made-up inputs", constants=constants)
-
-    further = {name: options.samples_for(reference, path, mask) for name, path in domains.items()}
+        samples, further = _made_up(reference, size or [f"{_MADE_UP_SAMPLES}x{length}"])
+    spec = SessionSpec(threads=threads, optimization=level)
 
     def measure(place: Provider, on: Samples = samples) -> ValidationReport:
         with ProgressBars().step(f"validate on {place}", len(on)) as update:
@@ -113,9 +172,10 @@ def validate(
                 reference,
                 candidate,
                 on,
-                spec=SessionSpec(provider=place, threads=threads),
+                spec=spec.model_copy(update={"provider": place}),
                 batch_size=batch_size,
                 batch_invariance=batch_invariance or asks_for(gates, "batch_invariance"),
+                tolerances=tolerances,
                 progress=update,
             )
 
@@ -123,12 +183,56 @@ def validate(
     found = {n: validate_on(requested[:1], partial(measure, on=on)) for n, on in further.items()}
     report = with_domains(report, found)
     print_validation(report)
-    size = model_size(reference, candidate)
-    results = check_gates(gates, measured_quantities(report, size=size), report.unmeasured)
+    within = print_tolerances(report)
+    feeds = _few(samples)
+    inside: InnerComparison | None = None
+    if explain or html is not None or (explain is None and not within):
+        inside = compare_inside(reference, candidate, feeds, spec=spec)
+        print_inside(inside)
+        if html is not None:
+            write_depth_page(html, inside, f"{candidate.name} against {reference.name}")
+    checks = _checks(reference, candidate, feeds, spec) if runtime else {}
+    size_report = model_size(reference, candidate)
+    results = check_gates(gates, measured_quantities(report, size=size_report), report.unmeasured)
     if json_path is not None:
         written_report = ComparisonReport(
-            validation=report, size=size, gates=results, environment=environment()
+            validation=report,
+            inside=inside,
+            runtime=checks,
+            size=size_report,
+            gates=results,
+            environment=environment(),
         )
         write_text(json_path, report_json(written_report))
-    if not print_gates(results):
+    if not print_gates(results) or not within:
         raise typer.Exit(1)
+
+
+def _made_up(model: Path, sizes: Sequence[str]) -> tuple[Samples, dict[str, Samples]]:
+    """Samples of the first size ``BxL``, and those of the others by size.
+
+    Raises:
+        RequestError: a size is none.
+    """
+    structure, found = load_structure(model), {}
+    for text in sizes:
+        batch, cross, length = text.partition("x")
+        if not (cross and batch.isdecimal() and length.isdecimal() and int(batch) * int(length)):
+            raise RequestError(f"--size {text}: give samples x length, such as 8x128")
+        found[text] = generated_samples(structure, batch=int(batch), length=int(length), seed=0)
+    first, *others = found
+    return found[first], {name: found[name] for name in others}
+
+
+def _checks(
+    reference: Path, candidate: Path, feeds: Mapping[str, Array], spec: SessionSpec
+) -> dict[str, RuntimeChecks]:
+    models = {"reference": reference, "candidate": candidate}
+    checks = {name: check_runtime(model, feeds, spec) for name, model in models.items()}
+    print_runtime(checks)
+    return checks
+
+
+def _few(samples: Samples) -> Mapping[str, Array]:
+    few = samples.select(np.arange(min(_LOOKED_INSIDE, len(samples))))
+    return few.inputs

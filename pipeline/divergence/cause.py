@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx
 
-from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.pipeline.divergence.locate import Comparison, Met, Parting, relative_error
 from compress_onnx.pipeline.divergence.trace import Trace
 
@@ -16,6 +16,7 @@ _HALF_LIMIT = 65504
 # Two weights that differ by less are one weight, rounded.
 _ROUNDED = 0.05
 _SAME = 1e-6
+_RESHAPING = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
 
 
 def likely_cause(comparison: Comparison, parting: Parting) -> str:
@@ -140,7 +141,7 @@ def _constants(reference: Array | None, candidate: Array | None) -> str | None:
     return _changed(one.ravel(), other.ravel(), error)
 
 
-def _changed(one: Array, other: Array, error: float) -> str:
+def _changed(one: Float64, other: Float64, error: float) -> str:
     if not other.any():
         return "is zero"
     limit = float(np.abs(other).max())
@@ -187,7 +188,12 @@ def _described(trace: Trace, node: onnx.NodeProto) -> str:
 
 
 def _successors(trace: Trace, value: str) -> Iterator[onnx.NodeProto]:
-    return trace.consumers(value)
+    """The nodes that read ``value``, perhaps in another shape."""
+    for node in trace.consumers(value):
+        if node.op_type in _RESHAPING and node.input[0] == value:
+            yield from _successors(trace, node.output[0])
+        else:
+            yield node
 
 
 def _dtype(trace: Trace, node: onnx.NodeProto) -> np.dtype[np.generic]:

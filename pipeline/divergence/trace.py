@@ -12,6 +12,7 @@ import onnx.inliner
 from onnx import numpy_helper
 
 from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.pipeline.files.model_file import load_model
 from compress_onnx.pipeline.runtime.inner_values import expose
 from compress_onnx.pipeline.runtime.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, open_session, run
@@ -75,6 +76,7 @@ def trace(
     Raises:
         ModelFileError: the model cannot be loaded or run.
     """
+    load_model(model)  # refuses damaged files, and data files elsewhere
     proto = onnx.load(model, load_external_data=False)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
@@ -103,8 +105,8 @@ def module_path(node: onnx.NodeProto) -> str:
     """Where ``node`` stands in the module that it was exported from; its own name without that."""
     for entry in node.metadata_props:
         if entry.key in {_SCOPES, _NAMESPACE}:
-            return entry.value
-    return node.name
+            return str(entry.value)
+    return str(node.name)
 
 
 def _read(node: onnx.NodeProto) -> list[str]:

@@ -29,6 +29,7 @@ from scipy.stats import norm
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.measure.tolerance import Tolerance
 from compress_onnx.pipeline.results import OutputComparison
 from compress_onnx.pipeline.runtime.padding import by_position
 
@@ -38,9 +39,14 @@ _CHUNK_ELEMENTS = 1 << 20
 
 
 class OutputComparator:
-    """Accumulates one output of both models, batch by batch."""
+    """Accumulates one output of both models, batch by batch.
 
-    def __init__(self) -> None:
+    Args:
+        tolerance: counts the elements that are farther off; None counts nothing.
+    """
+
+    def __init__(self, tolerance: Tolerance | None = None) -> None:
+        self._tolerance, self._outside = tolerance, 0
         self._elements = 0
         self._max_abs = 0.0
         self._errors: list[float] = []
@@ -89,6 +95,9 @@ class OutputComparator:
         error = c - r
         self._elements += r.size
         self._max_abs = max(self._max_abs, float(np.abs(error).max(initial=0.0)))
+        if self._tolerance is not None:
+            allowed = self._tolerance.atol + self._tolerance.rtol * np.abs(r)
+            self._outside += int(np.count_nonzero(np.abs(error) > allowed))
         self._errors[-1] += float(error @ error)
         self._references[-1] += float(r @ r)
         self._candidate += float(c @ c)
@@ -115,6 +124,7 @@ class OutputComparator:
                 cosine=0.0,
                 snr_db=-math.inf,
                 problem=problem,
+                outside=None if self._tolerance is None else max(self._outside, 1),
             )
         if not self._elements:
             raise DataError(
@@ -132,6 +142,7 @@ class OutputComparator:
             relative_l2_high=high,
             cosine=1.0 if error == 0.0 else self._cosine(reference),
             snr_db=-20.0 * math.log10(relative_l2) if relative_l2 else None,
+            outside=None if self._tolerance is None else self._outside,
         )
 
     def _cosine(self, reference: float) -> float:

@@ -6,7 +6,7 @@ the model, are refused. Infinities are results (logits of tokens that are ruled 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError, ModelFileError
+from compress_onnx.pipeline.files.cache import content_key
 from compress_onnx.pipeline.measure.batch_invariance import session_invariance
 from compress_onnx.pipeline.measure.compare import OutputComparator
-from compress_onnx.pipeline.measure.metrics import make_metric
+from compress_onnx.pipeline.measure.metrics import TaskMetric, make_metric
 from compress_onnx.pipeline.measure.providers import Requested, measure_on
 from compress_onnx.pipeline.measure.sizes import compare_sizes
+from compress_onnx.pipeline.measure.tolerance import Tolerance
 from compress_onnx.pipeline.recipe import MetricSpec
 from compress_onnx.pipeline.results import ValidationReport
 from compress_onnx.pipeline.runtime.batches import (
@@ -44,6 +46,7 @@ def validate(
     spec: SessionSpec | None = None,
     batch_size: int = 32,
     batch_invariance: bool = False,
+    tolerances: Mapping[str, Tolerance] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ValidationReport:
     """Compare ``candidate`` with ``reference`` on all ``samples``; padding is left out.
@@ -57,6 +60,8 @@ def validate(
         batch_size: at most so many samples at a time (a batch fixed in the graph goes first).
         batch_invariance: also measure that of both models, which takes a run for each of 64
             samples; where it cannot be measured, the report says why.
+        tolerances: by output, how far single numbers may be off; the report counts those that are
+            farther.
         progress: called after each batch with the number of samples done so far.
 
     Raises:
@@ -70,7 +75,10 @@ def validate(
     _check_same_interface(reference_session, candidate_session)
     check_samples(reference_session, samples)
     positional = outputs_by_position(reference_session, samples.mask_name)
-    comparators = {o.name: OutputComparator() for o in reference_session.get_outputs()}
+    allowed = tolerances or {}
+    comparators = {
+        o.name: OutputComparator(allowed.get(o.name)) for o in reference_session.get_outputs()
+    }
     accumulator = make_metric(metric) if metric is not None else None
     done = 0
     for batch in model_batches(reference_session, samples, batch_size):
@@ -90,6 +98,8 @@ def validate(
         origin=samples.origin,
         outputs=tuple(comparator.result(name) for name, comparator in comparators.items()),
         metrics=accumulator.result() if accumulator is not None else {},
+        digest=content_key("samples", samples.inputs),
+        per_sample=_per_sample(accumulator),
         sizes=_compare_sizes(reference, reference_session, candidate_session),
         provider=(spec or SessionSpec()).provider,
         **(_invariances(reference_session, candidate_session, samples) if batch_invariance else {}),
@@ -129,6 +139,17 @@ def _invariances(
         except DataError as error:
             unmeasured[name] = str(error)
     return {**found, "unmeasured": unmeasured}
+
+
+def _per_sample(metric: TaskMetric | None) -> dict[str, tuple[float, ...]]:
+    """Scores to six digits; those of a damaged model, which are not finite, are left out."""
+    if metric is None:
+        return {}
+    return {
+        name: tuple(float(f"{score:.6g}") for score in scores)
+        for name, scores in metric.per_sample().items()
+        if np.isfinite(scores).all()
+    }
 
 
 def _mask_of(

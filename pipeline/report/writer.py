@@ -73,12 +73,12 @@ class _Kind(BaseModel):
 
 
 def read_report(folder: Path) -> RunReport | TranslationReport:
-    """Read the report that a run left in ``folder``.
+    """Read the report that a run left in ``folder``, or that is the file of that name.
 
     Raises:
         RequestError: there is none, or it is damaged; the message names the key.
     """
-    path = folder / REPORT_NAME
+    path = folder if folder.is_file() else folder / REPORT_NAME
     try:
         content = path.read_bytes()
         if _Kind.model_validate_json(content).kind == "translation":

@@ -9,9 +9,9 @@ from packages import encoder_model, encoder_package
 pytest.importorskip("cyclonedx", reason="needs the deploy extra")
 pytest.importorskip("tritonclient.grpc", reason="needs the deploy extra")
 
-from studies import deploy  # noqa: E402
+from studies import deploy
 
-from compress_onnx.pipeline.deploy.targets import TARGETS  # noqa: E402
+from compress_onnx.pipeline.deploy.targets import TARGETS
 
 
 def test_every_target_is_told_with_its_tree_and_what_showed_it(tmp_path):

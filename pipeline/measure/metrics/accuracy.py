@@ -41,6 +41,7 @@ class Accuracy:
         self._only_reference = 0
         self._only_candidate = 0
         self._agreeing = 0
+        self._right: list[Array] = []
 
     def update(self, batch: Batch, reference: Outputs, candidate: Outputs) -> None:
         """Count one batch; a sample whose logits contain NaN is wrong and agrees with nothing.
@@ -63,6 +64,7 @@ class Accuracy:
         after = _top_classes(theirs, self._spec.top_k)
         reference_right = (before == labels[:, None]).any(axis=1)
         candidate_right = (after == labels[:, None]).any(axis=1)
+        self._right.append(candidate_right)
         self._samples += len(labels)
         self._reference_right += int(reference_right.sum())
         self._candidate_right += int(candidate_right.sum())
@@ -89,6 +91,10 @@ class Accuracy:
             "agreement": self._agreeing / n,
             "mcnemar_p": float(binomtest(b, b + c).pvalue) if b + c else 1.0,
         }
+
+    def per_sample(self) -> dict[str, Array]:
+        """1 where the candidate is right."""
+        return {"right": np.concatenate(self._right)} if self._right else {}
 
 
 def paired_interval(b: int, c: int, n: int) -> tuple[float, float]:

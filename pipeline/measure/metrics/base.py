@@ -25,6 +25,9 @@ class TaskMetric(Protocol):
     def result(self) -> dict[str, float]:
         """The figures by name, over all batches so far."""
 
+    def per_sample(self) -> dict[str, Array]:
+        """The candidate's score of each sample or query ``[n]``, by name; after the result."""
+
 
 def select_output(
     reference: Outputs, candidate: Outputs, *, wanted: str | None, rank: int

@@ -46,6 +46,7 @@ class EmbeddingFidelity:
         self._spec = spec
         self._reference: list[Vectors] = []
         self._candidate: list[Vectors] = []
+        self._cosines: Vectors = np.empty(0)
 
     def update(self, batch: Batch, reference: Outputs, candidate: Outputs) -> None:
         """Pool one batch.
@@ -76,7 +77,7 @@ class EmbeddingFidelity:
         if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
             return dict.fromkeys(FIGURES, math.nan)
         reference, candidate = unit(reference), unit(candidate)
-        cosines = _cosines(reference, candidate)
+        cosines = self._cosines = _cosines(reference, candidate)
         mean, margin = float(cosines.mean()), _margin(cosines)
         figures = (
             mean,
@@ -87,6 +88,10 @@ class EmbeddingFidelity:
             min(1.0, mean + margin),
         )
         return dict(zip(FIGURES, figures, strict=True))
+
+    def per_sample(self) -> dict[str, Array]:
+        """Cosines to the original."""
+        return {"cosine": self._cosines}
 
 
 def pool(output: Array, mask: NDArray[np.bool_] | None, pooling: str) -> Vectors:

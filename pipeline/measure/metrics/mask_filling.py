@@ -7,6 +7,7 @@ sentence.
 
 from __future__ import annotations
 
+from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
 from compress_onnx.pipeline.data.masking import UNLABELLED
 from compress_onnx.pipeline.measure.metrics.accuracy import Accuracy, class_labels
@@ -48,3 +49,7 @@ class MaskFilling:
             DataError: nothing was masked.
         """
         return self._accuracy.result()
+
+    def per_sample(self) -> dict[str, Array]:
+        """1 where the candidate fills in the right word, by masked position."""
+        return self._accuracy.per_sample()

@@ -52,6 +52,7 @@ class Retrieval:
         self._reference: list[Vectors] = []
         self._candidate: list[Vectors] = []
         self._topics: list[Array] = []
+        self._scores: Vectors = np.empty((len(SCORES), 0))
 
     def update(self, batch: Batch, reference: Outputs, candidate: Outputs) -> None:
         """Pool one batch.
@@ -88,10 +89,15 @@ class Retrieval:
             _scores(unit(vectors), topics, queries, self._spec.top_k)
             for vectors in (reference, candidate)
         )
+        self._scores = after
         figures = [
             f for ours, theirs in zip(before, after, strict=True) for f in _paired(ours, theirs)
         ]
         return dict(zip(FIGURES, figures, strict=True))
+
+    def per_sample(self) -> dict[str, Array]:
+        """NDCG and recall of each query."""
+        return dict(zip(SCORES, self._scores, strict=True))
 
 
 def _topics_of(labels: Array | None) -> Array:

@@ -1,0 +1,80 @@
+"""``compress-onnx compare``: what became worse from one report to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.cli import options, outputs
+from compress_onnx.pipeline.cli.console import out, print_changes, tell_ci
+from compress_onnx.pipeline.measure.regression import changes
+from compress_onnx.pipeline.report.ci import change_cases, changes_markdown
+from compress_onnx.pipeline.report.writer import read_report, report_json, write_text
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("compare")(compare)
+
+
+def compare(
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="report.json, or the folder of a run.")
+    ],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CANDIDATE", help="report.json, or the folder of a run.")
+    ],
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(metavar="QUANTITY=SHARE", help="What it may move, relative: speedup.cpu=0.1"),
+    ] = None,
+    update_baseline: Annotated[
+        bool,
+        typer.Option("--update-baseline", help="Then put CANDIDATE in BASE's place; exit 0."),
+    ] = False,
+    junit: options.JUnit = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write the table here, as for a pull request.")
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Compare two reports of one recipe; exit 1 if a quantity became worse, beyond noise.
+
+    Scores of the same samples are compared sample by sample, accuracies by McNemar's test,
+    speed-ups by their intervals, bytes by a tolerance.
+
+    `compress-onnx compare baselines/minilm.json bundles/minilm`
+
+    On GitHub, what became worse is an annotation, and the table is in the job's summary.
+    """
+    tolerances = dict(map(_tolerance, tolerance or ()))
+    outputs.check_outputs(
+        [outputs.junit_file(junit), outputs.table_file(markdown)], [base, candidate], force=force
+    )
+    before, after = read_report(base), read_report(candidate)
+    found = changes(before, after, tolerances)
+    print_changes(found)
+    cases, table = change_cases(found), changes_markdown(after.name, found)
+    if markdown is not None:
+        write_text(markdown, table)
+    tell_ci(after.name, cases, table, junit)
+    if update_baseline:
+        place = base / "report.json" if base.is_dir() else base
+        write_text(place, report_json(after))
+        out.print(f"baseline: {place}", markup=False, highlight=False)
+    elif any(failure is not None for failure in cases.values()):
+        raise typer.Exit(1)
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if not equals or not 0 <= share < float("inf"):
+        raise RequestError(f"--tolerance {text}: give a quantity and a share, such as cosine=0.002")
+    return name, share
