@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.deploy.hugging_face import (
+    COMPRESSED_NAME,
     lay_out_fastembed,
     lay_out_optimum,
     lay_out_sentence_transformers,
@@ -38,21 +39,24 @@ class Target:
         lay_out: writes the package into an empty folder, and yields what the user has to know.
         loading: the lines that load it, with ``{folder}`` (``{parent}/{last}``), ``{name}``, and
             of a sentence encoder ``{pooling}``, ``{normalized}`` and ``{width}``.
+        beside: what ``{beside}`` in these lines is where the original is there too.
         versions: whether the original can stand beside the compressed model.
     """
 
     lay_out: Callable[[Package, Path], Iterator[str]]
     loading: str
     versions: bool = False
+    beside: str = ""
 
 
 TARGETS: Mapping[DeployTarget, Target] = {
     "sentence-transformers": Target(
         lay_out_sentence_transformers,
         "from sentence_transformers import SentenceTransformer\n"
-        'model = SentenceTransformer("{folder}", backend="onnx")\n'
+        'model = SentenceTransformer("{folder}", backend="onnx"{beside})\n'
         'model.encode(["a sentence"])',
         versions=True,
+        beside=f', model_kwargs={{"file_name": "onnx/{COMPRESSED_NAME}"}}',
     ),
     "tei": Target(
         lay_out_tei,
@@ -78,8 +82,9 @@ TARGETS: Mapping[DeployTarget, Target] = {
     "optimum": Target(
         lay_out_optimum,
         "from optimum.onnxruntime import ORTModelForFeatureExtraction\n"
-        'model = ORTModelForFeatureExtraction.from_pretrained("{folder}")',
+        'model = ORTModelForFeatureExtraction.from_pretrained("{folder}"{beside})',
         versions=True,
+        beside=f', file_name="{COMPRESSED_NAME}"',
     ),
     "triton": Target(
         lay_out_triton,
@@ -186,6 +191,7 @@ def loading_lines(package: Package, target: str, folder: Path) -> str:
     """The lines that load what :func:`bundle` wrote to ``folder``."""
     facts: dict[str, object] = {"folder": folder, "name": package.name}
     facts |= {"parent": folder.parent, "last": folder.name}
+    facts["beside"] = named(target).beside if package.original is not None else ""
     if package.is_sentence_encoder:
         pooling = package.pooling
         facts |= {

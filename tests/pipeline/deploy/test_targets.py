@@ -136,6 +136,18 @@ def test_an_original_that_a_target_cannot_have_is_refused(tmp_path, target):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_lines_load_the_compressed_one(tmp_path):
+    original = small.save(encoder_model(), tmp_path / "original.onnx")
+    folder = encoder_package(tmp_path / "package")
+    alone, beside = read_package(folder, "tiny"), read_package(folder, "tiny", original=original)
+    for target in ("sentence-transformers", "optimum"):
+        out = laid_out(tmp_path / target, target, beside)
+        lines = loading_lines(beside, target, out)
+        assert "model_compressed.onnx" in lines
+        assert "{" not in lines.replace('{"file_name"', "")
+        assert "model_compressed" not in loading_lines(alone, target, out)
+
+
 def test_an_original_of_another_model_is_refused(tmp_path):
     original = small.save(small.perceptron(), tmp_path / "original.onnx")
     with pytest.raises(RequestError, match="inputs of"):
