@@ -449,6 +449,9 @@ Domain = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"), AfterVali
 """The name of a further validation set, as it stands in ``cosine.NAME``."""
 
 
+_PRESETS = {"99": 0.99, "99.9": 0.999}
+
+
 class Recipe(RecipeModel):
     """A whole run of the pipeline.
 
@@ -458,7 +461,8 @@ class Recipe(RecipeModel):
     ``domains`` are further sets to validate on, by name: other kinds of data than ``calibration``
     has. They decide nothing, they only report. ``broader`` are further sets to calibrate on, by
     name, as far as ``compression: {shrinkage: …}`` says. ``deploy`` names places where the model
-    goes: the bundle gets a folder for each.
+    goes: the bundle gets a folder for each. ``preset`` is one of MLPerf's accuracy classes, as a
+    gate: the share of the reference's score that has to be kept, in percent.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -478,6 +482,18 @@ class Recipe(RecipeModel):
     seed: int = 0
     output: Path | None = None
     deploy: tuple[DeployTarget, ...] = ()
+    preset: Literal["99", "99.9"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gate_of_preset(cls, values: object) -> object:
+        preset = values.get("preset") if isinstance(values, dict) else None
+        if not isinstance(values, dict) or str(preset) not in _PRESETS:
+            return values
+        gate = {"quantity": "kept", "min": _PRESETS[str(preset)]}
+        gates = [*(values.get("gates") or ()), gate]
+        kept = [g for g in gates if not (isinstance(g, dict) and g.get("quantity") == "kept")]
+        return {**values, "preset": str(preset), "gates": [*kept, gate]}
 
     @model_validator(mode="after")
     def _deploy_one_graph(self) -> Recipe:
@@ -507,6 +523,12 @@ class Recipe(RecipeModel):
                 "recovery keeps what is best on its held_out data, so these cannot report: "
                 "validate on others"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _preset_of_a_metric(self) -> Recipe:
+        if self.preset is not None and self.metric is None:
+            raise ValueError("a preset is a share of a metric: add one")
         return self
 
     @model_validator(mode="after")

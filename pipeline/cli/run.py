@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,6 +58,10 @@ def run(
     max_drop: options.MaxDrop = None,
     recovery: options.Recover = None,
     allow_code: options.AllowCode = False,
+    preset: Annotated[
+        Literal["99", "99.9"] | None,
+        typer.Option(help="MLPerf's accuracy class: so many percent of the score are kept."),
+    ] = None,
     junit: options.JUnit = None,
     force: options.Force = False,
     no_cache: options.NoCache = False,
@@ -77,6 +81,9 @@ def run(
     budgets = options.budgets(params, bytes_, flops, latency, rank)
     recipe = _overridden(read_recipe(recipe_path), method, budgets, max_drop, store)
     recipe = _recovering(recipe, recovery)
+    if preset is not None:
+        values = {**recipe.model_dump(exclude_unset=True), "preset": preset}
+        recipe = options.validated(Recipe, values)
     folder = output or recipe.output or Path("bundles") / recipe.name
     read = outputs.recipe_inputs(recipe_path, recipe)
     written = [outputs.bundle_output(folder), outputs.junit_file(junit)]

@@ -36,7 +36,9 @@ def worst(figure: str, values: Iterable[float]) -> float:
 
 
 def by_set(report: ValidationReport) -> dict[str, dict[str, float]]:
-    """Each figure that all sets have in common: set by set, then the worst; single outputs aside.
+    """Each figure that all sets have in common: set by set, then the worst.
+
+    Single outputs are left out, and what repeats a score.
 
     Nothing where there is one set only.
     """
@@ -46,7 +48,7 @@ def by_set(report: ValidationReport) -> dict[str, dict[str, float]]:
     return {
         figure: {name: figures[figure] for name, figures in sets.items()}
         for figure in report.worst
-        if not figure.startswith("output.")
+        if not figure.startswith("output.") and figure != "kept"  # another name for a score
     }
 
 

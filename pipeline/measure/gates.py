@@ -200,6 +200,8 @@ def translation_quantities(
 ) -> dict[str, float]:
     """Everything that a gate of a translation recipe can name."""
     quantities = _size_quantities(size) | _score_quantities(reference.mean, candidate.mean)
+    if (kept := kept_of(quantities)) is not None:
+        quantities["kept"] = kept
     for language, before in reference.languages.items():
         after = candidate.languages[language]
         quantities |= _score_quantities(before, after, suffix=f".{language}")
@@ -227,10 +229,24 @@ def _score_quantities(
 def accuracy_quantities(validation: ValidationReport) -> dict[str, float]:
     """What a comparison on one provider and one set of samples measured."""
     quantities = validation.metrics | _output_quantities(validation)
+    if (kept := kept_of(validation.metrics)) is not None:
+        quantities["kept"] = kept
     for name in ("batch_invariance", "batch_invariance_reference"):
         if (value := getattr(validation, name)) is not None:
             quantities[name] = value
     return quantities
+
+
+def kept_of(figures: Mapping[str, float]) -> float | None:
+    """The share of the reference's score that the candidate keeps; None without a score.
+
+    MLPerf Inference sets its accuracy classes by it: 99 % and 99.9 % of the reference's. Where the
+    reference itself is the measure, as with embeddings, it is the cosine to it.
+    """
+    for score in ("accuracy", "ndcg", "bleu"):
+        if score in figures and figures.get(f"{score}_reference"):
+            return figures[score] / figures[f"{score}_reference"]
+    return figures.get("cosine")
 
 
 def _output_quantities(validation: ValidationReport) -> dict[str, float]:

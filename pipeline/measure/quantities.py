@@ -135,7 +135,8 @@ def metric_quantities(metric: MetricSpec | None) -> tuple[str, ...]:
 
 def _of_one_set(outputs: Iterable[str], metric: MetricSpec | None) -> tuple[str, ...]:
     names = [f"output.{output}.{figure}" for output in outputs for figure in _OUTPUT]
-    return (*metric_quantities(metric), *_WORST_OUTPUT, *names)
+    kept = () if metric is None else ("kept",)
+    return (*metric_quantities(metric), *kept, *_WORST_OUTPUT, *names)
 
 
 def _translation_quantities(recipe: Recipe) -> tuple[str, ...]:
@@ -149,7 +150,7 @@ def _translation_quantities(recipe: Recipe) -> tuple[str, ...]:
         languages = tuple(map(str, named)) if isinstance(named, list) else ()
     scores = [f"{score}.{language}" for language in languages for score in _SCORES]
     speeds = _on_providers(_TRANSLATION_SPEED, _CPU) if recipe.benchmark is not None else ()
-    return (*_SCORES, *scores, *speeds, *SIZES)
+    return (*_SCORES, "kept", *scores, *speeds, *SIZES)
 
 
 def _on_providers(names: Iterable[str], requested: Iterable[Requested]) -> tuple[str, ...]:

@@ -7,7 +7,12 @@ import math
 import pytest
 
 from compress_onnx.graph_passes.errors import RequestError
-from compress_onnx.pipeline.measure.gates import check_gates, measured_quantities, parse_gate
+from compress_onnx.pipeline.measure.gates import (
+    check_gates,
+    kept_of,
+    measured_quantities,
+    parse_gate,
+)
 from compress_onnx.pipeline.recipe import Gate
 from compress_onnx.pipeline.results import (
     Benchmark,
@@ -154,6 +159,7 @@ def test_quantities_have_the_documented_names():
     assert quantities.pop("output.hidden.snr_db") == pytest.approx(12.04, abs=0.01)
     assert quantities == {
         "cosine": 0.9,
+        "kept": 0.9,
         "batch_invariance": 0.999,
         "batch_invariance_reference": 1.0,
         "max_abs": 0.5,
@@ -245,3 +251,18 @@ def test_loading_has_quantities():
         "resident_ratio.cpu": 0.5,
         "resident_ratio_high.cpu": 0.6,
     }
+
+
+@pytest.mark.parametrize(
+    ("figures", "kept"),
+    [
+        ({"accuracy": 0.72, "accuracy_reference": 0.9}, 0.8),
+        ({"ndcg": 0.3, "ndcg_reference": 0.6}, 0.5),
+        ({"bleu": 20.0, "bleu_reference": 40.0}, 0.5),
+        ({"cosine": 0.98, "cosine_p5": 0.9}, 0.98),
+        ({"accuracy": 0.0, "accuracy_reference": 0.0}, None),
+        ({}, None),
+    ],
+)
+def test_what_is_kept_of_the_score(figures, kept):
+    assert kept_of(figures) == (None if kept is None else pytest.approx(kept))

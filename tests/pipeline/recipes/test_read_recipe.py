@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.recipe import NpzData, Recipe, read_recipe
@@ -187,3 +188,18 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(RequestError, match=r"cannot read the recipe .*none\.yaml"):
         read_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(("preset", "least"), [("99", 0.99), (99.9, 0.999)])
+def test_a_preset_is_a_gate_on_what_is_kept(preset, least):
+    values = {"name": "x", "source": {"model": "m"}, "preset": preset}
+    data = {"kind": "npz", "path": "data.npz"}
+    metric = {"kind": "accuracy"}
+    recipe = Recipe.model_validate({**values, "validation": data, "metric": metric})
+    assert [(gate.quantity, gate.min) for gate in recipe.gates] == [("kept", least)]
+    again = Recipe.model_validate(recipe.model_dump(exclude_unset=True))
+    assert again.gates == recipe.gates
+    with pytest.raises(ValidationError, match="share of a metric"):
+        Recipe.model_validate(values)
+    with pytest.raises(ValidationError, match="preset"):
+        Recipe.model_validate({**values, "preset": "98"})
