@@ -12,6 +12,7 @@ from compress_onnx.pipeline.cli.console import errors, out
 from compress_onnx.pipeline.deploy.package import Serving, read_package
 from compress_onnx.pipeline.deploy.targets import TARGETS, loading_lines
 from compress_onnx.pipeline.deploy.targets import bundle as bundle_for
+from compress_onnx.pipeline.files.signature import require_signature
 
 
 def register(app: typer.Typer) -> None:
@@ -50,12 +51,15 @@ def bundle(
             help="Put requests together [default: where answers do not depend on it].",
         ),
     ] = None,
+    key: options.RequireManifest = None,
     force: options.Force = False,
 ) -> None:
     """Lay a model out for the place that serves it, with provenance and a sha256 manifest.
 
     `compress-onnx bundle bundles/minilm --target triton --original model.onnx -o repository`
     """
+    if key is not None:
+        require_signature(folder, key)
     serving = Serving(threads, instances, max_batch, dynamic_batching)
     package = read_package(folder, name, original=original, serving=serving)
     places = {one: output / one if len(target) > 1 else output for one in dict.fromkeys(target)}

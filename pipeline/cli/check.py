@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.cli import options
 from compress_onnx.pipeline.cli.console import out
 from compress_onnx.pipeline.files.bundle import MANIFEST_NAME, verify_manifest
+from compress_onnx.pipeline.files.signature import require_signature
 from compress_onnx.pipeline.recipe import read_recipe
 
 
@@ -23,6 +25,7 @@ def check(
         list[Path],
         typer.Argument(metavar="PATH...", help="Recipes, and bundles or their manifest.json."),
     ],
+    key: options.RequireManifest = None,
 ) -> None:
     """Read recipes and hold bundles against their manifests; exit 2 at the first that is wrong.
 
@@ -30,7 +33,11 @@ def check(
     """
     for path in paths:
         if path.is_dir() or path.name == MANIFEST_NAME:
-            verify_manifest(path if path.is_dir() else path.parent)
+            folder = path if path.is_dir() else path.parent
+            if key is None:
+                verify_manifest(folder)
+            else:
+                require_signature(folder, key)
         elif path.suffix in {".yaml", ".yml"}:
             read_recipe(path)
         else:

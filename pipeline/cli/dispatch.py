@@ -23,6 +23,7 @@ from compress_onnx.pipeline.cli import (
     optimize,
     report,
     run,
+    sign,
     sweep,
     validate,
 )
@@ -42,6 +43,7 @@ for command in (
     sweep,
     report,
     bundle,
+    sign,
     compare,
     check,
     cache,

@@ -158,6 +158,14 @@ Force = Annotated[
 JUnit = Annotated[
     Path | None, typer.Option("--junit", help="Also write the verdicts as JUnit XML.")
 ]
+RequireManifest = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-manifest",
+        metavar="KEY.pem",
+        help="Refuse a bundle whose manifest was not signed with this public key.",
+    ),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 Backend = Annotated[
     str,

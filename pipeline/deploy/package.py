@@ -16,7 +16,7 @@ import onnx
 from compress_onnx.graph_passes.errors import ModelFileError, OutputError, RequestError
 from compress_onnx.pipeline.export.exported import SentencePooling
 from compress_onnx.pipeline.export.sentence_encoder import read_modules, read_sentence_encoder
-from compress_onnx.pipeline.files.bundle import MANIFEST_NAME, verify_manifest
+from compress_onnx.pipeline.files.bundle import MANIFEST_NAME, SIGNATURE_NAME, verify_manifest
 from compress_onnx.pipeline.files.model_file import load_model, referred_files, save_model
 from compress_onnx.pipeline.report import read_report
 from compress_onnx.pipeline.report.trials import PARETO_NAME
@@ -29,7 +29,7 @@ DEPLOY_FOLDER = "deploy"
 """Where ``run`` puts the targets of its recipe."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_ABOUT_THE_RUN = {REPORT_NAME, PLAN_NAME, MANIFEST_NAME, PARETO_NAME, "summary.md"}
+_ABOUT_THE_RUN = {REPORT_NAME, PLAN_NAME, MANIFEST_NAME, SIGNATURE_NAME, PARETO_NAME, "summary.md"}
 _FOLDERS_ABOUT_THE_RUN = {"pictures", DEPLOY_FOLDER}
 
 

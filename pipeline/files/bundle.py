@@ -1,9 +1,9 @@
 """The bundle: a folder with everything that belongs together, and a manifest of its contents.
 
-``manifest.json`` lists every other file of the folder with its size and SHA-256. A bundle is
-intact when the folder holds exactly those files, unchanged. Only regular files inside the folder
-count: a symbolic link or a special file makes a bundle invalid, so that verifying or copying one
-never reads anything outside it.
+``manifest.json`` lists every other file of the folder but its own signature, with its size and
+SHA-256. A bundle is intact when the folder holds exactly those files, unchanged. Only regular files
+inside the folder count: a symbolic link or a special file makes a bundle invalid, so that verifying
+or copying one never reads anything outside it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.files.atomic import atomic_file
 
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.json.sig"
+"""Of the manifest, so not in it (:mod:`pipeline.files.signature`)."""
+
 MANIFEST_SCHEMA_VERSION: Literal[1] = 1
 
 
@@ -154,9 +157,10 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Every file below ``folder`` but the manifest, by its path inside, sorted by that path."""
+    """Every file below ``folder`` but the manifest and its signature, by its path, sorted."""
     found = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
     found.pop(MANIFEST_NAME, None)
+    found.pop(SIGNATURE_NAME, None)
     return dict(sorted(found.items()))
 
 
