@@ -26,7 +26,7 @@ def gate_line(gate: GateResult) -> str:
 def change_line(change: Change) -> str:
     """A quantity in both reports, in a line."""
     return (
-        f"{change.quantity}: {change.base:.6g} → {change.candidate:.6g} "
+        f"{change.quantity}: {_number(change.base)} → {_number(change.candidate)} "
         f"({change.direction} is better; {change.test})"
     )
 
@@ -113,7 +113,12 @@ def changes_markdown(name: str, found: Sequence[Change]) -> str:
     for one in (*worse, *better, *rest):
         mark = {"worse": "**worse**", "better": "better", "same": "same"}[one.verdict]
         lines.append(
-            f"| `{one.quantity}` | {one.base:.6g} | {one.candidate:.6g} | {one.direction} "
+            f"| `{one.quantity}` | {_number(one.base)} | {_number(one.candidate)} "
+            f"| {one.direction} "
             f"| {mark} | {one.test} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.4g}"
