@@ -30,7 +30,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast test-cluster fuzz load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx test test-fast test-cluster fuzz licences load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -104,6 +104,12 @@ deploy-page: $(BUNDLES)/.ready  ## Write the trees of all bundles again (docs/de
 
 serving: $(BUNDLES)/.ready build/mlserver/.ready  ## Measure the original and the compressed model on a server (docs/serving.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.serving $(BUNDLES) build/mlserver/bin/mlserver docs/serving.md
+
+licences: $(READY)  ## List the licences of all dependencies (docs/licences.md).
+	$(PYTHON) -m venv build/licences
+	build/licences/bin/python -m pip install --quiet pip-licenses
+	( echo "# Licences"; echo; echo "Of everything that \`make setup\` installs, by \`make licences\` (pip-licenses)."; echo; \
+	  build/licences/bin/pip-licenses --python $(BIN)/python --format markdown --ignore-packages compress-onnx ) > docs/licences.md
 
 fuzz: $(READY)  ## Read damaged models, plans, recipes and archives for SECONDS=600.
 	$(BIN)/python tests/support/fuzz.py $(or $(SECONDS),600)

@@ -23,8 +23,8 @@ from compress_onnx.pipeline.deploy.package import MODEL_NAME, Package, place_mod
 COMPRESSED_NAME = "model_compressed.onnx"
 QUANTIZED_NAME = "model_quantized.onnx"
 
-_POOLINGS_OF_TEI = {"mean", "cls", "lasttoken"}
-_POOLINGS_OF_FASTEMBED = {"mean", "cls"}
+_POOLINGS_OF_TEI = {"mean": "mean", "cls": "cls", "lasttoken": "last-token"}
+_POOLINGS_OF_FASTEMBED = {"mean": "MEAN", "cls": "CLS"}
 _OUTPUTS_OF_TEI = {"last_hidden_state", "token_embeddings", "sentence_embedding", "logits"}
 
 
@@ -53,7 +53,7 @@ def lay_out_tei(package: Package, folder: Path) -> Iterator[str]:
                 f"{value.type_name}"
             )
     if "logits" not in names:
-        _require_pooling(package, _POOLINGS_OF_TEI, "text-embeddings-inference")
+        package.pooled_by(_POOLINGS_OF_TEI, "text-embeddings-inference")
     _flat_assets(package, folder)
     place_model(package.model, folder / "onnx" / MODEL_NAME, inline=True)
     yield from ()
@@ -63,7 +63,7 @@ def lay_out_fastembed(package: Package, folder: Path) -> Iterator[str]:
     """``TextEmbedding.add_custom_model``."""
     _require_tokenizer(package)
     package.require(package.transformer / "special_tokens_map.json", "fastembed reads")
-    _require_pooling(package, _POOLINGS_OF_FASTEMBED, "fastembed")
+    package.pooled_by(_POOLINGS_OF_FASTEMBED, "fastembed")
     _flat_assets(package, folder)
     place_model(package.model, folder / "onnx" / MODEL_NAME, inline=True)
     yield from ()
@@ -110,11 +110,3 @@ def _flat_assets(package: Package, folder: Path) -> None:
 def _require_tokenizer(package: Package) -> None:
     package.require(package.transformer / "tokenizer.json", "turns text into tokens")
     _ = package.config
-
-
-def _require_pooling(package: Package, known: set[str], who: str) -> None:
-    modes = package.pooling.modes
-    if len(modes) != 1 or modes[0] not in known:
-        raise RequestError(
-            f"{who} pools by {', '.join(sorted(known))}, and this encoder by {package.pooling}"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +20,17 @@ from compress_onnx.pipeline.files.bundle import MANIFEST_NAME, SIGNATURE_NAME, v
 from compress_onnx.pipeline.files.model_file import load_model, referred_files, save_model
 from compress_onnx.pipeline.report import read_report
 from compress_onnx.pipeline.report.trials import PARETO_NAME
+from compress_onnx.pipeline.report.writer import REPORT_NAME, SUMMARY_NAME
 from compress_onnx.pipeline.results import Report
-from compress_onnx.pipeline.runtime.inputs import load_structure
+from compress_onnx.pipeline.runtime.inputs import Dimension, declared_shape, load_structure
 
 MODEL_NAME = "model.onnx"
-REPORT_NAME, PLAN_NAME = "report.json", "plan.json"
+PLAN_NAME = "plan.json"
 DEPLOY_FOLDER = "deploy"
 """Where ``run`` puts the targets of its recipe."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_ABOUT_THE_RUN = {REPORT_NAME, PLAN_NAME, MANIFEST_NAME, SIGNATURE_NAME, PARETO_NAME, "summary.md"}
+_ABOUT_THE_RUN = {REPORT_NAME, PLAN_NAME, MANIFEST_NAME, SIGNATURE_NAME, PARETO_NAME, SUMMARY_NAME}
 _FOLDERS_ABOUT_THE_RUN = {"pictures", DEPLOY_FOLDER}
 
 
@@ -39,7 +40,7 @@ class Value:
 
     name: str
     dtype: int
-    shape: tuple[int | str | None, ...]
+    shape: tuple[Dimension, ...]
 
     @property
     def type_name(self) -> str:
@@ -181,6 +182,23 @@ class Package:
             raise RequestError("neither the graph nor config.json says how wide an embedding is")
         return width
 
+    def pooled_by(self, known: Mapping[str, str], who: str) -> str:
+        """What ``who`` calls the way in which this encoder pools.
+
+        Args:
+            known: its names, by those of sentence-transformers.
+            who: the target.
+
+        Raises:
+            RequestError: it does not pool like that, or nothing says how to.
+        """
+        modes = self.pooling.modes
+        if len(modes) != 1 or modes[0] not in known:
+            raise RequestError(
+                f"{who} pools by {', '.join(sorted(known))}, and this encoder by {self.pooling}"
+            )
+        return known[modes[0]]
+
     def require(self, name: Path | str, why: str) -> Path:
         """The file ``name`` of the package.
 
@@ -289,12 +307,7 @@ def _check_same_interface(package: Package, original: Path) -> None:
 
 
 def _value(value: onnx.ValueInfoProto) -> Value:
-    tensor = value.type.tensor_type
-    shape = tuple(
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
-        for dim in tensor.shape.dim
-    )
-    return Value(value.name, tensor.elem_type, shape)
+    return Value(value.name, value.type.tensor_type.elem_type, declared_shape(value))
 
 
 def _files(folder: Path) -> Iterator[Path]:

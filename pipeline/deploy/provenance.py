@@ -16,11 +16,11 @@ from compress_onnx.graph_passes.errors import MissingDependencyError
 from compress_onnx.pipeline.deploy.package import (
     MODEL_NAME,
     PLAN_NAME,
-    REPORT_NAME,
     Package,
     copy_file,
 )
 from compress_onnx.pipeline.files.model_file import file_digest, referred_files
+from compress_onnx.pipeline.report.writer import REPORT_NAME
 
 if TYPE_CHECKING:
     from cyclonedx.model.bom import Bom

@@ -32,7 +32,7 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 def lay_out_vespa(package: Package, folder: Path) -> Iterator[str]:
     """An application package's folder ``models``, and the component for ``services.xml``."""
     names = [value.name for value in package.inputs]
-    pooling = _pooling(package, _POOLINGS_OF_VESPA, "Vespa")
+    pooling = package.pooled_by(_POOLINGS_OF_VESPA, "Vespa")
     component = ElementTree.Element("component", id=package.name, type="hugging-face-embedder")
     for tag in ("transformer-model", "tokenizer-model"):
         file = MODEL_NAME if tag == "transformer-model" else "tokenizer.json"
@@ -59,7 +59,7 @@ def lay_out_vespa(package: Package, folder: Path) -> Iterator[str]:
 
 def lay_out_opensearch(package: Package, folder: Path) -> Iterator[str]:
     """The zip to upload, and the body of the request that registers it."""
-    pooling = _pooling(package, _POOLINGS_OF_OPENSEARCH, "OpenSearch")
+    pooling = package.pooled_by(_POOLINGS_OF_OPENSEARCH, "OpenSearch")
     place_model(package.model, folder / MODEL_NAME, inline=True)
     _copy_tokenizer(package, folder / "tokenizer.json")
     archive = folder / f"{package.name}.zip"
@@ -94,13 +94,6 @@ def lay_out_opensearch(package: Package, folder: Path) -> Iterator[str]:
 def _copy_tokenizer(package: Package, target: Path) -> None:
     source = package.require(package.transformer / "tokenizer.json", "turns text into tokens")
     target.write_bytes(source.read_bytes())
-
-
-def _pooling(package: Package, known: dict[str, str], who: str) -> str:
-    modes = package.pooling.modes
-    if len(modes) != 1 or modes[0] not in known:
-        raise RequestError(f"{who} pools by {', '.join(known)}, and this encoder by {modes}")
-    return known[modes[0]]
 
 
 def _input(names: list[str], wanted: str) -> str:

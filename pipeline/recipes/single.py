@@ -27,7 +27,7 @@ from compress_onnx.pipeline.compress.search import smallest_within
 from compress_onnx.pipeline.compress.spectra import SiteSpectrum, spectra_of
 from compress_onnx.pipeline.compress.trial_log import is_trial_log
 from compress_onnx.pipeline.data.sources import load_samples
-from compress_onnx.pipeline.deploy.package import Serving, place_model
+from compress_onnx.pipeline.deploy.package import MODEL_NAME, PLAN_NAME, Serving, place_model
 from compress_onnx.pipeline.deploy.targets import bundle_all
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import ExportedModel, export
@@ -76,10 +76,6 @@ from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import Provider, require_provider
 from compress_onnx.pipeline.runtime.stopwatch import Stopwatch
-
-MODEL_NAME = "model.onnx"
-PLAN_NAME = "plan.json"
-
 
 logger = logging.getLogger(__name__)
 

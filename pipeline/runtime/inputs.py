@@ -75,7 +75,12 @@ def _model_input(value: onnx.ValueInfoProto) -> ModelInput:
         raise _cannot_invent(
             value.name, f"holds {onnx.TensorProto.DataType.Name(tensor.elem_type)}"
         )
-    return ModelInput(value.name, dtype, tuple(map(_dimension, tensor.shape.dim)))
+    return ModelInput(value.name, dtype, declared_shape(value))
+
+
+def declared_shape(value: onnx.ValueInfoProto) -> tuple[Dimension, ...]:
+    """The sizes and symbols that a graph's input or output declares."""
+    return tuple(map(_dimension, value.type.tensor_type.shape.dim))
 
 
 def _dimension(declared: onnx.TensorShapeProto.Dimension) -> Dimension:
