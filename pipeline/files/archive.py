@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 
@@ -15,6 +16,7 @@ ARCHIVE_ERRORS = (
     KeyError,  # zipfile: the directory names a member that is not there
     RuntimeError,  # zipfile: encrypted, or (NotImplementedError) an unknown compression
     SyntaxError,  # numpy: a header that is not a literal
+    tokenize.TokenError,  # numpy: one that ends in the middle
     struct.error,
     zipfile.BadZipFile,
     zlib.error,

@@ -89,7 +89,7 @@ def read_report(folder: Path) -> RunReport | TranslationReport:
             f"cannot read {path}: {error.strerror}; name the folder that a run wrote"
         ) from error
     except ValidationError as error:
-        raise RequestError(f"{path} is not a report: {first_problem(error)}") from error
+        raise RequestError(f"{path} is no report.json: {first_problem(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:

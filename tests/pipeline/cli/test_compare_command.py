@@ -125,7 +125,7 @@ def test_on_github(bundle, cli, monkeypatch, files):
     ("arguments", "told"),
     [
         (("bundle", "nowhere.json"), "cannot read"),
-        (("bundle", "recipe.yaml"), "not a report"),
+        (("bundle", "recipe.yaml"), "no report.json"),
         (("bundle", "bundle", "--tolerance", "cosine"), "a share"),
         (("bundle", "bundle", "--tolerance", "cosin=0.1"), "no such quantity"),
         (("bundle", "bundle", "--junit", "model.onnx"), "model.onnx"),

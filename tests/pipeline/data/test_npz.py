@@ -70,6 +70,9 @@ def replace_with_folder(path):
     path.mkdir()
 
 
+# numpy's own reader stumbles over it in its tokenizer.
+HEADER_WITHOUT_END = b"\x93NUMPY\x01\x00\x20\x00" + b"{'descr': '<f4\xbe, ".ljust(31) + b"\n"
+
 DAMAGES = {
     "missing": lambda path: path.unlink(),
     "folder": replace_with_folder,
@@ -77,6 +80,7 @@ DAMAGES = {
     "empty": lambda path: path.write_bytes(b""),
     "flipped": flip_a_value,
     "short array": cut_the_array,
+    "header": lambda path: write_member(path, "x.npy", HEADER_WITHOUT_END),
     "no array": lambda path: write_member(path, "x.txt", "hello"),
     "npy": save_npy,
     "objects": lambda path: np.savez(path, x=np.array([{"a": 1}], dtype=object)),

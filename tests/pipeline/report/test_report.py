@@ -175,10 +175,18 @@ def test_no_report_is_one_clear_line(tmp_path):
     with pytest.raises(RequestError, match="name the folder that a run wrote"):
         read_report(tmp_path)
     (tmp_path / "report.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(RequestError, match="is not a report"):
-        read_report(tmp_path)
+    for place in (tmp_path, tmp_path / "report.json"):
+        with pytest.raises(RequestError, match=r"is no report\.json"):
+            read_report(place)
     with pytest.raises(RequestError, match="cannot read"):
-        read_report(tmp_path / "report.json")
+        read_report(tmp_path / "other.json")
+
+
+def test_a_report_is_read_from_its_folder_or_from_any_file(tmp_path):
+    write_report(make_report(), tmp_path / "run", pictures=False)
+    found = read_report(tmp_path / "run")
+    (tmp_path / "run" / "report.json").rename(tmp_path / "baseline.json")
+    assert read_report(tmp_path / "baseline.json") == found
 
 
 def test_an_unwritable_folder_is_refused(tmp_path):
