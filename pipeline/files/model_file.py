@@ -138,12 +138,19 @@ def _check_location(tensor: ir.ExternalTensor, path: Path) -> None:
             "the file is damaged, export it again"
         )
     data = path.parent / location
-    if not data.is_file():
+    if not _is_file(data):
         raise ModelFileError(f"{path} keeps weights in {location!r}, and there is no file {data}")
     start = tensor.offset or 0
     end = start + tensor.nbytes
     if start < 0 or data.stat().st_size < end:
         raise ModelFileError(f"{data} is truncated: {tensor.name!r} ends at byte {end}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def save_model(

@@ -84,6 +84,8 @@ def _check_text(texts: str | bytes | list[str | bytes]) -> None:
 def _check_tensor(tensor: onnx.TensorProto) -> None:
     entries = [text for entry in tensor.external_data for text in (entry.key, entry.value)]
     _check_text([tensor.name, tensor.doc_string, *entries])
+    if any("\0" in entry.value for entry in tensor.external_data):
+        raise ModelFileError(f"tensor {tensor.name!r} is kept in a file whose name has a null byte")
     if tensor.data_type not in _TYPES:
         raise ModelFileError(f"tensor {tensor.name!r} has the unknown type {tensor.data_type}")
     if min(tensor.dims, default=0) < 0:

@@ -121,6 +121,14 @@ def external_entry(path: Path, **changes: str | int) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("location", "told"), [("a\0b", "null byte"), ("n" * 300, "no file"), ("n/" * 3000, "no file")]
+)
+def test_names_that_no_file_has(external, location, told):
+    with pytest.raises(ModelFileError, match=told):
+        load_model(external_entry(external, location=location))
+
+
 @pytest.mark.parametrize("location", ["../outside.data", "deeper/../../outside.data", "/absolute"])
 def test_data_outside_the_folder_is_refused(external, tmp_path, location):
     data = external.with_name("model.onnx.data")
