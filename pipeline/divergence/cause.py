@@ -55,9 +55,9 @@ def _same_operator(comparison: Comparison, parting: Parting) -> str | None:
         return None
     if differing := _attributes(ours, theirs):
         return differing
-    for explanation in (_swapped, _operand):
-        if (told := explanation(comparison, parting.met, ours, theirs)) is not None:
-            return told
+    told = _swapped(parting.met, ours, theirs) or _operand(comparison, parting.met, ours, theirs)
+    if told is not None:
+        return told
     if any(_dtype(comparison.candidate, ours) == kind for kind in (np.float16, np.int8, np.uint8)):
         return f"rounding: the candidate computes {ours.op_type} in fewer bits"
     return f"the same {ours.op_type} of the same values gives another result: the runtime's doing"
@@ -78,13 +78,7 @@ def _attributes(ours: onnx.NodeProto, theirs: onnx.NodeProto) -> str | None:
     return None
 
 
-def _swapped(
-    comparison: Comparison,
-    met: Mapping[str, Met],
-    ours: onnx.NodeProto,
-    theirs: onnx.NodeProto,
-) -> str | None:
-    del comparison
+def _swapped(met: Mapping[str, Met], ours: onnx.NodeProto, theirs: onnx.NodeProto) -> str | None:
     mine = [met[name].name if name in met else name for name in ours.input]
     their = list(theirs.input)
     if mine != their and sorted(mine) == sorted(their):
