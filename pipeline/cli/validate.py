@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-import numpy as np
 import typer
 
 from compress_onnx.graph_passes.arrays import Array
@@ -47,11 +46,12 @@ from compress_onnx.pipeline.results import (
     RuntimeChecks,
     ValidationReport,
 )
+from compress_onnx.pipeline.runtime.batches import model_batches
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.generated import generated_samples
 from compress_onnx.pipeline.runtime.inputs import load_structure
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import Provider, SessionSpec
+from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, open_session
 
 _MADE_UP_SAMPLES = 16
 _LOOKED_INSIDE = 2
@@ -184,14 +184,13 @@ def validate(
     report = with_domains(report, found)
     print_validation(report)
     within = print_tolerances(report)
-    feeds = _few(samples)
     inside: InnerComparison | None = None
     if explain or html is not None or (explain is None and not within):
-        inside = compare_inside(reference, candidate, feeds, spec=spec)
+        inside = compare_inside(reference, candidate, _few(reference, samples), spec=spec)
         print_inside(inside)
         if html is not None:
             write_depth_page(html, inside, f"{candidate.name} against {reference.name}")
-    checks = _checks(reference, candidate, feeds, spec) if runtime else {}
+    checks = _checks(reference, candidate, _few(reference, samples), spec) if runtime else {}
     size_report = model_size(reference, candidate)
     results = check_gates(gates, measured_quantities(report, size=size_report), report.unmeasured)
     if json_path is not None:
@@ -233,6 +232,6 @@ def _checks(
     return checks
 
 
-def _few(samples: Samples) -> Mapping[str, Array]:
-    few = samples.select(np.arange(min(_LOOKED_INSIDE, len(samples))))
-    return few.inputs
+def _few(model: Path, samples: Samples) -> Mapping[str, Array]:
+    """The first samples, as many as the graph's batch where that is fixed."""
+    return next(iter(model_batches(open_session(model), samples, _LOOKED_INSIDE))).feeds

@@ -24,7 +24,9 @@ def why_not_together(package: Package) -> str | None:
     if not has_batch_axis(package):
         return "an input or output of the graph has no free first axis"
     try:
-        found = _reported(package) or _measured(package)
+        found = _reported(package)
+        if found is None:
+            found = _measured(package)
     except DataError as error:
         return str(error)
     if found < LEAST_INVARIANCE:

@@ -6,7 +6,6 @@ Vespa reads an application package: the model, ``tokenizer.json``, and a compone
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from xml.etree import ElementTree
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.deploy.package import MODEL_NAME, Package, place_model
+from compress_onnx.pipeline.files.model_file import file_digest
 
 _POOLINGS_OF_VESPA = {"mean": "mean", "cls": "cls"}
 _POOLINGS_OF_OPENSEARCH = {
@@ -69,14 +69,13 @@ def lay_out_opensearch(package: Package, folder: Path) -> Iterator[str]:
                 zipfile.ZipInfo(file.name, _ZIP_TIME), file.read_bytes(), zipfile.ZIP_DEFLATED
             )
             file.unlink()
-    content = archive.read_bytes()
     body = {
         "name": package.name,
         "version": "1.0.0",
         "model_format": "ONNX",
         "function_name": "TEXT_EMBEDDING",
-        "model_content_size_in_bytes": len(content),
-        "model_content_hash_value": hashlib.sha256(content).hexdigest(),
+        "model_content_size_in_bytes": archive.stat().st_size,
+        "model_content_hash_value": file_digest(archive),
         "model_config": {
             "model_type": package.config.get("model_type", "bert"),
             "embedding_dimension": package.width,

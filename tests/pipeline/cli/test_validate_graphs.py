@@ -64,6 +64,16 @@ def test_a_lost_bias_is_named(cli, damaged):
     assert "a lost bias" in cli(*COMPARE, "damaged.onnx", "--explain").out
 
 
+def test_a_graph_of_one_batch_size_is_explained_too(cli, damaged, files):
+    for name in ("model.onnx", "damaged.onnx"):
+        model = onnx.load(name)
+        for end in (model.graph.input[0], model.graph.output[0]):
+            end.type.tensor_type.shape.dim[0].dim_value = 4
+        small.save(model, files / f"fixed-{name}")
+    text = cli("validate", "fixed-model.onnx", "fixed-damaged.onnx", "--atol", "1e-4", code=1).out
+    assert "a lost bias" in text
+
+
 def test_tolerances_by_output(cli, rounded):
     cli(*COMPARE, "rounded.onnx", "--atol", "y:0.1", "--rtol", "0")
     cli(*COMPARE, "rounded.onnx", "--atol", "0.1", "--atol", "y:1e-9", code=1)
