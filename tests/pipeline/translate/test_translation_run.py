@@ -202,7 +202,7 @@ def test_a_damaged_candidate_fails_the_gate(root, reused, cli, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_trained_translates_better(root, reused, cli, tmp_path):
-    recovery = {"budget": None, "steps": 40, "train": "factors", "pooled": 0, "labels": 1.0}
+    recovery = {"budget": None, "steps": 300, "train": "factors", "pooled": 0, "labels": 1.0}
     recovery["data"] = PARALLEL | {"split": "train"}
     bundles = [tmp_path / name for name in ("as it is", "trained")]
     cli("run", written(root), "-o", bundles[0], code=1)
@@ -210,8 +210,8 @@ def test_what_is_trained_translates_better(root, reused, cli, tmp_path):
 
     before, after = (read_report(bundle) for bundle in bundles)
     assert before.recovery is None
-    assert after.recovery.steps == 40
-    assert after.recovery.improved
+    assert after.recovery.steps == 300
+    assert after.recovery.end_loss < 0.85 * after.recovery.start_loss
     assert after.recovery.compared == ("logits",)
     assert after.candidate.mean.chrf > before.candidate.mean.chrf
     assert after.encoder == before.encoder  # plans are of compression alone
