@@ -9,16 +9,15 @@ from pathlib import Path
 
 import onnx
 import onnx.inliner
+import onnx_ir as ir
 from onnx import numpy_helper
 
 from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.sites import naming
 from compress_onnx.pipeline.files.model_file import load_model
 from compress_onnx.pipeline.runtime.inner_values import expose
 from compress_onnx.pipeline.runtime.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, open_session, run
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_NAMESPACE = "namespace"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +102,9 @@ def trace(
 
 def module_path(node: onnx.NodeProto) -> str:
     """Where ``node`` stands in the module that it was exported from; its own name without that."""
-    for entry in node.metadata_props:
-        if entry.key in {_SCOPES, _NAMESPACE}:
-            return str(entry.value)
-    return str(node.name)
+    told = {entry.key: entry.value for entry in node.metadata_props}
+    like = ir.Node(node.domain, node.op_type, [], name=node.name, metadata_props=told)
+    return naming.module_path(like) if node.name else ""
 
 
 def _read(node: onnx.NodeProto) -> list[str]:

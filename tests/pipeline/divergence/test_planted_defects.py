@@ -284,6 +284,7 @@ def test_each_is_found_and_named(export, defect, tmp_path):
     assert found is not None
     assert found.candidate.tensor == guilty, found
     assert re.search(DEFECTS[defect], found.cause), found
+    assert re.search("encoder|pooler|again|to half", found.candidate.module)
     assert found.error_before <= inside.tolerance
 
 
