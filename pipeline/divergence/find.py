@@ -8,8 +8,9 @@ from pathlib import Path
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.pipeline.divergence.cause import likely_cause
-from compress_onnx.pipeline.divergence.locate import Comparison, Parting, relative_error
+from compress_onnx.pipeline.divergence.locate import Comparison, Parting
 from compress_onnx.pipeline.divergence.trace import Trace, module_path, trace
+from compress_onnx.pipeline.measure.relative_error import relative_error
 from compress_onnx.pipeline.results import (
     DepthError,
     Divergence,

@@ -25,10 +25,10 @@ import onnx
 
 from compress_onnx.graph_passes.arrays import Array, Float64
 from compress_onnx.pipeline.divergence.trace import Trace
+from compress_onnx.pipeline.measure.relative_error import is_float, relative_error
 
 # What rounding alone makes of a value, by the coarsest numbers that a graph holds.
 _ROUNDING = {"float32": 1e-6, "float16": 5e-4, "integers": 5e-3}
-_FAR_LARGER = 1000
 _INTEGER_OPERATORS = {
     "MatMulInteger",
     "DynamicQuantizeLinear",
@@ -54,8 +54,10 @@ class Parting:
 
     Attributes:
         output: the wrong output that led there.
-        candidate: the node of the candidate that errs, with its first wrong value.
-        reference: what stands there in the reference; None where nothing could be told.
+        candidate: the node of the candidate that errs.
+        value: what it computes, the first that is not met.
+        reference: the node that stands there in the reference; None where nothing could be told.
+        reference_value: what that one computes.
         before: the largest relative error of what the candidate's node reads.
         after: the relative error of what it computes; None where the reference has no such value.
         met: of the values that the candidate's node reads, their equals in the reference.
@@ -105,7 +107,7 @@ class Comparison:
 
     def parting(self, output: str) -> Parting | None:
         """Where the graphs part on the way to ``output``; None where it has no node."""
-        found = self._frontier(self.candidate, output, self.of_candidate)
+        found = next(_ends(self.candidate, output, self.of_candidate), None)
         if found is None:
             return None
         node, value = found
@@ -144,12 +146,10 @@ class Comparison:
                     continue
                 if name in self.of_candidate:
                     found.append((name, self.of_candidate[name].error))
-                elif name in self.reference.values and _is_float(self.candidate.values[name]):
-                    found.append((name, self._error_of_name(name)))
+                elif name in self.reference.values and is_float(self.candidate.values[name]):
+                    error = relative_error(self.reference.values[name], self.candidate.values[name])
+                    found.append((name, error))
         return found
-
-    def _error_of_name(self, name: str) -> float:
-        return relative_error(self.reference.values[name], self.candidate.values[name])
 
     def _counterpart(
         self, output: str, node: onnx.NodeProto, met: Mapping[str, Met]
@@ -161,11 +161,6 @@ class Comparison:
         alike = [end for end in sharing if end[0].op_type == node.op_type]
         return next(iter(alike or sharing or ends), None)
 
-    def _frontier(
-        self, trace: Trace, output: str, met: Mapping[str, Met]
-    ) -> tuple[onnx.NodeProto, str] | None:
-        return next(_ends(trace, output, met), None)
-
     def _tolerance(self) -> float:
         """Half way, on a scale of magnitudes, from rounding to the worst output's error."""
         rounding = max(_rounding(self.reference), _rounding(self.candidate))
@@ -175,39 +170,6 @@ class Comparison:
         )
         worst = max((min(error, 1.0) for error in errors), default=1.0)
         return max(rounding, math.sqrt(rounding * worst))
-
-
-def relative_error(reference: Array, candidate: Array) -> float:
-    """The norm of the difference over that of the reference, in float64.
-
-    Numbers a thousand times larger than most, such as −10,000 or the least float at masked
-    positions, would hide all others: they are compared by themselves, and the larger error counts.
-
-    Infinite where the two cannot be compared: another number of elements, or NaN or infinity where
-    the other has something else. Integers and booleans are equal (0) or not (infinite).
-    """
-    if reference.size != candidate.size:
-        return math.inf
-    one, other = reference.reshape(-1), candidate.reshape(-1)
-    if not (_is_float(one) and _is_float(other)):
-        return 0.0 if np.array_equal(one, other) else math.inf
-    a, b = _float64(one), _float64(other)
-    finite = np.isfinite(a) & np.isfinite(b)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return math.inf
-    a, b = a[finite], b[finite]
-    typical = float(np.median(np.abs(a[a != 0]))) if a.any() else 0.0
-    large = np.abs(a) > _FAR_LARGER * typical
-    return max(_of_norms(a[part], b[part]) for part in (~large, large))
-
-
-def _of_norms(one: Float64, other: Float64) -> float:
-    norm, difference = float(np.linalg.norm(one)), float(np.linalg.norm(one - other))
-    return difference / norm if norm else (0.0 if not difference else math.inf)
-
-
-def _float64(array: Array) -> Float64:
-    return array.astype(np.float64)
 
 
 def _ends(
@@ -230,19 +192,19 @@ def _ends(
 
 
 def _matches(ours: Trace, theirs: Trace, tolerance: float) -> dict[str, Met]:
-    """The values of ``ours`` that have an equal in ``theirs``; graph inputs are their own."""
+    """The values of ``ours`` that have an equal in ``theirs``, by name, with the nearest one."""
     by_size: dict[tuple[int, bool], list[str]] = {}
     for name in theirs.varying:
         array = theirs.values.get(name)
         if array is not None and _is_numeric(array):
-            by_size.setdefault((array.size, _is_float(array)), []).append(name)
+            by_size.setdefault((array.size, is_float(array)), []).append(name)
     prints = {key: _prints(theirs, names) for key, names in by_size.items()}
     met = {}
     for name in ours.varying:
         array = ours.values.get(name)
         if array is None or not _is_numeric(array):
             continue
-        key = (array.size, _is_float(array))
+        key = (array.size, is_float(array))
         names = _nearest(array, by_size.get(key, []), prints.get(key))
         if name in theirs.varying and name in by_size.get(key, []):
             names = [name, *names]
@@ -280,17 +242,13 @@ def _rounding(trace: Trace) -> float:
     operators = {node.op_type for node in trace.graph.node}
     if operators & _INTEGER_OPERATORS:
         return _ROUNDING["integers"]
-    half = any(array.dtype.itemsize == 2 and _is_float(array) for array in trace.values.values())
+    half = any(array.dtype.itemsize == 2 and is_float(array) for array in trace.values.values())
     return _ROUNDING["float16" if half else "float32"]
 
 
 def _finite(trace: Trace, name: str) -> bool:
     array = trace.values[name]
-    return not _is_float(array) or bool(np.isfinite(array.astype(np.float64)).all())
-
-
-def _is_float(array: Array) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return not is_float(array) or bool(np.isfinite(array.astype(np.float64)).all())
 
 
 def _is_numeric(array: Array) -> bool:

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.sites import naming
 from compress_onnx.pipeline.files.model_file import load_model
-from compress_onnx.pipeline.runtime.inner_values import expose
+from compress_onnx.pipeline.runtime.inner_values import expose, read_by
 from compress_onnx.pipeline.runtime.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, open_session, run
 
@@ -51,11 +51,11 @@ class Trace:
 
     def sources(self, node: onnx.NodeProto) -> list[str]:
         """The inputs of ``node`` that depend on the graph's, those of its branches included."""
-        return [name for name in _read(node) if name in self.varying]
+        return [name for name in read_by(node) if name in self.varying]
 
     def consumers(self, value: str) -> Iterator[onnx.NodeProto]:
         """The nodes that read ``value``."""
-        return (node for node in self.graph.node if value in _read(node))
+        return (node for node in self.graph.node if value in read_by(node))
 
     @property
     def outputs(self) -> list[str]:
@@ -95,7 +95,7 @@ def trace(
     }
     varying = set(declared)
     for node in proto.graph.node:
-        if varying.intersection(_read(node)):
+        if varying.intersection(read_by(node)):
             varying.update(name for name in node.output if name)
     return Trace(proto.graph, {**constants, **feeds, **found}, frozenset(varying))
 
@@ -105,17 +105,3 @@ def module_path(node: onnx.NodeProto) -> str:
     told = {entry.key: entry.value for entry in node.metadata_props}
     like = ir.Node(node.domain, node.op_type, [], name=node.name, metadata_props=told)
     return naming.module_path(like) if node.name else ""
-
-
-def _read(node: onnx.NodeProto) -> list[str]:
-    """What a node reads: its inputs, and what its branches take from outside."""
-    names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-        for graph in graphs:
-            inner = {value.name for value in graph.input} | {t.name for t in graph.initializer}
-            for one in graph.node:
-                names += [name for name in _read(one) if name not in inner]
-                inner.update(one.output)
-            names += [value.name for value in graph.output if value.name not in inner]
-    return names

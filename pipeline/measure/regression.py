@@ -97,7 +97,7 @@ def changes(
     candidate: RunReport | TranslationReport,
     tolerances: Mapping[str, float] | None = None,
 ) -> list[Change]:
-    """Every quantity that both reports have, and what became of it.
+    """Every quantity of the base, and what became of it; one that is gone is worse.
 
     Args:
         base: the report to hold against.
@@ -115,19 +115,19 @@ def changes(
         )
     before, after = quantities_of(base), quantities_of(candidate)
     names = [
-        name
-        for name in before
-        if name in after and direction_of(name) is not None and not _repeats(name, before)
+        name for name in before if direction_of(name) is not None and not _repeats(name, before)
     ]
-    if not names:
+    if not after.keys() & set(names):
         raise RequestError("the reports have no quantity in common: compare runs of one recipe")
     given = dict(tolerances or {})
     for name in given:
         if not any(name in {known, known.partition(".")[0]} for known in names):
             raise RequestError(
-                f"--tolerance {name}: no such quantity is in both reports, only {', '.join(names)}"
+                f"--tolerance {name}: no such quantity is compared, only {', '.join(names)}"
             )
-    return [_change(name, base, candidate, (before[name], after[name]), given) for name in names]
+    return [
+        _change(name, base, candidate, (before[name], after.get(name)), given) for name in names
+    ]
 
 
 def _repeats(name: str, quantities: Mapping[str, float]) -> bool:
@@ -156,12 +156,12 @@ def _change(
     name: str,
     base: RunReport | TranslationReport,
     candidate: RunReport | TranslationReport,
-    values: tuple[float, float],
+    values: tuple[float, float | None],
     tolerances: Mapping[str, float],
 ) -> Change:
     direction = direction_of(name)
     assert direction is not None
-    before, after = values
+    before, after = values[0], math.nan if values[1] is None else values[1]
     short, _, where = name.partition(".")
     tolerance = tolerances.get(name, tolerances.get(short, TOLERANCES.get(short, _SCORE_TOLERANCE)))
     gain = (after - before) if direction == "higher" else (before - after)
@@ -169,7 +169,9 @@ def _change(
         gain = -math.inf if not math.isfinite(after) and math.isfinite(before) else 0.0
     beyond = abs(gain) > tolerance * abs(before)
     test, chance = "tolerance", False
-    if short in _PAIRED and (found := _samples(base, candidate, short, where)) is not None:
+    if values[1] is None:
+        test = "not measured any more"
+    elif short in _PAIRED and (found := _samples(base, candidate, short, where)) is not None:
         test, chance = _paired_test(short, *found)
     elif short in _PAIRED:
         test = "tolerance (the samples are not the same)"

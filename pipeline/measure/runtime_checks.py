@@ -14,6 +14,7 @@ import onnx
 import onnx.reference
 
 from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.pipeline.measure.relative_error import relative_error
 from compress_onnx.pipeline.results import RuntimeChecks
 from compress_onnx.pipeline.runtime.session import (
     SessionSpec,
@@ -71,18 +72,5 @@ def _evaluator(
 
 
 def _worst(one: Mapping[str, Array], other: Mapping[str, Array]) -> float:
-    """The largest relative difference ‖a − b‖ / ‖a‖ over outputs; infinite where shapes differ."""
-    return max((_relative(one[name], np.asarray(other[name])) for name in one), default=0.0)
-
-
-def _relative(one: Array, other: Array) -> float:
-    if one.shape != other.shape:
-        return float("inf")
-    a, b = (array.astype(np.float64).ravel() for array in (one, other))
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    if same.all():
-        return 0.0
-    difference = float(np.linalg.norm(a[~same] - b[~same]))
-    finite = a[np.isfinite(a)]
-    norm = float(np.linalg.norm(finite))
-    return difference / norm if norm and np.isfinite(difference) else float("inf")
+    """The largest relative difference over outputs."""
+    return max((relative_error(one[name], other[name]) for name in one), default=0.0)

@@ -33,6 +33,7 @@ from compress_onnx.pipeline.recover.torch_operators import (
     products,
     tensor_of,
 )
+from compress_onnx.pipeline.runtime.inner_values import read_by
 from compress_onnx.pipeline.runtime.session import one_line
 
 _ADVICE = "leave recovery out"
@@ -104,7 +105,7 @@ class _Node:
 
     def __init__(self, proto: onnx.NodeProto, opset: int) -> None:
         self.proto = proto
-        self.reads = _reads(proto)
+        self.reads = read_by(proto)
         self._opset = opset
         self._attributes = Attributes(proto)
         self._branches: dict[str, _Body] = {}
@@ -173,19 +174,6 @@ def _opset_of_function(function: onnx.FunctionProto, default: int) -> int:
     """The version of ONNX's operators that a function is written in."""
     versions = (o.version for o in function.opset_import if o.domain in {"", "ai.onnx"})
     return next(versions, default)
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """The values that ``node`` and the graphs inside it read, from outside."""
-    names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            own = {value.name for value in graph.input} | {t.name for t in graph.initializer}
-            for inner in graph.node:
-                names += [name for name in _reads(inner) if name not in own]
-                own.update(inner.output)
-            names += [value.name for value in graph.output if value.name not in own]
-    return names
 
 
 def _definition(

@@ -1,4 +1,4 @@
-"""Graphs for sessions: with values inside as outputs, or with nothing inside."""
+"""Values inside graphs: what a node reads, and graphs that give them out, or hold none."""
 
 from __future__ import annotations
 
@@ -48,3 +48,16 @@ def interface(model: ir.Model) -> bytes:
     opset = onnx.helper.make_opsetid("", model.opset_imports[""])
     proto = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=model.ir_version)
     return bytes(proto.SerializeToString())
+
+
+def read_by(node: onnx.NodeProto) -> list[str]:
+    """What ``node`` reads: its inputs, and what the graphs inside it take from outside."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            own = {value.name for value in graph.input} | {t.name for t in graph.initializer}
+            for inner in graph.node:
+                names += [name for name in read_by(inner) if name not in own]
+                own.update(inner.output)
+            names += [value.name for value in graph.output if value.name not in own]
+    return names

@@ -97,6 +97,12 @@ def test_other_errors_have_a_tolerance(bundle, cli):
     assert "better" in cli("compare", "grown.json", "bundle").out.replace("better is", "")
 
 
+def test_what_is_not_measured_any_more_is_worse(bundle, cli):
+    edited(bundle, "silent.json", lambda v: v["metrics"].clear())
+    text = cli("compare", "bundle", "silent.json", code=1).out
+    assert "not measured any more" in text
+
+
 def test_the_baseline_is_replaced_when_asked(bundle, cli):
     def grow(validation):
         validation["outputs"][0]["relative_l2"] *= 1.2

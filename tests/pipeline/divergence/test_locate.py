@@ -12,9 +12,11 @@ from graphs import model, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress_onnx.pipeline.divergence.cause import likely_cause
 from compress_onnx.pipeline.divergence.find import compare_inside
-from compress_onnx.pipeline.divergence.locate import Comparison, relative_error
+from compress_onnx.pipeline.divergence.locate import Comparison, Parting
 from compress_onnx.pipeline.divergence.trace import trace
+from compress_onnx.pipeline.measure.relative_error import relative_error
 
 CHAIN = """g (float[b,8] x) => (float[b,4] y) {
     m = MatMul(x, w1)
@@ -148,3 +150,11 @@ def test_masked_positions_do_not_hide_the_others(masked):
     other = one.copy()
     other[0] = 0
     assert relative_error(one, other) > 0.1
+
+
+@pytest.mark.parametrize(("before", "told"), [(0.009, "step by step"), (0.0001, "runtime")])
+def test_an_error_that_was_there_before_is_no_nodes_own(tmp_path, named, before, told):
+    traced = trace(saved(tmp_path, "a", CHAIN, named), feeds())
+    node = traced.node("y")
+    parting = Parting("y", node, "y", node, "y", before, 0.011, {})
+    assert told in likely_cause(Comparison(traced, traced, 0.01), parting)
