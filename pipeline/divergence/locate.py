@@ -3,6 +3,8 @@
 A value of one graph is *met* if the other graph has its equal: as many elements, in the same order,
 and a relative difference within the tolerance. Names need not agree, nor shapes, nor does it matter
 how a value came about: a chain of factors ends in a value that is met, whatever stands in between.
+Where content finds nothing, the value of the same name tells the error, or the one that the same
+operator computes in the same module.
 
 From a wrong output, go back through values that are not met. Where all that a node reads is met,
 that node errs::
@@ -24,7 +26,7 @@ import numpy as np
 import onnx
 
 from compress_onnx.graph_passes.arrays import Array, Float64
-from compress_onnx.pipeline.divergence.trace import Trace
+from compress_onnx.pipeline.divergence.trace import Trace, module_path
 from compress_onnx.pipeline.measure.relative_error import is_float, relative_error
 
 # What rounding alone makes of a value, by the coarsest numbers that a graph holds.
@@ -118,10 +120,10 @@ class Comparison:
         }
         other = self._counterpart(output, node, met)
         theirs = other[1] if other else None
-        by_name = theirs or (value if value in self.reference.values else None)
+        expected = theirs or self._namesake(value)
         after = None
-        if by_name is not None:
-            error = relative_error(self.reference.values[by_name], self.candidate.values[value])
+        if expected is not None:
+            error = relative_error(self.reference.values[expected], self.candidate.values[value])
             after = error if math.isfinite(error) or not _finite(self.candidate, value) else None
         return Parting(
             output,
@@ -137,7 +139,8 @@ class Comparison:
     def profile(self) -> list[tuple[str, float]]:
         """Values of the candidate in the order of its nodes, with their relative errors.
 
-        Of a value that is not met, the error is that of the same name, where there is one.
+        Of a value that is not met, the error is to the value of the same name, or of the same place
+        in the model, where there is one.
         """
         found = []
         for node in self.candidate.graph.node:
@@ -146,20 +149,37 @@ class Comparison:
                     continue
                 if name in self.of_candidate:
                     found.append((name, self.of_candidate[name].error))
-                elif name in self.reference.values and is_float(self.candidate.values[name]):
-                    error = relative_error(self.reference.values[name], self.candidate.values[name])
+                elif (other := self._namesake(name)) and is_float(self.candidate.values[name]):
+                    error = relative_error(
+                        self.reference.values[other], self.candidate.values[name]
+                    )
                     found.append((name, error))
         return found
 
     def _counterpart(
         self, output: str, node: onnx.NodeProto, met: Mapping[str, Met]
     ) -> tuple[onnx.NodeProto, str] | None:
-        """The node of the reference where the same walk ends, that reads the same if any does."""
+        """The node of the reference where the same walk ends.
+
+        Of several, one that reads the same, is the same operator, stands in the same module: in
+        this order.
+        """
         read = {one.name for one in met.values()}
-        ends = list(_ends(self.reference, output, self.of_reference))
-        sharing = [end for end in ends if read.intersection(self.reference.sources(end[0]))]
-        alike = [end for end in sharing if end[0].op_type == node.op_type]
-        return next(iter(alike or sharing or ends), None)
+        module = module_path(node)
+
+        def likeness(end: tuple[onnx.NodeProto, str]) -> tuple[bool, bool, bool]:
+            reads_the_same = not read.isdisjoint(self.reference.sources(end[0]))
+            same_operator = end[0].op_type == node.op_type
+            return reads_the_same, same_operator, module_path(end[0]) == module
+
+        ends = _ends(self.reference, output, self.of_reference)
+        return max(ends, key=likeness, default=None)  # the first of equals
+
+    def _namesake(self, name: str) -> str | None:
+        """The reference's value of the same name and size, or of the same place in the model."""
+        names = _namesakes(self.candidate, self.reference, name)
+        size = self.candidate.values[name].size
+        return next((n for n in names if self.reference.values[n].size == size), None)
 
     def _tolerance(self) -> float:
         """Half way, on a scale of magnitudes, from rounding to the worst output's error."""
@@ -191,6 +211,13 @@ def _ends(
             yield node, name
 
 
+def _namesakes(ours: Trace, theirs: Trace, name: str) -> list[str]:
+    """The values of ``theirs`` that should be ``name`` of ``ours``: by name, then by place."""
+    place = ours.places.get(name)
+    placed = None if place is None else theirs.placed.get(place)
+    return [n for n in (name, placed) if n is not None and n in theirs.varying]
+
+
 def _matches(ours: Trace, theirs: Trace, tolerance: float) -> dict[str, Met]:
     """The values of ``ours`` that have an equal in ``theirs``, by name, with the nearest one."""
     by_size: dict[tuple[int, bool], list[str]] = {}
@@ -206,8 +233,7 @@ def _matches(ours: Trace, theirs: Trace, tolerance: float) -> dict[str, Met]:
             continue
         key = (array.size, is_float(array))
         names = _nearest(array, by_size.get(key, []), prints.get(key))
-        if name in theirs.varying and name in by_size.get(key, []):
-            names = [name, *names]
+        names += [n for n in _namesakes(ours, theirs, name) if n in by_size.get(key, [])]
         found = min(
             (Met(other, relative_error(theirs.values[other], array)) for other in names),
             key=lambda one: one.error,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import onnx.inliner
@@ -18,6 +20,14 @@ from compress_onnx.pipeline.files.model_file import load_model
 from compress_onnx.pipeline.runtime.inner_values import expose, read_by
 from compress_onnx.pipeline.runtime.protobuf import OUTSIDE, serialized
 from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, open_session, run
+
+
+class Place(NamedTuple):
+    """The ``count``-th node of its operator in a module."""
+
+    module: str
+    operator: str
+    count: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +66,23 @@ class Trace:
     def consumers(self, value: str) -> Iterator[onnx.NodeProto]:
         """The nodes that read ``value``."""
         return (node for node in self.graph.node if value in read_by(node))
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """By value, where it stands in the model: exporters differ in names, not in modules."""
+        found: dict[str, Place] = {}
+        counted: Counter[tuple[str, str]] = Counter()
+        for node in self.graph.node:
+            kind = (module_path(node), node.op_type)
+            if node.output and kind[0] != node.name:
+                found[node.output[0]] = Place(*kind, counted[kind])
+                counted[kind] += 1
+        return found
+
+    @cached_property
+    def placed(self) -> dict[Place, str]:
+        """By its place, the value."""
+        return {place: name for name, place in self.places.items()}
 
     @property
     def outputs(self) -> list[str]:

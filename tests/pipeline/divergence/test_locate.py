@@ -120,6 +120,49 @@ def test_weights_in_files_and_functions(tmp_path, named):
     assert compare_inside(path, tmp_path / "b.onnx", feeds()).divergence is None
 
 
+def in_modules(path: Path, modules: tuple[str, ...], names: tuple[str, ...]) -> Path:
+    """The graph in ``path``, its nodes called as a tracing exporter calls them."""
+    proto = onnx.load(path)
+    renamed = dict(zip([node.output[0] for node in proto.graph.node], names, strict=True))
+    for node, module in zip(proto.graph.node, modules, strict=True):
+        node.name = f"/{module}/{node.op_type}_{renamed[node.output[0]]}"
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed[name] for name in node.output]
+    onnx.save(proto, path)
+    return path
+
+
+def test_values_are_paired_by_module_where_neither_name_nor_content_is_the_same(tmp_path, named):
+    modules = ("encoder/dense", "encoder/dense", "encoder/act", "encoder/out")
+    damaged = named | {"w1": named["w1"] * 1.5}
+    reference = in_modules(saved(tmp_path, "a", CHAIN, named), modules, ("m", "a", "r", "y"))
+    candidate = in_modules(saved(tmp_path, "b", CHAIN, damaged), modules, ("p1", "p2", "p3", "y"))
+    inside = compare_inside(reference, candidate, feeds())
+    assert [one.module for one in inside.depth] == [
+        "encoder.dense",
+        "encoder.dense",
+        "encoder.act",
+        "encoder.out",
+    ]
+    assert inside.depth[0].error == pytest.approx(0.5)
+    assert inside.divergence.reference.tensor == "m"
+    assert inside.divergence.error_after == pytest.approx(0.5)
+
+
+def test_a_place_with_another_size_is_another_value(tmp_path, named):
+    modules = ("encoder/dense", "encoder/dense", "encoder/act", "encoder/out")
+    wide = named | {"w1": np.tile(named["w1"], 2), "b1": np.tile(named["b1"], 2)}
+    wide["w2"] = np.vstack([named["w2"] * 3, named["w2"]])
+    one, other = (
+        trace(in_modules(saved(tmp_path, name, CHAIN, own), modules, names), feeds())
+        for name, own, names in (
+            ("a", named, ("m", "a", "r", "y")),
+            ("b", wide, ("p1", "p2", "p3", "y")),
+        )
+    )
+    assert [name for name, _ in Comparison(one, other, 1e-6).profile()] == ["y"]
+
+
 @given(st.integers(1, 40), st.floats(1e-6, 1e3), st.integers(0, 99))
 def test_relative_error_is_that_of_the_norms(size, factor, seed):
     rng = np.random.default_rng(seed)
