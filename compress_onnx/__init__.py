@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from compress_onnx.pipeline.api import Learned as Learned
     from compress_onnx.pipeline.api import RunSettings as RunSettings
     from compress_onnx.pipeline.api import Samples as Samples
+    from compress_onnx.pipeline.api import Serving as Serving
     from compress_onnx.pipeline.api import analyze as analyze
     from compress_onnx.pipeline.api import benchmark as benchmark
+    from compress_onnx.pipeline.api import bundle as bundle
+    from compress_onnx.pipeline.api import compare as compare
+    from compress_onnx.pipeline.api import compare_inside as compare_inside
     from compress_onnx.pipeline.api import compress as compress
     from compress_onnx.pipeline.api import export as export
     from compress_onnx.pipeline.api import judge as judge
@@ -37,8 +41,9 @@ if TYPE_CHECKING:
 _API = "compress_onnx.pipeline.api"
 _ORIGINS = {
     "CompressOnnxError": "compress_onnx.graph_passes.errors",
-    **dict.fromkeys(("Calls", "Compressed", "Learned", "RunSettings", "Samples"), _API),
+    **dict.fromkeys(("Calls", "Compressed", "Learned", "RunSettings", "Samples", "Serving"), _API),
     **dict.fromkeys(("analyze", "benchmark", "compress", "export", "learn", "optimize"), _API),
+    **dict.fromkeys(("bundle", "compare", "compare_inside"), _API),
     **dict.fromkeys(("judge", "open_backend", "recover", "request_of", "run", "validate"), _API),
 }
 __all__ = sorted(_ORIGINS)  # noqa: PLE0605

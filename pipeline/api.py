@@ -30,6 +30,9 @@ from compress_onnx.pipeline.compress.meter import Meter
 from compress_onnx.pipeline.compress.optimize import optimize as optimize_learned
 from compress_onnx.pipeline.compress.outcome import measure_outcome
 from compress_onnx.pipeline.data.feeds import DataLike, as_samples
+from compress_onnx.pipeline.deploy.package import Serving, read_package
+from compress_onnx.pipeline.deploy.targets import bundle as bundle_for
+from compress_onnx.pipeline.divergence.find import compare_inside as find_divergence
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import export as export_source
 from compress_onnx.pipeline.files.model_file import load_model, model_size, save_model
@@ -38,6 +41,7 @@ from compress_onnx.pipeline.measure.domains import with_domains
 from compress_onnx.pipeline.measure.latency import measure_latency
 from compress_onnx.pipeline.measure.loading import measure_loadings
 from compress_onnx.pipeline.measure.providers import Requested
+from compress_onnx.pipeline.measure.regression import changes
 from compress_onnx.pipeline.measure.validate import validate as validate_files
 from compress_onnx.pipeline.measure.validate import validate_on
 from compress_onnx.pipeline.recipe import (
@@ -51,10 +55,13 @@ from compress_onnx.pipeline.recipe import (
 )
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.recover.recover import Lessons, recover_in_memory
+from compress_onnx.pipeline.report import read_report
 from compress_onnx.pipeline.results import (
     Analysis,
     BenchmarkReport,
+    Change,
     ExportReport,
+    InnerComparison,
     OptimizeReport,
     Outcome,
     RecoveryReport,
@@ -62,11 +69,12 @@ from compress_onnx.pipeline.results import (
     ValidationReport,
 )
 from compress_onnx.pipeline.runtime.backend import open_backend
+from compress_onnx.pipeline.runtime.batches import model_batches
 from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.inputs import load_structure, model_inputs
 from compress_onnx.pipeline.runtime.progress import Calls
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import Provider, require_provider
+from compress_onnx.pipeline.runtime.session import Provider, open_session, require_provider
 
 
 def learn(
@@ -499,6 +507,92 @@ def run(
     return run_recipe(recipe, Path(output), base_dir=base_dir or Path.cwd(), settings=settings)
 
 
+def compare_inside(
+    reference: ModelLike,
+    candidate: ModelLike,
+    data: DataLike,
+    *,
+    samples: int = 2,
+    mask: str | None = None,
+    tolerance: float | None = None,
+    settings: RunSettings | None = None,
+) -> InnerComparison:
+    """Find the first tensor in which ``candidate`` differs from ``reference``, and why.
+
+    Args:
+        reference: the graph that is right.
+        candidate: another one of the same model: from another exporter, say, or in fewer bits.
+        data: real samples; the first few are used.
+        samples: so many; all values of both graphs are in memory at once.
+        mask: as for :func:`learn`.
+        tolerance: the largest relative difference of values that count as equal; None takes one
+            between what rounding does and the error of the worst output.
+        settings: how both are run.
+
+    Raises:
+        DataError: the data does not fit the models.
+        ModelFileError: a model cannot be loaded or run.
+    """
+    ours, theirs = open_original(reference), open_original(candidate)
+    spec = (settings or RunSettings()).session
+    session = open_session(ours.path, spec)
+    batches = model_batches(session, _samples(ours.path, data, mask), samples)
+    feeds = next(iter(batches)).feeds
+    return find_divergence(ours.path, theirs.path, feeds, tolerance=tolerance, spec=spec)
+
+
+def compare(
+    base: Path | str,
+    candidate: Path | str,
+    tolerances: Mapping[str, float] | None = None,
+) -> list[Change]:
+    """What became worse from one report of a recipe to another, beyond noise.
+
+    Args:
+        base: a ``report.json``, or the folder of a run.
+        candidate: likewise.
+        tolerances: what a quantity may move, relative to the base, by its name.
+
+    Raises:
+        RequestError: a report is missing or damaged, or the two have nothing in common.
+    """
+    return changes(read_report(Path(base)), read_report(Path(candidate)), tolerances)
+
+
+def bundle(
+    folder: Path | str,
+    target: str,
+    output: Path | str,
+    *,
+    name: str | None = None,
+    original: Path | str | None = None,
+    serving: Serving | None = None,
+    force: bool = False,
+) -> tuple[str, ...]:
+    """Lay out what :func:`run` left in ``folder`` for the place that serves it.
+
+    Args:
+        folder: with ``model.onnx``, tokenizer and configuration where the target needs them.
+        target: such as ``"triton"`` or ``"sentence-transformers"``.
+        output: the folder to write.
+        name: what servers call the model; None takes the report's.
+        original: the uncompressed model, as a version beside it.
+        serving: how servers run it.
+        force: replace ``output``.
+
+    Returns:
+        What whoever deploys it has to know, a sentence each.
+
+    Raises:
+        RequestError: the target is unknown, or the package is not for it.
+        ModelFileError: there is no model, or the folder is not as its manifest says.
+        OutputError: ``output`` is there already, or cannot be written.
+    """
+    beside = None if original is None else Path(original)
+    package = read_package(Path(folder), name, original=beside, serving=serving)
+    return bundle_for(package, target, Path(output), force=force)
+
+
 def _samples(model: Path, data: DataLike, mask: str | None) -> Samples:
     return as_samples(data, model_inputs(load_structure(model)), mask)
 
@@ -514,13 +608,18 @@ __all__ = [
     "Original",
     "RunSettings",
     "Samples",
+    "Serving",
     "analyze",
     "benchmark",
+    "bundle",
+    "compare",
+    "compare_inside",
     "compress",
     "export",
     "judge",
     "learn",
     "open_backend",
+    "optimize",
     "recover",
     "request_of",
     "run",

@@ -211,3 +211,40 @@ def test_what_recover_refuses(tmp_path):
     with pytest.raises(compress_onnx.CompressOnnxError, match="can multiply integers"):
         compress_onnx.recover(path, factored, output, data, integers=True)
     assert not output.exists()
+
+
+def test_what_went_wrong_inside_is_found(path, tmp_path):
+    data = small.sentences(8)
+    assert compress_onnx.compare_inside(path, path, data).divergence is None
+    damaged = onnx.load(path)
+    weight = next(t for t in damaged.graph.initializer if len(t.dims) == 2 and min(t.dims) > 1)
+    array = onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(array * 2, weight.name))
+    found = compress_onnx.compare_inside(path, damaged, data)
+    assert found.divergence is not None
+    assert "2 times the reference's" in found.divergence.cause
+
+
+def test_two_reports_are_compared_and_a_run_is_laid_out(path, tmp_path):
+    recipe = {
+        "name": "tiny",
+        "source": {"model": path.name},
+        "calibration": {"kind": "npz", "path": "data.npz"},
+        "validation": {"kind": "npz", "path": "data.npz"},
+        "compression": {"params": 0.5},
+        "benchmark": None,
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    compress_onnx.run(tmp_path / "recipe.json", tmp_path / "half")
+    recipe["compression"] = {"params": 0.2}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    compress_onnx.run(tmp_path / "recipe.json", tmp_path / "fifth")
+    found = {
+        c.quantity: c.verdict for c in compress_onnx.compare(tmp_path / "half", tmp_path / "fifth")
+    }
+    assert (found["relative_l2"], found["candidate_bytes"]) == ("worse", "better")
+
+    compress_onnx.bundle(tmp_path / "half", "ort", tmp_path / "served")
+    assert list((tmp_path / "served").rglob("model.onnx"))
+    with pytest.raises(compress_onnx.CompressOnnxError, match="no target 'floppy'"):
+        compress_onnx.bundle(tmp_path / "half", "floppy", tmp_path / "elsewhere")
