@@ -23,6 +23,7 @@ STRENGTHS ?=
 # One process a core; tests of a group run in the same one and share what they prepare.
 WORKERS ?= -n 2 --dist loadgroup
 OUT    ?=
+UPDATE ?=
 # By default the best form is found; with a method or a share, low rank is compressed as they say.
 RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 
@@ -30,7 +31,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx test test-fast test-cluster fuzz licences load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +57,11 @@ compress-onnx: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ##
 	$(BIN)/compress-onnx run $(RECIPE) \
 	    $(if $(filter models/%,$(RECIPE)),--allow-code) $(if $(METHOD),--method $(METHOD)) \
 	    $(if $(PARAMS),--params $(PARAMS)) $(if $(OUT),--output $(OUT))
+
+# Speeds are of one machine: a baseline that others hold their runs against has accuracy and size.
+compare: compress-onnx  ## Run RECIPE, and hold it against its baseline in baselines/; UPDATE=1 replaces that.
+	$(BIN)/compress-onnx compare baselines/$(basename $(notdir $(RECIPE))).json \
+	    $(or $(OUT),bundles/$(basename $(notdir $(RECIPE)))) --tolerance speedup=0.5 $(if $(UPDATE),--update-baseline)
 
 test: $(READY)  ## Run all tests.
 	$(BIN)/python -m pytest $(WORKERS)

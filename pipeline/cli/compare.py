@@ -12,7 +12,13 @@ from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import out, print_changes, tell_ci
 from compress_onnx.pipeline.measure.regression import changes
 from compress_onnx.pipeline.report.ci import change_cases, changes_markdown
-from compress_onnx.pipeline.report.writer import read_report, report_json, write_text
+from compress_onnx.pipeline.report.writer import (
+    REPORT_NAME,
+    read_report,
+    report_json,
+    write_text,
+)
+from compress_onnx.pipeline.results import RunReport, TranslationReport
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +39,10 @@ def compare(
     ] = None,
     update_baseline: Annotated[
         bool,
-        typer.Option("--update-baseline", help="Then put CANDIDATE in BASE's place; exit 0."),
+        typer.Option(
+            "--update-baseline",
+            help="Then put CANDIDATE in BASE's place, where there may be nothing yet; exit 0.",
+        ),
     ] = False,
     junit: options.JUnit = None,
     markdown: Annotated[
@@ -54,19 +63,26 @@ def compare(
     outputs.check_outputs(
         [outputs.junit_file(junit), outputs.table_file(markdown)], [base, candidate], force=force
     )
-    before, after = read_report(base), read_report(candidate)
-    found = changes(before, after, tolerances)
+    after = read_report(candidate)
+    if update_baseline and not base.exists():
+        _put(base, after)
+        return
+    found = changes(read_report(base), after, tolerances)
     print_changes(found)
     cases, table = change_cases(found), changes_markdown(after.name, found)
     if markdown is not None:
         write_text(markdown, table)
     tell_ci(after.name, cases, table, junit)
     if update_baseline:
-        place = base / "report.json" if base.is_dir() else base
-        write_text(place, report_json(after))
-        out.print(f"baseline: {place}", markup=False, highlight=False)
+        _put(base, after)
     elif any(failure is not None for failure in cases.values()):
         raise typer.Exit(1)
+
+
+def _put(base: Path, report: RunReport | TranslationReport) -> None:
+    place = base / REPORT_NAME if base.is_dir() else base
+    write_text(place, report_json(report))
+    out.print(f"baseline: {place}", markup=False, highlight=False)
 
 
 def _tolerance(text: str) -> tuple[str, float]:

@@ -116,6 +116,17 @@ def test_the_baseline_is_replaced_when_asked(bundle, cli):
     )
 
 
+def test_the_first_baseline_has_nothing_to_be_compared_with(bundle, cli):
+    assert "baselines/tiny.json" in cli(
+        "compare", "baselines/tiny.json", "bundle", "--update-baseline"
+    ).out
+    cli("compare", "baselines/tiny.json", "bundle")
+    Path("file").write_text("")
+    assert "file" in error_line(
+        cli("compare", "file/tiny.json", "bundle", "--update-baseline", code=2)
+    )
+
+
 def test_on_github(bundle, cli, monkeypatch, files):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(files / "summary.txt"))
