@@ -191,7 +191,10 @@ class ValidationReport(Result):
 
 
 class LatencyStats(Result):
-    """Latency of one model under one session, over ``iterations`` timed runs."""
+    """Latency of one model under one session, over ``iterations`` timed runs.
+
+    ``quantiles_ms`` are those of equal shares of the runs, from the fastest to the slowest.
+    """
 
     iterations: int
     p50_ms: float
@@ -200,6 +203,7 @@ class LatencyStats(Result):
     mean_ms: float
     std_ms: float
     min_ms: float
+    quantiles_ms: tuple[float, ...] = ()
 
 
 class Benchmark(Result):

@@ -10,8 +10,10 @@ import typer
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import out, print_changes, tell_ci
+from compress_onnx.pipeline.cli.html import Html, command_line, write_html
 from compress_onnx.pipeline.measure.regression import changes
 from compress_onnx.pipeline.report.ci import change_cases, changes_markdown
+from compress_onnx.pipeline.report.page import changes_page
 from compress_onnx.pipeline.report.writer import (
     REPORT_NAME,
     read_report,
@@ -48,6 +50,7 @@ def compare(
     markdown: Annotated[
         Path | None, typer.Option(help="Also write the table here, as for a pull request.")
     ] = None,
+    html: Html = None,
     force: options.Force = False,
 ) -> None:
     """Compare two reports of one recipe; exit 1 if a quantity became worse, beyond noise.
@@ -60,9 +63,8 @@ def compare(
     On GitHub, what became worse is an annotation, and the table is in the job's summary.
     """
     tolerances = dict(map(_tolerance, tolerance or ()))
-    outputs.check_outputs(
-        [outputs.junit_file(junit), outputs.table_file(markdown)], [base, candidate], force=force
-    )
+    written = [outputs.junit_file(junit), outputs.table_file(markdown), outputs.page_file(html)]
+    outputs.check_outputs(written, [base, candidate], force=force)
     after = read_report(candidate)
     if update_baseline and not base.exists():
         _put(base, after)
@@ -72,6 +74,8 @@ def compare(
     cases, table = change_cases(found), changes_markdown(after.name, found)
     if markdown is not None:
         write_text(markdown, table)
+    if html is not None:
+        write_html(html, changes_page(after.name, found, command_line()))
     tell_ci(after.name, cases, table, junit)
     if update_baseline:
         _put(base, after)

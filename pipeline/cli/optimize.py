@@ -12,16 +12,20 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import errors, out, print_optimized, print_size
 from compress_onnx.pipeline.cli.grouped import grouped
+from compress_onnx.pipeline.cli.html import Html, command_line, write_html
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.optimize import optimize as optimized
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec, RecoverySpec
 from compress_onnx.pipeline.report.drawing import require_pictures
+from compress_onnx.pipeline.report.page import optimize_page
 from compress_onnx.pipeline.report.pictures import draw_front
 from compress_onnx.pipeline.report.trials import pareto_json
 from compress_onnx.pipeline.report.writer import write_text
+from compress_onnx.pipeline.results import OptimizeReport, SizeReport
 from compress_onnx.pipeline.runtime.duration import parse_duration
+from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.session import require_provider
 
 
@@ -102,6 +106,7 @@ class Written:
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Draw these: a .png or .svg file.")
     ] = None
+    html: Html = None
     force: options.Force = False
 
 
@@ -160,6 +165,7 @@ def optimize(
         outputs.trial_log(written.log),
         outputs.pareto_file(written.pareto),
         outputs.picture_file(written.picture),
+        outputs.page_file(written.html),
     )
     domains, broader = map(options.named_files, (other.domain, other.broader))
     options.check_broader(broader, other.shrinkage, data.calibration)
@@ -208,11 +214,19 @@ def optimize(
     print_optimized(report)
     for note in report.notes:
         errors.print(f"note: {note}", markup=False, highlight=False)
+    size = model_size(model, written.output)
+    _write(written, report, size, model.name)
+    print_size(size)
+    out.print(f"written: {written.output}", markup=False, highlight=False)
+
+
+def _write(written: Written, report: OptimizeReport, size: SizeReport, name: str) -> None:
+    """Everything that was asked for beside the model."""
     if written.report is not None:
         write_text(written.report, report.model_dump_json(indent=2))
     if written.pareto is not None:
         write_text(written.pareto, pareto_json(report))
     if written.picture is not None:
         draw_front(report, written.picture)
-    print_size(model_size(model, written.output))
-    out.print(f"written: {written.output}", markup=False, highlight=False)
+    if written.html is not None:
+        write_html(written.html, optimize_page(report, size, environment(), name, command_line()))

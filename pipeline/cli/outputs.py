@@ -19,7 +19,8 @@ from compress_onnx.pipeline.recipe import Recipe
 from compress_onnx.pipeline.report.analysis.page import REPORT_NAME
 from compress_onnx.pipeline.report.ci import is_junit_of_ours, is_table_of_ours
 from compress_onnx.pipeline.report.drawing import is_picture_of_ours
-from compress_onnx.pipeline.report.sweep import JSON_NAME
+from compress_onnx.pipeline.report.page import is_page_of_ours
+from compress_onnx.pipeline.report.writer import SWEEP_NAME
 
 __all__ = [
     "analysis_folder",
@@ -27,10 +28,10 @@ __all__ = [
     "bundle_output",
     "check_outputs",
     "comparison_file",
-    "depth_page",
     "junit_file",
     "model_file",
     "optimize_report",
+    "page_file",
     "pareto_file",
     "picture_file",
     "plan_file",
@@ -86,9 +87,9 @@ def comparison_file(path: Path | None) -> Output | None:
     return None if path is None else json_output(path, "validation", "gates")
 
 
-def depth_page(path: Path | None) -> Output | None:
-    """What ``validate --html`` writes."""
-    return None if path is None else Output(path, "file", is_picture_of_ours)
+def page_file(path: Path | None) -> Output | None:
+    """What ``--html`` writes."""
+    return None if path is None else Output(path, "file", is_page_of_ours)
 
 
 def junit_file(path: Path | None) -> Output | None:
@@ -123,7 +124,7 @@ def analysis_folder(path: Path | None) -> Output | None:
 
 def sweep_folder(path: Path | None) -> Output | None:
     """What ``sweep -o`` writes."""
-    return None if path is None else folder_output(path, JSON_NAME, "tool_version", "rows")
+    return None if path is None else folder_output(path, SWEEP_NAME, "tool_version", "rows")
 
 
 def recipe_inputs(path: Path, recipe: Recipe) -> list[Path]:

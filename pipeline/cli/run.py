@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +25,7 @@ from compress_onnx.pipeline.cli.console import (
     print_validation,
     tell_ci,
 )
+from compress_onnx.pipeline.cli.html import command_line
 from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.report import render_summary
@@ -92,7 +92,7 @@ def run(
         recipe,
         folder,
         base_dir=recipe_path.parent,
-        command=" ".join(["compress-onnx", *sys.argv[1:]]),
+        command=command_line(),
         settings=options.settings(no_cache, allow_code, backend=backend),
         force=force,
     )

@@ -13,7 +13,8 @@ from compress_onnx.pipeline.recipe import NpzData, Recipe, read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid
 from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
 from compress_onnx.pipeline.report.drawing import require_pictures
-from compress_onnx.pipeline.report.sweep import markdown, write_sweep
+from compress_onnx.pipeline.report.sweep import markdown
+from compress_onnx.pipeline.report.writer import write_sweep
 from compress_onnx.pipeline.runtime.backend import EMBEDDED
 
 

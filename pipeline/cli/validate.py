@@ -21,6 +21,7 @@ from compress_onnx.pipeline.cli.console import (
     print_tolerances,
     print_validation,
 )
+from compress_onnx.pipeline.cli.html import Html, command_line, write_html
 from compress_onnx.pipeline.divergence.find import compare_inside
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.domains import with_domains
@@ -37,8 +38,7 @@ from compress_onnx.pipeline.measure.runtime_checks import check_runtime
 from compress_onnx.pipeline.measure.tolerance import parse_tolerances
 from compress_onnx.pipeline.measure.validate import validate as validate_models
 from compress_onnx.pipeline.measure.validate import validate_on
-from compress_onnx.pipeline.report.depth import write_depth_page
-from compress_onnx.pipeline.report.drawing import require_pictures
+from compress_onnx.pipeline.report.page import comparison_page
 from compress_onnx.pipeline.report.writer import report_json, write_text
 from compress_onnx.pipeline.results import (
     ComparisonReport,
@@ -107,9 +107,7 @@ def validate(
             help="Find the first tensor that differs [default: where a tolerance is exceeded].",
         ),
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Also write a page of the errors along the depth.")
-    ] = None,
+    html: Html = None,
     size: Annotated[
         list[str] | None,
         typer.Option(metavar="BxL", help="Made-up inputs: samples x length; several times."),
@@ -153,9 +151,7 @@ def validate(
         raise RequestError("--size is of made-up inputs: drop it, or --inputs")
     sets = tuple(domains) or tuple(size or ())[1:]
     check_quantities(gates, validate_quantities(names, providers=requested, domains=sets))
-    written = [outputs.comparison_file(json_path), outputs.depth_page(html)]
-    if html is not None:
-        require_pictures()
+    written = [outputs.comparison_file(json_path), outputs.page_file(html)]
     read = (reference, candidate, inputs, *domains.values())
     outputs.check_outputs(written, read, force=force)
     if inputs is not None:
@@ -188,21 +184,22 @@ def validate(
     if explain or html is not None or (explain is None and not within):
         inside = compare_inside(reference, candidate, _few(reference, samples), spec=spec)
         print_inside(inside)
-        if html is not None:
-            write_depth_page(html, inside, f"{candidate.name} against {reference.name}")
     checks = _checks(reference, candidate, _few(reference, samples), spec) if runtime else {}
     size_report = model_size(reference, candidate)
     results = check_gates(gates, measured_quantities(report, size=size_report), report.unmeasured)
+    written_report = ComparisonReport(
+        validation=report,
+        inside=inside,
+        runtime=checks,
+        size=size_report,
+        gates=results,
+        environment=environment(),
+    )
     if json_path is not None:
-        written_report = ComparisonReport(
-            validation=report,
-            inside=inside,
-            runtime=checks,
-            size=size_report,
-            gates=results,
-            environment=environment(),
-        )
         write_text(json_path, report_json(written_report))
+    if html is not None:
+        name = f"{candidate.name} against {reference.name}"
+        write_html(html, comparison_page(written_report, name, command_line()))
     if not print_gates(results) or not within:
         raise typer.Exit(1)
 

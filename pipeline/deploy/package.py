@@ -19,6 +19,7 @@ from compress_onnx.pipeline.export.sentence_encoder import read_modules, read_se
 from compress_onnx.pipeline.files.bundle import MANIFEST_NAME, SIGNATURE_NAME, verify_manifest
 from compress_onnx.pipeline.files.model_file import load_model, referred_files, save_model
 from compress_onnx.pipeline.report import read_report
+from compress_onnx.pipeline.report.page import PAGE_NAME
 from compress_onnx.pipeline.report.trials import PARETO_NAME
 from compress_onnx.pipeline.report.writer import REPORT_NAME, SUMMARY_NAME
 from compress_onnx.pipeline.results import Report
@@ -30,7 +31,15 @@ DEPLOY_FOLDER = "deploy"
 """Where ``run`` puts the targets of its recipe."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_ABOUT_THE_RUN = {REPORT_NAME, PLAN_NAME, MANIFEST_NAME, SIGNATURE_NAME, PARETO_NAME, SUMMARY_NAME}
+_ABOUT_THE_RUN = {
+    REPORT_NAME,
+    PAGE_NAME,
+    PLAN_NAME,
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    PARETO_NAME,
+    SUMMARY_NAME,
+}
 _FOLDERS_ABOUT_THE_RUN = {"pictures", DEPLOY_FOLDER}
 
 

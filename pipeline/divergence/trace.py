@@ -23,11 +23,11 @@ from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, open_s
 
 
 class Place(NamedTuple):
-    """The ``count``-th node of its operator in a module."""
+    """The ``ordinal``-th node of its operator in a module."""
 
     module: str
     operator: str
-    count: int
+    ordinal: int
 
 
 @dataclass(frozen=True, eq=False)

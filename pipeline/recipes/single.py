@@ -62,6 +62,7 @@ from compress_onnx.pipeline.recover.recover import (
 )
 from compress_onnx.pipeline.report.drawing import why_no_pictures
 from compress_onnx.pipeline.report.heading import Heading
+from compress_onnx.pipeline.report.page import why_no_charts
 from compress_onnx.pipeline.report.writer import write_report
 from compress_onnx.pipeline.results import (
     Benchmark,
@@ -381,7 +382,7 @@ class ModelExperiment:
         learned = calibration.notes if calibration else ()
         chosen = made.plan.notes if made.plan else ()
         searched = made.optimize.notes if made.optimize else ()
-        pictures = filter(None, [why_no_pictures()])
+        pictures = filter(None, [why_no_pictures(), why_no_charts()])
         return (*self.exported.notes, *learned, *searched, *chosen, *pictures)
 
 

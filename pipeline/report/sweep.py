@@ -1,36 +1,17 @@
-"""A sweep as a Markdown table and a Pareto picture: fidelity against size."""
+"""A sweep as a table: what each variant keeps, and what it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from compress_onnx.graph_passes.planning.plan import MethodSpec
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
 from compress_onnx.pipeline.recipe import MAIN_SET
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.markdown import escape
-from compress_onnx.pipeline.report.pictures import draw_pareto
-from compress_onnx.pipeline.report.writer import report_json, write_text
 from compress_onnx.pipeline.results import SweepReport, SweepRow
 
-TABLE_NAME = "sweep.md"
-JSON_NAME = "sweep.json"
-PICTURE_NAME = "pareto.png"
-
 _TEXT_COLUMNS = 2
-
-
-def write_sweep(report: SweepReport, folder: Path) -> None:
-    """Write ``sweep.json``, ``sweep.md`` and ``pareto.png`` into ``folder``.
-
-    Raises:
-        OutputError: ``folder`` cannot be written.
-        MissingDependencyError: matplotlib is not installed.
-    """
-    draw_pareto(report, folder / PICTURE_NAME)
-    write_text(folder / JSON_NAME, report_json(report))
-    write_text(folder / TABLE_NAME, markdown(report))
 
 
 def markdown(report: SweepReport) -> str:

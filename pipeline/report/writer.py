@@ -1,4 +1,4 @@
-"""Writing and reading the report of a run.
+"""Writing and reading the report of a run, and writing that of a sweep.
 
 JSON has no NaN and no infinity; the figures of a damaged model have. They are written as the
 strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which read back as what they were; ``null``
@@ -19,12 +19,23 @@ from compress_onnx.graph_passes.validation_text import first_problem
 from compress_onnx.pipeline.compress.spectra import SiteSpectrum
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.report.markdown import render_summary
-from compress_onnx.pipeline.report.pictures import draw_pictures
+from compress_onnx.pipeline.report.page import (
+    PAGE_NAME,
+    report_page,
+    sweep_page,
+    why_no_charts,
+    write_page,
+)
+from compress_onnx.pipeline.report.pictures import draw_pareto, draw_pictures
+from compress_onnx.pipeline.report.sweep import markdown
 from compress_onnx.pipeline.report.trials import PARETO_NAME, pareto_json
-from compress_onnx.pipeline.results import Result, RunReport, TranslationReport
+from compress_onnx.pipeline.results import Result, RunReport, SweepReport, TranslationReport
 
 REPORT_NAME = "report.json"
 SUMMARY_NAME = "summary.md"
+SWEEP_NAME = "sweep.json"
+SWEEP_TABLE_NAME = "sweep.md"
+SWEEP_PICTURE_NAME = "pareto.png"
 
 
 def write_report(
@@ -34,7 +45,7 @@ def write_report(
     *,
     pictures: bool = True,
 ) -> None:
-    """Write ``report.json``, ``summary.md`` and ``pictures/*.png`` into ``folder``.
+    """Write ``report.json``, ``report.html``, ``summary.md``, ``pictures/*.png`` into ``folder``.
 
     A translation's report has no pictures; that of a run that optimized has ``pareto.json`` too.
 
@@ -56,8 +67,23 @@ def write_report(
     names = [picture.relative_to(folder).as_posix() for picture in drawn]
     if isinstance(report, RunReport) and report.optimize is not None:
         write_text(folder / PARETO_NAME, pareto_json(report.optimize))
+    page = report_page(report, spectra)
+    write_page(folder / PAGE_NAME, page, pictures=why_no_charts() is None)
     write_text(folder / REPORT_NAME, report_json(report))
     write_text(folder / SUMMARY_NAME, render_summary(report, names))
+
+
+def write_sweep(report: SweepReport, folder: Path) -> None:
+    """Write ``sweep.json``, ``report.html``, ``sweep.md`` and ``pareto.png`` into ``folder``.
+
+    Raises:
+        OutputError: ``folder`` cannot be written.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    draw_pareto(report, folder / SWEEP_PICTURE_NAME)
+    write_page(folder / PAGE_NAME, sweep_page(report), pictures=why_no_charts() is None)
+    write_text(folder / SWEEP_NAME, report_json(report))
+    write_text(folder / SWEEP_TABLE_NAME, markdown(report))
 
 
 def report_json(report: Result) -> str:

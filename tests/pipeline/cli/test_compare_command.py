@@ -117,9 +117,10 @@ def test_the_baseline_is_replaced_when_asked(bundle, cli):
 
 
 def test_the_first_baseline_has_nothing_to_be_compared_with(bundle, cli):
-    assert "baselines/tiny.json" in cli(
-        "compare", "baselines/tiny.json", "bundle", "--update-baseline"
-    ).out
+    assert (
+        "baselines/tiny.json"
+        in cli("compare", "baselines/tiny.json", "bundle", "--update-baseline").out
+    )
     cli("compare", "baselines/tiny.json", "bundle")
     Path("file").write_text("")
     assert "file" in error_line(

@@ -14,7 +14,7 @@ import compress_onnx.pipeline.report
 from compress_onnx.graph_passes.errors import MissingDependencyError
 from compress_onnx.pipeline.report import read_report, require_pictures, write_report
 from compress_onnx.pipeline.report.drawing import new_figure, save_figure, styled
-from compress_onnx.pipeline.report.sweep import write_sweep
+from compress_onnx.pipeline.report.writer import write_sweep
 from compress_onnx.pipeline.results import SweepReport, TranslationReport, TranslationScores
 
 REPORT_ROOM = Path(compress_onnx.pipeline.report.__file__).parent
@@ -70,7 +70,11 @@ def test_one_line_says_how_to_get_pictures(tmp_path: Path, draw: Callable[[Path]
 @pytest.mark.usefixtures("no_matplotlib")
 def test_a_report_can_do_without_pictures(tmp_path: Path) -> None:
     write_report(make_report(), tmp_path, pictures=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "summary.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.html",
+        "report.json",
+        "summary.md",
+    }
     assert "## Pictures" not in (tmp_path / "summary.md").read_text()
 
 

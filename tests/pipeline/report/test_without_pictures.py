@@ -30,7 +30,11 @@ def test_what_makes_pictures_refuses_before_it_reads_anything(
 
 def test_a_report_is_written_without(tmp_path, no_matplotlib):
     write_report(make_report(), tmp_path, pictures=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "summary.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "report.html",
+        "report.json",
+        "summary.md",
+    ]
     assert ".png" not in (tmp_path / "summary.md").read_text()
     assert "compress-onnx[pictures]" in drawing.why_no_pictures()
 

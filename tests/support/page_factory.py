@@ -1,0 +1,94 @@
+"""Sample pages of each kind, and a name that is markup."""
+
+from report_factory import make_optimize, make_output, make_plan, make_report, make_spectra
+
+from compress_onnx.pipeline.measure.domains import with_domains
+from compress_onnx.pipeline.report.page import (
+    changes_page,
+    comparison_page,
+    optimize_page,
+    report_page,
+)
+from compress_onnx.pipeline.results import (
+    Change,
+    ComparisonReport,
+    DepthError,
+    Divergence,
+    DivergentNode,
+    InnerComparison,
+    ValidationReport,
+)
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def inner(name="hidden"):
+    node = DivergentNode(tensor=name, operator="Add", node=f"/layer/{name}", module="layer")
+    return InnerComparison(
+        tolerance=1e-3,
+        divergence=Divergence(
+            output="y",
+            candidate=node,
+            reference=node,
+            error_before=1e-7,
+            error_after=0.5,
+            cause=f"a lost bias ({name})",
+        ),
+        depth=tuple(
+            DepthError(tensor=f"{name}{i}", operator="Add", module="layer", error=error)
+            for i, error in enumerate((0.0, 1e-6, 0.2, None))
+        ),
+    )
+
+
+def comparison(**changes):
+    report = make_report()
+    values = {
+        "validation": report.validation,
+        "inside": inner(),
+        "size": report.size,
+        "gates": report.gates,
+        "environment": report.environment,
+    }
+    return ComparisonReport(**values | changes)
+
+
+def change(quantity="cosine", verdict="worse"):
+    return Change(
+        quantity=quantity,
+        base=0.99,
+        candidate=0.9,
+        direction="higher",
+        tolerance=0.001,
+        test="bootstrap",
+        verdict=verdict,
+    )
+
+
+def full_report():
+    scores = ValidationReport(
+        samples=4,
+        origin="verses",
+        outputs=(make_output(),),
+        metrics={"cosine": 0.75},
+        per_sample={"cosine": (0.7, 0.8)},
+    )
+    scored = make_report().validation.model_copy(
+        update={"per_sample": {"cosine": (0.9, 0.95, 0.99, 1.0)}}
+    )
+    validation = with_domains(scored, {"verses": scores})
+    return make_report(validation=validation, optimize=make_optimize())
+
+
+PAGES = {
+    "run": lambda: report_page(full_report(), make_spectra()),
+    "optimize": lambda: optimize_page(
+        make_optimize(plan=make_plan()),
+        make_report().size,
+        make_report().environment,
+        "model.onnx",
+        "compress-onnx optimize model.onnx",
+    ),
+    "validate": lambda: comparison_page(comparison(), "b.onnx against a.onnx"),
+    "compare": lambda: changes_page("minilm", [change(), change("recall", "same")]),
+}
