@@ -151,6 +151,7 @@ def front_chart(report: OptimizeReport) -> Chart:
         **_axis(
             f"drop: {_quantity(report)}",
             values=[tick for tick in ticks if tick <= max(furthest, report.max_drop)],
+            format=".3~g",
         ),
     }
     points["encoding"]["y"] |= _axis(
@@ -317,7 +318,7 @@ def _chart(rows: Sequence[Row], layers: Sequence[Spec]) -> Spec:
 def _mark(kind: str, x: str, y: str, **look: object) -> Spec:
     scale = {"zero": False}
     return {
-        "mark": {"type": kind, **look},
+        "mark": {"type": kind, "opacity": 1, **look},
         "encoding": {
             "x": {"field": x, "type": "quantitative", "scale": scale},
             "y": {"field": y, "type": "quantitative", "scale": scale},
