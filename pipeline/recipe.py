@@ -555,4 +555,4 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise RequestError(f"{path}: {first_problem(error)}") from error
+        raise RequestError(f"{path}: {first_problem(error, Recipe)}") from error

@@ -332,6 +332,30 @@ class Environment(Result):
     packages: dict[str, str]
 
 
+class ExtraState(Result):
+    """The packages of an extra; ``missing`` are those that are absent or of another version."""
+
+    packages: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+class Diagnosis(Result):
+    """What ``doctor`` finds.
+
+    Attributes:
+        providers: by provider, why it does not work here; None where it does.
+        exact_int8: whether products of 8 bits are added up exactly.
+        extras: by name, without those that bring a runtime.
+    """
+
+    schema_version: Literal[1] = REPORT_SCHEMA_VERSION
+    tool_version: str
+    environment: Environment
+    providers: dict[str, str | None]
+    exact_int8: bool
+    extras: dict[str, ExtraState]
+
+
 class ComparisonReport(Result):
     """What ``validate --json`` writes.
 

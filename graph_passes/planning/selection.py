@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.request import Selection
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
+from compress_onnx.graph_passes.validation_text import suggestion
 
 
 def check_patterns(select: Selection, sites: Sequence[LinearSite]) -> None:
@@ -22,9 +23,10 @@ def check_patterns(select: Selection, sites: Sequence[LinearSite]) -> None:
     names = [name for site in sites for name in _names(site)]
     for pattern in (*select.include, *select.exclude):
         if names and not any(fnmatchcase(name, pattern) for name in names):
+            like = suggestion(pattern, names) or f"; the first is {sites[0].name!r}"
             raise RequestError(
-                f"the pattern {pattern!r} matches no linear site; the first is "
-                f"{sites[0].name!r} (compress-onnx analyze lists them all)"
+                f"the pattern {pattern!r} matches no linear site{like} "
+                "(compress-onnx analyze lists them all)"
             )
 
 

@@ -22,7 +22,7 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
     ProgressBars,
-    errors,
+    note,
     out,
     print_plan_error,
     print_potential,
@@ -125,8 +125,8 @@ def analyze(
         plan = Compressed(basis, plan, progress=progress).evaluated()
         _print_sites(plan, spectra, params)
         potential = learned.potential(timed=not no_benchmark)
-        for note in learned.calibration.notes if learned.calibration else ():
-            errors.print(f"note: {note}", markup=False, highlight=False)
+        for text in learned.calibration.notes if learned.calibration else ():
+            note(text)
         if json_path is not None:
             with atomic_file(json_path) as temporary:
                 temporary.write_text(json.dumps([_plain(s) for s in spectra], indent=1), "utf-8")

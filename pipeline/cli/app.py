@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
+
+from compress_onnx.pipeline.cli.console import notes
 
 _EXIT_CODES = """
 **Exit codes**: 0 all gates passed, 1 a gate failed, 2 the request was wrong, 3 nothing could be
@@ -16,7 +19,6 @@ app = typer.Typer(
     name="compress-onnx",
     epilog=_EXIT_CODES,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode="markdown",
 )
 
@@ -29,6 +31,12 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, no notes: results and errors only.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also tell what is decided on the way.")
+    ] = False,
     _version: Annotated[
         bool,
         typer.Option(
@@ -45,4 +53,7 @@ def root(
     and check the result with `validate` and `bench`. `run` does everything that a recipe says.
 
     **Data files** are `.npz` with one array for each model input, samples along the first axis.
+    `NO_COLOR` turns colours off.
     """
+    notes.quiet = quiet
+    logging.getLogger("compress_onnx").setLevel(logging.INFO if verbose else logging.NOTSET)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compress_onnx.pipeline.cli import options, outputs
-from compress_onnx.pipeline.cli.console import errors, out
+from compress_onnx.pipeline.cli.console import note, out
 from compress_onnx.pipeline.deploy.package import Serving, read_package
 from compress_onnx.pipeline.deploy.targets import TARGETS, loading_lines
 from compress_onnx.pipeline.deploy.targets import bundle as bundle_for
@@ -69,8 +69,8 @@ def bundle(
         force=force,
     )
     for one, place in places.items():
-        for note in bundle_for(package, one, place, force=force):
-            errors.print(f"note: {one}: {note}", markup=False, highlight=False)
+        for text in bundle_for(package, one, place, force=force):
+            note(f"{one}: {text}")
         out.print(f"{one}: {place}", markup=False, highlight=False)
         lines = loading_lines(package, one, place)
         out.print(lines + "\n", markup=False, highlight=False, soft_wrap=True)

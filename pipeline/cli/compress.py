@@ -14,7 +14,7 @@ from compress_onnx.graph_passes.planning.plan import CompressionPlan, read_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
-    errors,
+    note,
     out,
     print_outcome,
     print_plan,
@@ -41,7 +41,7 @@ from compress_onnx.pipeline.results import Outcome, RecoveryReport
 from compress_onnx.pipeline.runtime.samples import Samples
 
 _NO_DATA = (
-    "note: no --calibration, so errors are those of the weights alone and nothing is known about "
+    "no --calibration, so errors are those of the weights alone and nothing is known about "
     "the outputs; a few hundred real samples make the same size far more accurate"
 )
 
@@ -307,20 +307,16 @@ def _print_planned(plan: CompressionPlan, learned: Learned) -> None:
     print_plan(plan)
     calibration = learned.calibration
     if calibration is None:
-        errors.print(_NO_DATA, markup=False, highlight=False)
+        note(_NO_DATA)
     if (unseen := plan.held_out_error) is not None:
         out.print(
             f"the same on samples held out of calibration: error {significant(unseen.reached)}",
             highlight=False,
         )
     elif calibration is not None:
-        errors.print(
-            "note: too few samples to hold any out: on others, the error is larger than this one",
-            markup=False,
-            highlight=False,
-        )
-    for note in (*(calibration.notes if calibration else ()), *plan.notes):
-        errors.print(f"note: {note}", markup=False, highlight=False)
+        note("too few samples to hold any out: on others, the error is larger than this one")
+    for text in (*(calibration.notes if calibration else ()), *plan.notes):
+        note(text)
 
 
 def _request(budget: Budget, which: Which, how: How) -> CompressionSpec:

@@ -67,6 +67,13 @@ def _console(*, stderr: bool) -> Console:
 
 out = _console(stderr=False)
 errors = _console(stderr=True)
+notes = _console(stderr=True)
+"""Progress and remarks: what ``--quiet`` leaves out."""
+
+
+def note(text: object) -> None:
+    """A remark that a reader of the result should know of."""
+    notes.print(f"note: {text}", markup=False, highlight=False)
 
 
 class ProgressBars:
@@ -89,7 +96,7 @@ class ProgressBars:
                 self._bars.remove_task(task)
             return
         columns = [SpinnerColumn(), TextColumn("{task.description:<18}"), BarColumn(), _Counts()]
-        with Bars(*columns, TimeElapsedColumn(), console=errors) as bars:
+        with Bars(*columns, TimeElapsedColumn(), console=notes) as bars:
             self._bars = bars
             try:
                 task = bars.add_task(description, total=total)
@@ -131,7 +138,7 @@ class TrialTable:
     @staticmethod
     def _line(drop: str, size: str, within: str, trial: str, style: str = "") -> None:
         text = f"{drop:>9}  {size:>8}  {within:<6}  {trial}"
-        errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        notes.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Name:
@@ -214,8 +221,8 @@ def print_potential(potential: Potential) -> None:
             markup=False,
             highlight=False,
         )
-    for note in potential.notes:
-        errors.print(f"note: {note}", markup=False, highlight=False)
+    for text in potential.notes:
+        note(text)
     out.print(f"verdict: {potential.verdict}", style="bold", markup=False, highlight=False)
 
 
@@ -273,8 +280,8 @@ def print_outcome(outcome: Outcome) -> None:
             markup=False,
             highlight=False,
         )
-    for note in outcome.notes:
-        errors.print(f"note: {note}", markup=False, highlight=False)
+    for text in outcome.notes:
+        note(text)
     for warning in outcome.warnings:
         out.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
     out.print(f"verdict: {outcome.verdict}", style="bold", markup=False, highlight=False)

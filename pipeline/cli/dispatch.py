@@ -19,7 +19,9 @@ from compress_onnx.pipeline.cli import (
     check,
     compare,
     compress,
+    doctor,
     export,
+    init,
     optimize,
     report,
     run,
@@ -46,6 +48,8 @@ for command in (
     sign,
     compare,
     check,
+    init,
+    doctor,
     cache,
 ):
     command.register(app)
@@ -67,6 +71,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         level=logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+        force=True,  # libraries set up logging of their own when they are imported
     )
     # What onnx_ir warns of while it reads a file, load_model checks and refuses.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)

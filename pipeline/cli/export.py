@@ -10,7 +10,7 @@ import typer
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
-from compress_onnx.pipeline.cli.console import ProgressBars, errors, out
+from compress_onnx.pipeline.cli.console import ProgressBars, note, out
 from compress_onnx.pipeline.export import export as export_source
 from compress_onnx.pipeline.files.model_file import load_model, save_model
 from compress_onnx.pipeline.recipe import SourceSpec
@@ -56,8 +56,8 @@ def export(
                 markup=False,
                 highlight=False,
             )
-    for note in exported.notes:
-        errors.print(f"note: {note}", markup=False, highlight=False)
+    for text in exported.notes:
+        note(text)
 
 
 def _local(source: str) -> list[Path]:

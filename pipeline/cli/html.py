@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from compress_onnx.pipeline.cli.console import errors
+from compress_onnx.pipeline.cli.console import note
 from compress_onnx.pipeline.report.page import why_no_charts, write_page
 from compress_onnx.pipeline.report.page.blocks import Page
 
@@ -31,5 +31,5 @@ def write_html(path: Path, page: Page) -> None:
     """
     reason = why_no_charts()
     if reason is not None:
-        errors.print(f"note: {reason}", markup=False, highlight=False)
+        note(reason)
     write_page(path, page, pictures=reason is None)

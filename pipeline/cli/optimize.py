@@ -10,7 +10,7 @@ import typer
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
-from compress_onnx.pipeline.cli.console import errors, out, print_optimized, print_size
+from compress_onnx.pipeline.cli.console import note, out, print_optimized, print_size
 from compress_onnx.pipeline.cli.grouped import grouped
 from compress_onnx.pipeline.cli.html import Html, command_line, write_html
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
@@ -212,8 +212,8 @@ def optimize(
         domains=further,
     ).report
     print_optimized(report)
-    for note in report.notes:
-        errors.print(f"note: {note}", markup=False, highlight=False)
+    for text in report.notes:
+        note(text)
     size = model_size(model, written.output)
     _write(written, report, size, model.name)
     print_size(size)

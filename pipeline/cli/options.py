@@ -91,6 +91,9 @@ Providers = Annotated[
         help="Where both run; may be given several times [default: cpu].",
     ),
 ]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+]
 Model = Annotated[Path, typer.Argument(help="An ONNX model; it is never changed.")]
 Method = Annotated[str, typer.Option("--method", "-m", help=METHOD_HELP)]
 Params = Annotated[

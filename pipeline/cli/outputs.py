@@ -28,6 +28,7 @@ __all__ = [
     "bundle_output",
     "check_outputs",
     "comparison_file",
+    "diagnosis_file",
     "junit_file",
     "model_file",
     "optimize_report",
@@ -36,6 +37,7 @@ __all__ = [
     "picture_file",
     "plan_file",
     "potential_file",
+    "recipe_file",
     "recipe_inputs",
     "spectra_file",
     "sweep_folder",
@@ -107,6 +109,11 @@ def benchmark_file(path: Path | None) -> Output | None:
     return None if path is None else json_output(path, "benchmarks", "unmeasured")
 
 
+def diagnosis_file(path: Path | None) -> Output | None:
+    """What ``doctor --json`` writes."""
+    return None if path is None else json_output(path, "providers", "extras")
+
+
 def spectra_file(path: Path | None) -> Output | None:
     """What ``analyze --json`` writes."""
     return None if path is None else json_output(path, "site", "weight_tail")
@@ -125,6 +132,11 @@ def analysis_folder(path: Path | None) -> Output | None:
 def sweep_folder(path: Path | None) -> Output | None:
     """What ``sweep -o`` writes."""
     return None if path is None else folder_output(path, SWEEP_NAME, "tool_version", "rows")
+
+
+def recipe_file(path: Path) -> Output:
+    """What ``init`` writes; whatever is there may have been edited, and is somebody's."""
+    return Output(path, "file", lambda _: False)
 
 
 def recipe_inputs(path: Path, recipe: Recipe) -> list[Path]:

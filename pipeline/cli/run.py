@@ -12,7 +12,7 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.graph_passes.planning.request import BUDGETS
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
-    errors,
+    note,
     out,
     print_benchmarks,
     print_gates,
@@ -97,8 +97,8 @@ def run(
         force=force,
     )
     _print_report(report)
-    for note in report.notes:
-        errors.print(f"note: {note}", markup=False, highlight=False)
+    for text in report.notes:
+        note(text)
     passed = print_gates(report.gates)
     assert isinstance(report, RunReport | TranslationReport)
     tell_ci(report.name, gate_cases(report.gates), render_summary(report), junit)

@@ -14,7 +14,7 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import (
     ProgressBars,
-    errors,
+    note,
     print_gates,
     print_inside,
     print_runtime,
@@ -158,7 +158,7 @@ def validate(
         samples = options.samples_for(reference, inputs, mask)
         further = {name: options.samples_for(reference, p, mask) for name, p in domains.items()}
     else:
-        errors.print("note: no --inputs, comparing on made-up inputs", markup=False)
+        note("no --inputs, comparing on made-up inputs")
         samples, further = _made_up(reference, size or [f"{_MADE_UP_SAMPLES}x{length}"])
     spec = SessionSpec(threads=threads, optimization=level)
 
