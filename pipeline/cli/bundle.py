@@ -13,6 +13,7 @@ from compress_onnx.pipeline.deploy.package import Serving, read_package
 from compress_onnx.pipeline.deploy.targets import TARGETS, loading_lines
 from compress_onnx.pipeline.deploy.targets import bundle as bundle_for
 from compress_onnx.pipeline.files.signature import require_signature
+from compress_onnx.pipeline.report.writer import write_json
 
 
 def register(app: typer.Typer) -> None:
@@ -52,6 +53,7 @@ def bundle(
         ),
     ] = None,
     key: options.RequireManifest = None,
+    json_path: options.Json = None,
     force: options.Force = False,
 ) -> None:
     """Lay a model out for the place that serves it, with provenance and a sha256 manifest.
@@ -64,13 +66,21 @@ def bundle(
     package = read_package(folder, name, original=original, serving=serving)
     places = {one: output / one if len(target) > 1 else output for one in dict.fromkeys(target)}
     outputs.check_outputs(
-        [outputs.bundle_output(place) for place in places.values()],
+        [
+            *(outputs.bundle_output(place) for place in places.values()),
+            outputs.figures_file(json_path, "bundles"),
+        ],
         [package.model, folder, original],
         force=force,
     )
+    told = {}
     for one, place in places.items():
-        for text in bundle_for(package, one, place, force=force):
+        notes = bundle_for(package, one, place, force=force)
+        for text in notes:
             note(f"{one}: {text}")
         out.print(f"{one}: {place}", markup=False, highlight=False)
         lines = loading_lines(package, one, place)
         out.print(lines + "\n", markup=False, highlight=False, soft_wrap=True)
+        told[one] = {"folder": str(place), "notes": notes, "loading": lines}
+    if json_path is not None:
+        write_json(json_path, {"bundles": told})

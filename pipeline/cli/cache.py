@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from compress_onnx.pipeline.cli import outputs
 from compress_onnx.pipeline.cli.console import out
+from compress_onnx.pipeline.cli.options import Json
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.report import formats
+from compress_onnx.pipeline.report.writer import write_json
 
 _cache = typer.Typer(help="What is kept between runs: `info` and `clear`.", no_args_is_help=True)
 
@@ -17,11 +20,12 @@ def register(app: typer.Typer) -> None:
 
 
 @_cache.command()
-def info() -> None:
+def info(json_path: Json = None) -> None:
     """Print folder, entries, size and limit.
 
     `COMPRESS_ONNX_CACHE` moves the folder, `COMPRESS_ONNX_CACHE_LIMIT` (`500MB`) sets the limit.
     """
+    outputs.check_outputs([outputs.figures_file(json_path, "limit_bytes")], [], force=False)
     found = ArrayCache(default_folder()).info()
     lines = {
         "folder": found.folder,
@@ -31,6 +35,8 @@ def info() -> None:
     }
     for name, value in lines.items():
         out.print(f"{name:8}{value}", markup=False, highlight=False, soft_wrap=True)
+    if json_path is not None:
+        write_json(json_path, {**found._asdict(), "folder": str(found.folder)})
 
 
 @_cache.command()

@@ -18,6 +18,7 @@ from compress_onnx.pipeline.report.writer import (
     REPORT_NAME,
     read_report,
     report_json,
+    write_json,
     write_text,
 )
 from compress_onnx.pipeline.results import RunReport, TranslationReport
@@ -50,6 +51,7 @@ def compare(
     markdown: Annotated[
         Path | None, typer.Option(help="Also write the table here, as for a pull request.")
     ] = None,
+    json_path: options.Json = None,
     html: Html = None,
     force: options.Force = False,
 ) -> None:
@@ -63,7 +65,12 @@ def compare(
     On GitHub, what became worse is an annotation, and the table is in the job's summary.
     """
     tolerances = dict(map(_tolerance, tolerance or ()))
-    written = [outputs.junit_file(junit), outputs.table_file(markdown), outputs.page_file(html)]
+    written = [
+        outputs.junit_file(junit),
+        outputs.table_file(markdown),
+        outputs.figures_file(json_path, "changes"),
+        outputs.page_file(html),
+    ]
     outputs.check_outputs(written, [base, candidate], force=force)
     after = read_report(candidate)
     if update_baseline and not base.exists():
@@ -74,6 +81,8 @@ def compare(
     cases, table = change_cases(found), changes_markdown(after.name, found)
     if markdown is not None:
         write_text(markdown, table)
+    if json_path is not None:
+        write_json(json_path, {"changes": found})
     if html is not None:
         write_html(html, changes_page(after.name, found, command_line()))
     tell_ci(after.name, cases, table, junit)

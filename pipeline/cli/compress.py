@@ -27,7 +27,6 @@ from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough
 from compress_onnx.pipeline.compress.learn import Learned, learn
 from compress_onnx.pipeline.compress.outcome import measure_outcome
 from compress_onnx.pipeline.compress.search import Found, smallest_within
-from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.model_file import data_files
 from compress_onnx.pipeline.recipe import RecoverySpec
 from compress_onnx.pipeline.recover.recover import (
@@ -37,6 +36,7 @@ from compress_onnx.pipeline.recover.recover import (
     recovery_step,
 )
 from compress_onnx.pipeline.report.formats import significant
+from compress_onnx.pipeline.report.writer import report_json, write_text
 from compress_onnx.pipeline.results import Outcome, RecoveryReport
 from compress_onnx.pipeline.runtime.samples import Samples
 
@@ -155,6 +155,7 @@ class Output:
     no_benchmark: Annotated[
         bool, typer.Option("--no-benchmark", help="Leave out the seconds that tell its speed.")
     ] = False
+    json_path: options.Json = None
     force: options.Force = False
 
 
@@ -207,7 +208,11 @@ def compress(
     _check_search(budget, data, plan)
     _check_plan(plan, budget, which, how)
     request = _request(budget, which, how)
-    written = (outputs.model_file(output.output), outputs.plan_file(plan.save_plan))
+    written = (
+        outputs.model_file(output.output),
+        outputs.plan_file(plan.save_plan),
+        outputs.figures_file(output.json_path, "advice", "size"),
+    )
     broader = options.named_files(other.broader)
     if plan.plan is None:
         options.check_broader(broader, how.shrinkage, data.calibration)
@@ -241,12 +246,14 @@ def compress(
         print_search(found.report)
         done = done.model_copy(update={"notes": (*done.notes, found.report.answer)})
     if plan.save_plan is not None:
-        with atomic_file(plan.save_plan) as temporary:
-            temporary.write_text(done.model_dump_json(indent=2), encoding="utf-8")
+        write_text(plan.save_plan, done.model_dump_json(indent=2))
     if not plan.dry_run:
         assert output.output is not None  # see _check_output
         unseen = held_out if found is None else found.reporting
-        print_outcome(_outcome(learned, unseen, request, output, budget.max_drop))
+        outcome = _outcome(learned, unseen, request, output, budget.max_drop)
+        print_outcome(outcome)
+        if output.json_path is not None:
+            write_text(output.json_path, report_json(outcome))
         out.print(f"written: {output.output}", markup=False, highlight=False)
 
 

@@ -14,6 +14,7 @@ from compress_onnx.pipeline.cli.console import ProgressBars, note, out
 from compress_onnx.pipeline.export import export as export_source
 from compress_onnx.pipeline.files.model_file import load_model, save_model
 from compress_onnx.pipeline.recipe import SourceSpec
+from compress_onnx.pipeline.report.writer import report_json, write_text
 
 
 def register(app: typer.Typer) -> None:
@@ -33,13 +34,15 @@ def export(
     exporter: Annotated[Literal["dynamo", "optimum"], typer.Option(help="Who exports.")] = "dynamo",
     opset: Annotated[int, typer.Option(min=13, help="ONNX opset.")] = 23,
     allow_code: options.AllowCode = False,
+    json_path: options.Json = None,
     force: options.Force = False,
 ) -> None:
     """Export SOURCE to ONNX and compare the graph with PyTorch at two input sizes."""
     spec = options.validated(
         SourceSpec, {"model": source, "task": task, "exporter": exporter, "opset": opset}
     )
-    outputs.check_outputs([outputs.model_file(output)], _local(source), force=force)
+    written = [outputs.model_file(output), outputs.figures_file(json_path, "exporter", "parity")]
+    outputs.check_outputs(written, _local(source), force=force)
     with TemporaryDirectory(prefix="compress-onnx-") as work:
         with ProgressBars().step("export"):
             exported = export_source(spec, Path(work), base_dir=Path.cwd(), allow_code=allow_code)
@@ -47,6 +50,8 @@ def export(
             raise RequestError(f"{source} is an ONNX model already: nothing to export")
         save_model(load_model(exported.path), output)
     report = exported.report
+    if json_path is not None:
+        write_text(json_path, report_json(report))
     out.print(f"{output}: {report.exporter}, opset {report.opset}", markup=False, highlight=False)
     for parity in report.parity:
         for row in parity.outputs:

@@ -93,9 +93,10 @@ class Written:
     """What is written."""
 
     output: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file to write.")]
-    report: Annotated[Path | None, typer.Option("--report", help="Write all trials as JSON.")] = (
-        None
-    )
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", "--json", metavar="FILE", help="Write all trials as JSON."),
+    ] = None
     log: Annotated[
         Path | None, typer.Option("--log", help="Keep trials here, and go on from them.")
     ] = None

@@ -29,6 +29,7 @@ __all__ = [
     "check_outputs",
     "comparison_file",
     "diagnosis_file",
+    "figures_file",
     "junit_file",
     "model_file",
     "optimize_report",
@@ -82,6 +83,11 @@ def picture_file(path: Path | None) -> Output | None:
 def trial_log(path: Path | None) -> Output | None:
     """What ``optimize --log`` adds to."""
     return None if path is None else Output(path, "file", is_trial_log)
+
+
+def figures_file(path: Path | None, *keys: str) -> Output | None:
+    """What ``--json`` of a command writes, by ``keys`` that it has."""
+    return None if path is None else json_output(path, *keys)
 
 
 def comparison_file(path: Path | None) -> Output | None:

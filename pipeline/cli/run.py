@@ -30,6 +30,7 @@ from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.report import render_summary
 from compress_onnx.pipeline.report.ci import gate_cases
+from compress_onnx.pipeline.report.writer import report_json, write_text
 from compress_onnx.pipeline.results import Report, RunReport, TranslationReport
 from compress_onnx.pipeline.runtime.backend import EMBEDDED
 
@@ -63,6 +64,7 @@ def run(
         typer.Option(help="MLPerf's accuracy class: so many percent of the score are kept."),
     ] = None,
     junit: options.JUnit = None,
+    json_path: options.Json = None,
     force: options.Force = False,
     no_cache: options.NoCache = False,
     backend: options.Backend = EMBEDDED,
@@ -86,7 +88,11 @@ def run(
         recipe = options.validated(Recipe, values)
     folder = output or recipe.output or Path("bundles") / recipe.name
     read = outputs.recipe_inputs(recipe_path, recipe)
-    written = [outputs.bundle_output(folder), outputs.junit_file(junit)]
+    written = [
+        outputs.bundle_output(folder),
+        outputs.junit_file(junit),
+        outputs.figures_file(json_path, "tool_version", "gates"),
+    ]
     outputs.check_outputs(written, read, force=force)
     report = run_recipe(
         recipe,
@@ -101,6 +107,8 @@ def run(
         note(text)
     passed = print_gates(report.gates)
     assert isinstance(report, RunReport | TranslationReport)
+    if json_path is not None:
+        write_text(json_path, report_json(report))
     tell_ci(report.name, gate_cases(report.gates), render_summary(report), junit)
     out.print(f"bundle: {folder}", markup=False, highlight=False)
     if not passed:

@@ -14,7 +14,7 @@ from compress_onnx.pipeline.recipes.sweep import grid
 from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
 from compress_onnx.pipeline.report.drawing import require_pictures
 from compress_onnx.pipeline.report.sweep import markdown
-from compress_onnx.pipeline.report.writer import write_sweep
+from compress_onnx.pipeline.report.writer import report_json, write_sweep, write_text
 from compress_onnx.pipeline.runtime.backend import EMBEDDED
 
 
@@ -65,6 +65,7 @@ def sweep(
         bool, typer.Option("--no-benchmark", help="Leave the latency of the variants out.")
     ] = False,
     allow_code: options.AllowCode = False,
+    json_path: options.Json = None,
     force: options.Force = False,
     no_cache: options.NoCache = False,
     backend: options.Backend = EMBEDDED,
@@ -84,7 +85,8 @@ def sweep(
         sets = {"domains": {**recipe.domains, **further}}
         recipe = options.validated(Recipe, {**dict(recipe), **sets})
     read = outputs.recipe_inputs(recipe_path, recipe)
-    outputs.check_outputs([outputs.sweep_folder(output)], read, force=force)
+    written = [outputs.sweep_folder(output), outputs.figures_file(json_path, "rows")]
+    outputs.check_outputs(written, read, force=force)
     changes: dict[str, object] = {}
     if rank_multiple is not None:
         changes["rank_multiple"] = rank_multiple
@@ -107,6 +109,8 @@ def sweep(
         settings=options.settings(no_cache, allow_code, backend=backend),
     )
     typer.echo(markdown(report))
+    if json_path is not None:
+        write_text(json_path, report_json(report))
     if output is not None:
         write_sweep(report, output)
         out.print(f"written: {output}", markup=False, highlight=False)

@@ -92,6 +92,16 @@ def report_json(report: Result) -> str:
     return to_json(report.model_dump(), indent=2, inf_nan_mode="strings").decode() + "\n"
 
 
+def write_json(path: Path, content: object) -> None:
+    """Write plain data, or results in it, as JSON in one step.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    plain = to_json(content, indent=2, inf_nan_mode="strings").decode()
+    write_text(path, f"{plain}\n")
+
+
 class _Kind(BaseModel):
     """Of all that a report holds, what kind it is; the first ones did not say."""
 

@@ -11,7 +11,7 @@ import pytest
 import small_models as small
 from cli_runner import error_line, python, start
 
-from compress_onnx.pipeline.cli import doctor
+from compress_onnx.pipeline.cli import dispatch, doctor
 from compress_onnx.pipeline.recipe import read_recipe
 from compress_onnx.pipeline.runtime import diagnosis
 
@@ -130,3 +130,56 @@ def test_verbose_tells_what_is_decided(files, caplog, cli):
     assert root.level == logging.INFO
     cli("cache", "info")
     assert root.level == logging.NOTSET
+
+
+WRITES_JSON = {
+    "compress": (("model.onnx", "-o", "s.onnx", "-p", "0.5", "--no-benchmark"), "advice"),
+    "bundle": (("made", "-t", "ort", "-o", "served"), "bundles"),
+    "check": (("model.yaml",), "fine"),
+    "compare": (("made", "made"), "changes"),
+    "run": (("model.yaml", "-o", "again"), "tool_version"),
+    "sweep": (("model.yaml", "-p", "0.5", "--no-benchmark"), "rows"),
+}
+
+
+def test_figures_come_as_json_too(files, cli):
+    recipe = {
+        "name": "tiny",
+        "source": {"model": "model.onnx"},
+        "validation": {"kind": "npz", "path": "data.npz"},
+        "compression": {"params": 0.5},
+        "benchmark": None,
+    }
+    (files / "model.yaml").write_text(json.dumps(recipe))
+    cli("run", "model.yaml", "-o", "made")
+    for command, (arguments, key) in WRITES_JSON.items():
+        path = files / f"{command}.json"
+        cli(command, *arguments, "--json", path)
+        assert key in json.loads(path.read_text()), command
+    cli("cache", "info", "--json", "cache.json")
+    assert json.loads(Path("cache.json").read_text())["limit_bytes"] > 0
+    # What somebody else wrote is not replaced.
+    Path("mine.json").write_text("{}")
+    assert "mine.json" in error_line(cli("check", "model.yaml", "--json", "mine.json", code=2))
+
+
+def test_every_command_that_measures_can_write_json():
+    from typer.main import get_command
+
+    commands = get_command(dispatch.app).commands
+    without = {
+        name
+        for name, command in commands.items()
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert without == {"init", "report", "sign", "cache"}
+
+
+def test_help_comes_in_panels():
+    for command, panels in {
+        "compress": ("How small", "Which layers", "The plan"),
+        "optimize": ("What is wanted", "How latency is measured"),
+    }.items():
+        text = start(command, "--help").stdout
+        for panel in panels:
+            assert panel in text
