@@ -31,7 +31,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences load-test serve-test deploy-page serving screenshots check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -110,6 +110,9 @@ deploy-page: $(BUNDLES)/.ready  ## Write the trees of all bundles again (docs/de
 
 serving: $(BUNDLES)/.ready build/mlserver/.ready  ## Measure the original and the compressed model on a server (docs/serving.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.serving $(BUNDLES) build/mlserver/bin/mlserver docs/serving.md
+
+screenshots: $(READY)  ## Take the pictures of a report's page (docs/pictures); BUNDLE, needs chromium.
+	PYTHONPATH=docs $(BIN)/python -m studies.screenshots $(or $(BUNDLE),bundles/minilm) docs/pictures
 
 licences: $(READY)  ## List the licences of all dependencies (docs/licences.md).
 	$(PYTHON) -m venv build/licences

@@ -56,6 +56,19 @@ Four fifths of mpnet's are 1,024 short sentences, about 21,000 tokens."""
 SHARES = 0.5, 0.4
 LARGE = {"bert-large": (SHAPES["bert-large"], 256, 128)}
 """Shapes of random weights, by name, with how many made-up sentences of how many tokens."""
+WORK = {"all-mpnet-base-v2": (12, 768, 1024 * 24), "bert-large": (24, 1024, 256 * 128)}
+"""Layers, width and positions."""
+
+PRODUCTS = {
+    "calibrate": (24, 19),
+    "differentiate": (24 + 24, 42),
+    "factor in sequence": (24 + 12, 3 * 19),
+}
+"""FLOPs of a layer and position in H²: running the layers, there and back, and summing up moments.
+
+A layer has 12·H² parameters; inputs' covariances are 19·H² numbers, moments of gradients 42·H², of
+which half are computed where they are symmetric; in sequence, covariances are of two models' inputs.
+"""
 OPENED, ELSE = "open", "all else"
 
 logger = logging.getLogger(__name__)
@@ -203,6 +216,33 @@ def table(title: str, model: Path, data: Path, *, accuracy: bool) -> Iterator[st
     yield ""
 
 
+def least_times() -> Iterator[str]:
+    """The lines of a table: what the products alone take at this machine's speed in float32."""
+    speed = product_speed()
+    yield f"Products of float32 run at {speed / 1e9:.0f} GFLOP/s here."
+    yield ""
+    yield f"| | {' | '.join(f'{step}, TFLOP' for step in PRODUCTS)} | all | least time s |"
+    yield f"|:---|{'---:|' * (len(PRODUCTS) + 2)}"
+    for name, (layers, width, positions) in WORK.items():
+        unit = layers * width**2 * positions
+        found = [unit * sum(parts) for parts in PRODUCTS.values()]
+        cells = [f"{flops / 1e12:.1f}" for flops in (*found, sum(found))]
+        yield f"| {name} | {' | '.join(cells)} | {sum(found) / speed:.0f} |"
+    yield ""
+
+
+def product_speed(size: int = 3072, rounds: int = 8) -> float:
+    """FLOPs a second of products of float32 matrices, the best of some rounds."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((size, size), np.float32) for _ in range(2))
+    seconds = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        np.matmul(a, b)
+        seconds.append(time.perf_counter() - begun)
+    return 2 * size**3 / min(seconds)
+
+
 def encoder(title: str, folder: Path) -> tuple[Path, Path]:
     """A recipe's sentence encoder and its calibration sentences."""
     path, changes = RECIPES[title]
@@ -254,7 +294,7 @@ def main() -> None:
         print(json.dumps(child(model, data, arguments.accuracy)))
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    lines = [f"{available_cores()} cores; {environment().processor}.", ""]
+    lines = [f"{available_cores()} cores; {environment().processor}.", "", *least_times()]
     for title in arguments.recipes:
         with TemporaryDirectory(prefix="compress-onnx-") as work:
             lines += table(title, *encoder(title, Path(work)), accuracy=True)
