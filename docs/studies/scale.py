@@ -66,8 +66,8 @@ PRODUCTS = {
 }
 """FLOPs of a layer and position in H²: running the layers, there and back, and summing up moments.
 
-A layer has 12·H² parameters; inputs' covariances are 19·H² numbers, moments of gradients 42·H², of
-which half are computed where they are symmetric; in sequence, covariances are of two models' inputs.
+A layer has 12·H² parameters; inputs' covariances are 19·H² numbers, moments of gradients 42·H², and
+half of a symmetric matrix is computed; in sequence, covariances are of two models' inputs.
 """
 OPENED, ELSE = "open", "all else"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -51,13 +51,19 @@ from compress_onnx.pipeline.runtime.environment import environment
 from compress_onnx.pipeline.runtime.generated import generated_samples
 from compress_onnx.pipeline.runtime.inputs import load_structure
 from compress_onnx.pipeline.runtime.samples import Samples
-from compress_onnx.pipeline.runtime.session import Provider, SessionSpec, open_session
+from compress_onnx.pipeline.runtime.session import Optimization, Provider, SessionSpec, open_session
 
 _MADE_UP_SAMPLES = 16
 _LOOKED_INSIDE = 2
 """Samples that two graphs are compared value by value on: all values are in memory at once."""
 
-Level = Literal["off", "basic", "extended", "all"]
+_LEVELS = get_args(Optimization)
+
+
+def _level(text: str) -> str:
+    if text not in _LEVELS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, _LEVELS))}.")
+    return text
 
 
 def register(app: typer.Typer) -> None:
@@ -88,8 +94,14 @@ def validate(
     ] = None,
     provider: options.Providers = None,
     level: Annotated[
-        Level, typer.Option("--optimization", help="ONNX Runtime's optimizations of both graphs.")
-    ] = "all",
+        list[str] | None,
+        typer.Option(
+            "--optimization",
+            parser=_level,
+            metavar=f"[{'|'.join(_LEVELS)}]",
+            help="ONNX Runtime's optimizations of both graphs; several times [default: all].",
+        ),
+    ] = None,
     batch_invariance: Annotated[
         bool,
         typer.Option("--batch-invariance", help="Also run samples alone and in padded batches."),
@@ -131,6 +143,8 @@ def validate(
     With `--provider cpu --provider cuda`, `relative_l2.cuda` is that on one provider; a name
     without a provider is that of the first.
 
+    With `--optimization all --optimization off`, `relative_l2.off` is that without optimizations.
+
     With `--domain news=news.npz` the same is told of other kinds of data: `relative_l2.news`, and
     `relative_l2.worst` of all sets.
 
@@ -149,7 +163,8 @@ def validate(
         raise RequestError("domains stand beside the set that decides: give --inputs")
     if size and inputs is not None:
         raise RequestError("--size is of made-up inputs: drop it, or --inputs")
-    sets = tuple(domains) or tuple(size or ())[1:]
+    levels = cast("list[Optimization]", list(dict.fromkeys(level or ["all"])))
+    sets = (*(domains or (size or ())[1:]), *levels[1:])
     check_quantities(gates, validate_quantities(names, providers=requested, domains=sets))
     written = [outputs.comparison_file(json_path), outputs.page_file(html)]
     read = (reference, candidate, inputs, *domains.values())
@@ -160,15 +175,17 @@ def validate(
     else:
         note("no --inputs, comparing on made-up inputs")
         samples, further = _made_up(reference, size or [f"{_MADE_UP_SAMPLES}x{length}"])
-    spec = SessionSpec(threads=threads, optimization=level)
+    spec = SessionSpec(threads=threads, optimization=levels[0])
 
-    def measure(place: Provider, on: Samples = samples) -> ValidationReport:
+    def measure(
+        place: Provider, on: Samples = samples, optimization: Optimization = levels[0]
+    ) -> ValidationReport:
         with ProgressBars().step(f"validate on {place}", len(on)) as update:
             return validate_models(
                 reference,
                 candidate,
                 on,
-                spec=spec.model_copy(update={"provider": place}),
+                spec=spec.model_copy(update={"provider": place, "optimization": optimization}),
                 batch_size=batch_size,
                 batch_invariance=batch_invariance or asks_for(gates, "batch_invariance"),
                 tolerances=tolerances,
@@ -176,7 +193,9 @@ def validate(
             )
 
     report = validate_on(requested, measure)
-    found = {n: validate_on(requested[:1], partial(measure, on=on)) for n, on in further.items()}
+    others = {name: partial(measure, on=on) for name, on in further.items()}
+    others |= {name: partial(measure, optimization=name) for name in levels[1:]}
+    found = {name: validate_on(requested[:1], again) for name, again in others.items()}
     report = with_domains(report, found)
     print_validation(report)
     within = print_tolerances(report)

@@ -55,6 +55,9 @@ _SEVERITY_FATAL = 4
 
 _log = logging.getLogger(__name__)
 
+Optimization = Literal["off", "basic", "extended", "all"]
+"""The levels of ONNX Runtime's own rewriting of a graph."""
+
 
 class SessionSpec(BaseModel):
     """How a model is run: on which provider, with how many threads and which optimizations."""
@@ -63,7 +66,7 @@ class SessionSpec(BaseModel):
 
     provider: Provider = "cpu"
     threads: int | None = Field(default=None, ge=1, description="None: runtime.threads says")
-    optimization: Literal["off", "basic", "extended", "all"] = "all"
+    optimization: Optimization = "all"
 
     @property
     def thread_count(self) -> int:
