@@ -1,8 +1,8 @@
 """What the site takes from the code while it is built: commands, their options, keys of recipes.
 
 Comments in pages are replaced, so that nothing is copied by hand and nothing goes stale:
-``<!-- synopsis: compress -->``, ``<!-- help: compress -->``, ``<!-- options: compress -->``,
-``<!-- commands -->`` and ``<!-- recipe keys -->``. A link to a file that the site does not have
+``<!-- synopsis: compress -->``, ``<!-- help: compress -->``, ``<!-- options: compress -->`` and
+``<!-- recipe keys -->``, with the line behind, which is for whoever reads the file itself. A link to a file that the site does not have
 becomes plain text, a drawing in Mermaid a table: the site needs no script from elsewhere.
 """
 
@@ -32,8 +32,11 @@ from compress_onnx.pipeline.cli.app import app
 
 DOCS = Path(__file__).parent
 GENERATED = re.compile(
-    r"<!-- (synopsis|help|options): ([a-z ]+) -->|<!-- (commands|recipe keys) -->"
+    r"<!-- (?:(synopsis|help|options): ([a-z ]+)|(recipe keys)) -->\n\*The site has [^\n]*\*$",
+    re.MULTILINE,
 )
+"""A comment, and what stands in its place where a page is read outside the site."""
+
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)]*)?\)")
 _MERMAID = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
 _ROOM = re.compile(r"(\w+)\[\"([^\"]+)\"\]")
@@ -58,7 +61,7 @@ def filled(markdown: str) -> str:
     def replaced(found: re.Match[str]) -> str:
         kind, name, whole = found.groups()
         if whole is not None:
-            return "\n".join(_WHOLE[whole]())
+            return "\n".join(recipe_keys())
         return "\n".join(_OF_A_COMMAND[kind](name))
 
     return GENERATED.sub(replaced, markdown)
@@ -220,7 +223,6 @@ _OF_A_COMMAND: Mapping[str, Callable[[str], Iterator[str]]] = {
     "help": help_of,
     "options": options,
 }
-_WHOLE = {"commands": all_commands, "recipe keys": recipe_keys}
 
 
 def _code(text: str) -> str:

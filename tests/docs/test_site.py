@@ -32,7 +32,14 @@ def test_every_command_has_a_page_with_all_parts(name):
         "Options",
         "Examples",
     }
-    assert "<!--" not in hooks.GENERATED.sub("", hooks.filled(text).partition("## Examples")[0])
+    filled = hooks.filled(text).partition("## Examples")[0]
+    assert "<!--" not in filled
+    assert "The site has" not in filled
+
+
+def test_the_list_of_commands_is_complete():
+    text = (DOCS / "commands" / "index.md").read_text(encoding="utf-8")
+    assert "\n".join(hooks.all_commands()) in text
 
 
 @pytest.mark.parametrize("name", sorted(hooks.commands()))
