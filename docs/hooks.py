@@ -2,8 +2,9 @@
 
 Comments in pages are replaced, so that nothing is copied by hand and nothing goes stale:
 ``<!-- synopsis: compress -->``, ``<!-- help: compress -->``, ``<!-- options: compress -->`` and
-``<!-- recipe keys -->``, with the line behind, which is for whoever reads the file itself. A link to a file that the site does not have
-becomes plain text, a drawing in Mermaid a table: the site needs no script from elsewhere.
+``<!-- recipe keys -->``, each with the line behind it, which is for whoever reads the file itself.
+A link to a file that the site does not have becomes plain text, a drawing in Mermaid a table: the
+site needs no script from elsewhere.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def options(name: str) -> Iterator[str]:
     if not panels:
         yield "None."
     for title, members in panels.items():
-        yield from (f"**{title}**", "", "| | value | default | |", "|:---|:---|:---|:---|")
+        yield from (f"**{title}**", "", "| name | value | default | meaning |", "|:---|:---|:---|:---|")
         for parameter in members:
             names = ", ".join(f"`{one}`" for one in parameter.names)
             told = _cell(parameter.help)
@@ -194,14 +195,14 @@ def recipe_keys() -> Iterator[str]:
         if model is recipe.Compression:
             about = _documented(CompressionSpec)[0]
         yield from (f"## {_title(model)} {{ #{model.__name__.lower()} }}", "", about, "")
-        yield from ("| key | value | default | |", "|:---|:---|:---|:---|")
+        yield from ("| key | value | default | meaning |", "|:---|:---|:---|:---|")
         for name, field in model.model_fields.items():
             told = _cell(of_keys.get(name, "")).replace("None", "null")
             value = _type(field.annotation, field.metadata)
             yield f"| `{name}` | {value} | {_default(field)} | {told} |"
         yield ""
     yield from ("## Methods { #methods }", "", "`method: {name: …}`, with keys of its own:", "")
-    yield from ("| name | |", "|:---|:---|")
+    yield from ("| name | meaning |", "|:---|:---|")
     for name, method in METHODS.items():
         about = _cell((method.__doc__ or name).splitlines()[0]).removeprefix(f"{name}: ")
         yield f"| `{name}` | {about} |"
@@ -345,7 +346,7 @@ def _default(field: FieldInfo) -> str:
 
 def _rooms(drawing: re.Match[str]) -> str:
     """The boxes of a flowchart as a table, from top to bottom."""
-    lines = ["| room | |", "|:---|:---|"]
+    lines = ["| room | what it answers |", "|:---|:---|"]
     for name, label in _ROOM.findall(drawing[1]):
         title, _, about = label.partition("<br/>")
         lines.append(f"| `{title or name}` | {about} |")
