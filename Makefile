@@ -140,7 +140,7 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-results: $(READY)  ## Measure the tables of the README again (docs/results).
+results: $(READY)  ## Measure the sweeps of docs/figures.md again (docs/results).
 	$(BIN)/compress-onnx sweep models/minilm-lowrank.yaml --allow-code -p 0.5 -o docs/results/minilm \
 	    -m svd -m svdlora:stages=3 -m asvd-diagonal -m asvd
 	$(BIN)/compress-onnx sweep models/minilm-lowrank.yaml --allow-code -m asvd -m auto -p 0.7 -p 0.5 -p 0.33 \

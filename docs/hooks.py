@@ -164,7 +164,8 @@ def options(name: str) -> Iterator[str]:
     if not panels:
         yield "None."
     for title, members in panels.items():
-        yield from (f"**{title}**", "", "| name | value | default | meaning |", "|:---|:---|:---|:---|")
+        yield from (f"**{title}**", "")
+        yield from ("| name | value | default | meaning |", "|:---|:---|:---|:---|")
         for parameter in members:
             names = ", ".join(f"`{one}`" for one in parameter.names)
             told = _cell(parameter.help)
