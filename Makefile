@@ -31,7 +31,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences load-test serve-test deploy-page serving screenshots check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences docs docs-outputs load-test serve-test deploy-page serving screenshots check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -120,6 +120,12 @@ licences: $(READY)  ## List the licences of all dependencies (docs/licences.md).
 	( echo "# Licences"; echo; echo "Of everything that \`make setup\` installs, by \`make licences\` (pip-licenses)."; echo; \
 	  build/licences/bin/pip-licenses --python $(BIN)/python --format markdown --ignore-packages compress-onnx ) > docs/licences.md
 
+docs: $(READY)  ## Build the site into build/site; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+docs-outputs: $(READY)  ## Write what the examples of the pages print into the pages again.
+	COMPRESS_ONNX_UPDATE_DOCS=1 $(BIN)/python -m pytest -q tests/docs
+
 fuzz: $(READY)  ## Read damaged models, plans, recipes and archives for SECONDS=600.
 	$(BIN)/python tests/support/fuzz.py $(or $(SECONDS),600)
 
@@ -137,7 +143,7 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-results: $(READY)  ## Measure the tables of the README again (docs/results).
+results: $(READY)  ## Measure the sweeps of docs/figures.md again (docs/results).
 	$(BIN)/compress-onnx sweep models/minilm-lowrank.yaml --allow-code -p 0.5 -o docs/results/minilm \
 	    -m svd -m svdlora:stages=3 -m asvd-diagonal -m asvd
 	$(BIN)/compress-onnx sweep models/minilm-lowrank.yaml --allow-code -m asvd -m auto -p 0.7 -p 0.5 -p 0.33 \
@@ -222,7 +228,7 @@ lock:  ## Resolve the dependencies into requirements/lock.txt, with hashes; UPGR
 	build/lock/bin/pip-compile --quiet $(if $(UPGRADE),--upgrade) --generate-hashes \
 	    --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
 	    --constraint requirements/torch.txt --unsafe-package torch --unsafe-package pip \
-	    $(foreach extra,export recipes pictures gpu dask deploy dev,--extra $(extra)) \
+	    $(foreach extra,export recipes pictures gpu dask deploy docs dev,--extra $(extra)) \
 	    --output-file requirements/lock.txt pyproject.toml
 
 wheel: $(READY)  ## Build the sdist and, out of it, the wheel into dist/.
