@@ -6,6 +6,7 @@ they import nothing of this project. ``COMPRESS_ONNX_BUNDLES`` is the folder tha
     minilm/          what `compress-onnx run models/minilm.yaml` left, with its report
     original.onnx    the same encoder, uncompressed
     sentences.json   what the report was measured on
+    nodes.json       what the nodes of its model tell, for Model Explorer
     TARGET/          one folder for each target
 """
 
