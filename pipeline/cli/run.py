@@ -30,6 +30,7 @@ from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.report import render_summary
 from compress_onnx.pipeline.report.ci import gate_cases
+from compress_onnx.pipeline.report.tracking import check_tracker, log_run, tracker_of
 from compress_onnx.pipeline.results import Report, RunReport, TranslationReport
 from compress_onnx.pipeline.runtime.backend import EMBEDDED
 
@@ -63,6 +64,13 @@ def run(
         typer.Option(help="MLPerf's accuracy class: so many percent of the score are kept."),
     ] = None,
     junit: options.JUnit = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mlflow:URI",
+            help="Also log parameters, metrics and the bundle to this MLflow store.",
+        ),
+    ] = None,
     force: options.Force = False,
     no_cache: options.NoCache = False,
     backend: options.Backend = EMBEDDED,
@@ -88,6 +96,9 @@ def run(
     read = outputs.recipe_inputs(recipe_path, recipe)
     written = [outputs.bundle_output(folder), outputs.junit_file(junit)]
     outputs.check_outputs(written, read, force=force)
+    tracker = tracker_of(log) if log is not None else None
+    if tracker is not None:
+        check_tracker(tracker)
     report = run_recipe(
         recipe,
         folder,
@@ -103,6 +114,9 @@ def run(
     assert isinstance(report, RunReport | TranslationReport)
     tell_ci(report.name, gate_cases(report.gates), render_summary(report), junit)
     out.print(f"bundle: {folder}", markup=False, highlight=False)
+    if tracker is not None:
+        run_id = log_run(tracker, recipe, report, folder)
+        out.print(f"logged: {run_id} at {tracker}", markup=False, highlight=False)
     if not passed:
         raise typer.Exit(1)
 
