@@ -31,7 +31,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel check-wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -224,7 +224,12 @@ lock:  ## Resolve the dependencies into requirements/lock.txt, with hashes; UPGR
 	    --output-file requirements/lock.txt pyproject.toml
 
 wheel: $(READY)  ## Build the sdist and, out of it, the wheel into dist/.
+	rm -rf dist
 	$(BIN)/python -m build --no-isolation
+
+check-wheel: wheel  ## Check what an index and a conda recipe would get.
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 clean:  ## Remove everything that make made.
 	rm -rf $(VENV) build dist bundles *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
