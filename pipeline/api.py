@@ -567,6 +567,7 @@ def bundle(
     name: str | None = None,
     original: Path | str | None = None,
     serving: Serving | None = None,
+    base_model: str | None = None,
     force: bool = False,
 ) -> tuple[str, ...]:
     """Lay out what :func:`run` left in ``folder`` for the place that serves it.
@@ -578,6 +579,7 @@ def bundle(
         name: what servers call the model; None takes the report's.
         original: the uncompressed model, as a version beside it.
         serving: how servers run it.
+        base_model: what it was made from, on the hub, for the model card; None takes the report's.
         force: replace ``output``.
 
     Returns:
@@ -589,7 +591,9 @@ def bundle(
         OutputError: ``output`` is there already, or cannot be written.
     """
     beside = None if original is None else Path(original)
-    package = read_package(Path(folder), name, original=beside, serving=serving)
+    package = read_package(
+        Path(folder), name, original=beside, serving=serving, base_model=base_model
+    )
     return bundle_for(package, target, Path(output), force=force)
 
 

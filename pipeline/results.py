@@ -583,12 +583,16 @@ class ExportParity(Result):
 
 
 class ExportReport(Result):
-    """Where the ONNX model came from; ``parity`` is empty for a model that came as ONNX."""
+    """Where the ONNX model came from; ``parity`` is empty for a model that came as ONNX.
+
+    ``hub_id`` is its name on the Hugging Face hub, where it was fetched from there.
+    """
 
     source: str
     exporter: str
     opset: int
     parity: tuple[ExportParity, ...] = ()
+    hub_id: str | None = None
 
 
 class RecoveryReport(Result):

@@ -16,14 +16,14 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("graph_passes", "pipeline")
-SUFFIXES = {".py", ".jinja", ".typed"}
+SUFFIXES = {".py", ".jinja", ".css", ".js", ".typed"}
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 import compress_onnx
 names = [m.name for m in pkgutil.walk_packages(compress_onnx.__path__, "compress_onnx.")]
 for name in names:
-    if not name.endswith("__main__"):
+    if not name.endswith(("__main__", "olive_passes")):  # that Olive imports, and it alone
         importlib.import_module(name)
 strange = [
     name
@@ -103,6 +103,27 @@ def test_the_sdist_holds_files_in_the_place_of_links(built):
     inside = {str(PurePosixPath(*PurePosixPath(member.name).parts[1:])) for member in members}
     assert sources() <= inside
     assert not any(name.startswith(("models", "docs", "tests")) for name in inside)
+    # What a recipe for conda builds from, and has to ship.
+    assert {"LICENSE", "README.md", "pyproject.toml", "CITATION.cff", "CHANGELOG.md"} <= inside
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "kinds"),
+    [("twine", ("check", "--strict"), ("*",)), ("check_wheel_contents", (), ("*.whl",))],
+)
+def test_an_index_takes_it(built, program, options, kinds):
+    pytest.importorskip(program, reason="needs the dev extra")
+    files = [path for kind in kinds for path in sorted(built.glob(kind))]
+    assert files
+    command = [sys.executable, "-m", program, *options, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_licence_goes_along(built):
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
+        (name,) = [m for m in archive.namelist() if m.endswith(".dist-info/licenses/LICENSE")]
+        assert archive.read(name) == (ROOT / "LICENSE").read_bytes()
 
 
 @pytest.mark.parametrize("named", ["by the working folder", "by PYTHONPATH"])

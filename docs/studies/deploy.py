@@ -43,8 +43,11 @@ def page(folder: Path, original: Path) -> Iterator[str]:
         "Written by `make deploy-page`. `compress-onnx bundle DIR --target NAME -o OUT` lays a "
         "model out for the place that serves it; `deploy: [triton, …]` in a recipe does it with "
         "every run. Every bundle has a manifest of SHA-256 sums, and in `provenance/` the report, "
-        "the plan and a CycloneDX record of where the weights came from. With `--original`, the "
-        "uncompressed model stands beside it where the target knows versions."
+        "the plan and a CycloneDX record of where the weights came from. Bundles in the hub's "
+        "layout have a model card, `README.md`, with the figures in the form `model-index`; what "
+        "the model was made from is the report's hub id, or `--base-model ORGANIZATION/NAME`. "
+        "With `--original`, the uncompressed model stands beside it where the target knows "
+        "versions."
     )
     yield ""
     yield (

@@ -20,7 +20,8 @@ Rules:
 1. Only float32 layers with a plain weight on the right take part; others have a reason
    (:func:`why_float`).
 2. Layers of one graph that read one value share its integers.
-3. The rewritten value keeps its name, type and shape.
+3. The rewritten value keeps its name, type and shape; the product tells what the layer told, and
+   of its numbers (:mod:`graph_passes.rewriting.told`).
 4. Numbers are computed for the whole model before the graph changes.
 """
 
@@ -42,6 +43,7 @@ from compress_onnx.graph_passes.factorization.rounding import (
     round_weight,
 )
 from compress_onnx.graph_passes.rewriting.initializers import register
+from compress_onnx.graph_passes.rewriting.told import told_of, with_numbers
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.naming import UniqueNames, value_names
@@ -62,12 +64,19 @@ class IntegersPass(ir.passes.InPlacePass):
         scales: of the inputs, by the name of the layer; the layers that take part.
         form: which operators.
         limit: the largest integer of a weight.
+        damage: what that costs the outputs, as predicted, by the name of the layer.
     """
 
     def __init__(
-        self, scales: Mapping[str, InputScale], form: IntegerForm = "fused", limit: int = LIMIT
+        self,
+        scales: Mapping[str, InputScale],
+        form: IntegerForm = "fused",
+        limit: int = LIMIT,
+        *,
+        damage: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self._damage = damage or {}
         self._scales = scales
         self._form = form
         self._limit = limit
@@ -102,7 +111,8 @@ class IntegersPass(ir.passes.InPlacePass):
             key = site.input, site.node.graph, scale
             if key not in inputs:
                 inputs[key] = _Writer(site, names).integers(scale, self._form)
-            _Writer(site, names).rewrite(inputs[key], rounded[name], self._form)
+            told = with_numbers(told_of(site.node), "int8", self._damage.get(name))
+            _Writer(site, names, told).rewrite(inputs[key], rounded[name], self._form)
         if self._form == "fused" and self._scales:
             model.opset_imports.setdefault(CONTRIB, 1)
         return ir.passes.PassResult(model, modified=bool(self._scales))
@@ -134,9 +144,12 @@ class _Integers:
 class _Writer:
     """Writes the nodes that one layer becomes, in front of it."""
 
-    def __init__(self, site: LinearSite, names: UniqueNames) -> None:
+    def __init__(
+        self, site: LinearSite, names: UniqueNames, told: Mapping[str, str] | None = None
+    ) -> None:
         assert site.node.graph is not None
         self._site = site
+        self._told = told or {}
         self._graph = site.node.graph
         self._names = names
         self._nodes: list[ir.Node] = []
@@ -236,6 +249,7 @@ class _Writer:
             ir.convenience.convert_attributes(dict(attributes or {})),
             outputs=[ir.Value(name=self._names(base)) for _ in range(outputs)],
             name=self._names(f"{base}.node"),
+            metadata_props=dict(self._told) if "MatMul" in op_type else None,
         )
         self._nodes.append(node)
         return node

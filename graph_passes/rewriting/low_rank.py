@@ -20,7 +20,8 @@ Rules:
    the like, after checking that the name is free, and their shapes are recorded where known.
 5. Numbers are computed for the whole plan before the graph changes
    (:mod:`graph_passes.rewriting.replacement`).
-6. Each new node carries the site, method, rank and error in its ``metadata_props``.
+6. Each new node carries the site, and what :mod:`graph_passes.rewriting.told` lists, in its
+   ``metadata_props``.
 """
 
 from __future__ import annotations

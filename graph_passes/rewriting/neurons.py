@@ -65,12 +65,20 @@ class NeuronsPass(ir.passes.InPlacePass):
         chosen: by the name of the down layer, what stays of the network.
         sink: where the new weights go; a model that does not fit into memory needs another place.
         biases: whether those of the down layers change.
+        told: what the products of each network tell about it, by the name of the down layer
+            (:mod:`graph_passes.rewriting.told`).
     """
 
     def __init__(
-        self, chosen: Mapping[str, Folded], *, sink: Sink = in_memory, biases: bool = True
+        self,
+        chosen: Mapping[str, Folded],
+        *,
+        sink: Sink = in_memory,
+        biases: bool = True,
+        told: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         super().__init__()
+        self._told = told or {}
         self._chosen = chosen
         self._sink = sink
         self._biases = biases
@@ -107,6 +115,8 @@ class NeuronsPass(ir.passes.InPlacePass):
                 value = initializers.place(operand.old, operand.new)
                 operand.node.replace_input_with(operand.index, value)
                 operand.node.metadata_props.setdefault(NEURONS_PROPERTY, operand.role)
+                if operand.role in {"up", "down"}:
+                    operand.node.metadata_props.update(self._told.get(ffn.name, {}))
             neurons = len(self._chosen[ffn.name].kept)
             for node in ffn.told:
                 node.replace_input_with(1, target_of(node, neurons, names))

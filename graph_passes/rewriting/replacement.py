@@ -18,6 +18,7 @@ from compress_onnx.graph_passes.factorization import Term
 from compress_onnx.graph_passes.factorization.storage import Packed, rounded
 from compress_onnx.graph_passes.planning.factoring import FactoredWeight
 from compress_onnx.graph_passes.rewriting.initializers import Initializers, Kept
+from compress_onnx.graph_passes.rewriting.told import DAMAGE, ERROR, FORM, METHOD, RANK, figure
 from compress_onnx.graph_passes.sites.linear_site import LinearSite
 from compress_onnx.graph_passes.sites.weights import read
 
@@ -46,6 +47,7 @@ def prepare(factored: FactoredWeight, initializers: Initializers) -> Replacement
         RequestError: a corrected bias does not fit into the weight's type.
     """
     assert factored.plan.method is not None
+    damage = factored.plan.damage
     correction = factored.factorization.bias
     return Replacement(
         factored.sites,
@@ -58,9 +60,11 @@ def prepare(factored: FactoredWeight, initializers: Initializers) -> Replacement
             if correction is not None and site.corrected_bias
         },
         {
-            "compress_onnx.method": factored.plan.method.name,
-            "compress_onnx.rank": str(factored.plan.rank),
-            "compress_onnx.error": f"{factored.error.reached:.6g}",
+            FORM: "low rank",
+            METHOD: factored.plan.method.name,
+            RANK: str(factored.plan.rank),
+            ERROR: figure(factored.error.reached),
+            **({} if damage is None else {DAMAGE: figure(damage)}),
         },
     )
 

@@ -36,6 +36,7 @@ from compress_onnx.graph_passes.rewriting.initializers import (
 )
 from compress_onnx.graph_passes.rewriting.integers import CONTRIB, why_float
 from compress_onnx.graph_passes.rewriting.replacement import corrected_bias
+from compress_onnx.graph_passes.rewriting.told import told_of, with_numbers
 from compress_onnx.graph_passes.sites.find import find_sites
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.graph_passes.sites.linear_site import SITE_PROPERTY, LinearSite
@@ -111,6 +112,7 @@ class _Kept:
         self._sites = sites
         self._owner = sites[0].weight.initializer
         self._base = found.base
+        self._damage = found.damage
         self._initializers = initializers
         self._accuracy_level = accuracy_level
         scale = found.base.stored_scale
@@ -155,7 +157,8 @@ class _Kept:
         for site in self._sites:
             kept = self._biases.get(site.name)
             bias = None if kept is None else self._initializers.place(self._owner, kept, decoding)
-            writer = _Writer(site, self._initializers.names)
+            told = with_numbers(told_of(site.node), f"{self._base.bits}-bit weights", self._damage)
+            writer = _Writer(site, self._initializers.names, told)
             output = writer.node("MatMulNBits", [site.input, *operands], attributes, CONTRIB)
             if factors:
                 hidden = writer.node("MatMul", [site.input, factors[0]])
@@ -166,8 +169,9 @@ class _Kept:
 class _Writer:
     """Writes the nodes that one layer becomes."""
 
-    def __init__(self, site: LinearSite, names: UniqueNames) -> None:
+    def __init__(self, site: LinearSite, names: UniqueNames, told: Mapping[str, str]) -> None:
         self._site = site
+        self._told = told
         self._names = names
         self._nodes: list[ir.Node] = []
 
@@ -187,7 +191,7 @@ class _Writer:
             ir.convenience.convert_attributes(dict(attributes or {})),
             outputs=[ir.Value(name=self._names(f"{name}.output"))],
             name=name,
-            metadata_props={SITE_PROPERTY: self._site.name},
+            metadata_props={SITE_PROPERTY: self._site.name, **self._told},
         )
         self._nodes.append(node)
         return node.outputs[0]

@@ -40,6 +40,12 @@ def bundle(
     original: Annotated[
         Path | None, typer.Option(help="The uncompressed model, as a version beside it.")
     ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            help="For the model card: what it was made from, on the hub [default: the report's]."
+        ),
+    ] = None,
     threads: options.Threads = None,
     instances: Annotated[
         int, typer.Option(min=1, help="Copies of the model that answer at once.")
@@ -63,7 +69,7 @@ def bundle(
     if key is not None:
         require_signature(folder, key)
     serving = Serving(threads, instances, max_batch, dynamic_batching)
-    package = read_package(folder, name, original=original, serving=serving)
+    package = read_package(folder, name, original=original, serving=serving, base_model=base_model)
     places = {one: output / one if len(target) > 1 else output for one in dict.fromkeys(target)}
     outputs.check_outputs(
         [

@@ -12,6 +12,7 @@ import typer
 from compress_onnx.pipeline.cli.console import note
 from compress_onnx.pipeline.report.page import why_no_charts, write_page
 from compress_onnx.pipeline.report.page.blocks import Page
+from compress_onnx.pipeline.report.tracking import without_credentials
 
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Also write a page to open.")
@@ -19,8 +20,8 @@ Html = Annotated[
 
 
 def command_line() -> str:
-    """What the user typed, to be typed again."""
-    return shlex.join(["compress-onnx", *sys.argv[1:]])
+    """What the user typed, to be typed again, without the credentials of a URI."""
+    return shlex.join(["compress-onnx", *map(without_credentials, sys.argv[1:])])
 
 
 def write_html(path: Path, page: Page) -> None:

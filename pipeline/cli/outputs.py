@@ -19,6 +19,7 @@ from compress_onnx.pipeline.recipe import Recipe
 from compress_onnx.pipeline.report.analysis.page import REPORT_NAME
 from compress_onnx.pipeline.report.ci import is_junit_of_ours, is_table_of_ours
 from compress_onnx.pipeline.report.drawing import is_picture_of_ours
+from compress_onnx.pipeline.report.model_explorer import is_node_data
 from compress_onnx.pipeline.report.page import is_page_of_ours
 from compress_onnx.pipeline.report.writer import SWEEP_NAME
 
@@ -32,6 +33,7 @@ __all__ = [
     "figures_file",
     "junit_file",
     "model_file",
+    "node_data_file",
     "optimize_report",
     "page_file",
     "pareto_file",
@@ -108,6 +110,11 @@ def junit_file(path: Path | None) -> Output | None:
 def table_file(path: Path | None) -> Output | None:
     """What ``compare --markdown`` writes."""
     return None if path is None else Output(path, "file", is_table_of_ours)
+
+
+def node_data_file(path: Path | None) -> Output | None:
+    """What ``report --model-explorer`` writes."""
+    return None if path is None else Output(path, "file", is_node_data)
 
 
 def benchmark_file(path: Path | None) -> Output | None:

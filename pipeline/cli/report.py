@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from compress_onnx.pipeline.cli import options, outputs
+from compress_onnx.pipeline.deploy.package import MODEL_NAME
 from compress_onnx.pipeline.files.bundle import verify_manifest
 from compress_onnx.pipeline.report import read_report, render_summary
+from compress_onnx.pipeline.report.model_explorer import write_node_data
 
 
 def register(app: typer.Typer) -> None:
@@ -21,11 +24,29 @@ def report(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Verify the bundle's sha256 manifest first.")
     ] = True,
+    model_explorer: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-explorer", help="Write node data for Model Explorer to this JSON file, too."
+        ),
+    ] = None,
+    show: Annotated[
+        Literal["damage", "error", "rank", "form"],
+        typer.Option(help="What that says of each node."),
+    ] = "damage",
+    force: options.Force = False,
 ) -> None:
-    """Print the Markdown summary of a bundle; the exit code repeats the verdict of its gates."""
+    """Print the Markdown summary of a bundle; the exit code repeats the verdict of its gates.
+
+    What became of a layer (form, method, rank, predicted damage) is in the metadata of its nodes,
+    which Netron shows; `--model-explorer damage.json` colours them in Model Explorer.
+    """
     found = read_report(folder)
+    outputs.check_outputs([outputs.node_data_file(model_explorer)], [folder], force=force)
     if check:
         verify_manifest(folder)
+    if model_explorer is not None:
+        write_node_data(folder / MODEL_NAME, show, model_explorer)
     typer.echo(render_summary(found))
     if not found.passed:
         raise typer.Exit(1)

@@ -30,6 +30,7 @@ from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
 from compress_onnx.pipeline.report import render_summary
 from compress_onnx.pipeline.report.ci import gate_cases
+from compress_onnx.pipeline.report.tracking import check_tracker, log_run, tracker_of
 from compress_onnx.pipeline.report.writer import report_json, write_text
 from compress_onnx.pipeline.results import Report, RunReport, TranslationReport
 from compress_onnx.pipeline.runtime.backend import EMBEDDED
@@ -65,6 +66,13 @@ def run(
     ] = None,
     junit: options.JUnit = None,
     json_path: options.Json = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mlflow:URI",
+            help="Also log parameters, metrics and the bundle to this MLflow store.",
+        ),
+    ] = None,
     force: options.Force = False,
     no_cache: options.NoCache = False,
     backend: options.Backend = EMBEDDED,
@@ -94,6 +102,9 @@ def run(
         outputs.figures_file(json_path, "tool_version", "gates"),
     ]
     outputs.check_outputs(written, read, force=force)
+    tracker = tracker_of(log) if log is not None else None
+    if tracker is not None:
+        check_tracker(tracker)
     report = run_recipe(
         recipe,
         folder,
@@ -111,6 +122,9 @@ def run(
         write_text(json_path, report_json(report))
     tell_ci(report.name, gate_cases(report.gates), render_summary(report), junit)
     out.print(f"bundle: {folder}", markup=False, highlight=False)
+    if tracker is not None:
+        run_id = log_run(tracker, recipe, report, folder)
+        out.print(f"logged: {run_id} at {tracker}", markup=False, highlight=False)
     if not passed:
         raise typer.Exit(1)
 

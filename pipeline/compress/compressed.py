@@ -23,12 +23,13 @@ from compress_onnx.graph_passes.planning.factoring import (
     thinned_weight,
 )
 from compress_onnx.graph_passes.planning.fitting import check_fits
-from compress_onnx.graph_passes.planning.plan import CompressionPlan
+from compress_onnx.graph_passes.planning.plan import CompressionPlan, SitePlan
 from compress_onnx.graph_passes.rewriting.cleanup import CleanupPass
 from compress_onnx.graph_passes.rewriting.initializers import Sink, in_memory
 from compress_onnx.graph_passes.rewriting.join_siblings import PartSiblingsPass
 from compress_onnx.graph_passes.rewriting.low_rank import LowRankPass
 from compress_onnx.graph_passes.rewriting.neurons import NeuronsPass
+from compress_onnx.graph_passes.rewriting.told import DAMAGE, ERROR, FORM, KEPT, METHOD, figure
 from compress_onnx.graph_passes.sites.grouping import group_by_weight
 from compress_onnx.pipeline.compress.basis import Basis
 from compress_onnx.pipeline.compress.sequential import Repaired
@@ -164,7 +165,8 @@ class Compressed:
             )
             low_rank(model)
         if folded:
-            NeuronsPass(folded, sink=sink)(model)
+            told = {site.site: _told(site) for site in low_rank.plan.thinned}
+            NeuronsPass(folded, sink=sink, told=told)(model)
         PartSiblingsPass(sink)(model)
         CleanupPass(keep_metadata=keep_metadata)(model)
         return Rewritten(model, low_rank.plan)
@@ -222,6 +224,16 @@ class Compressed:
     def _sink_for(self, output: Path) -> AbstractContextManager[Sink]:
         large = data_files(self.basis.original.model)
         return spill(output) if large else nullcontext(in_memory)
+
+
+def _told(site: SitePlan) -> dict[str, str]:
+    """What the products of a network that loses neurons tell about it."""
+    found = {FORM: "neurons", KEPT: str(site.neurons)}
+    if site.method is not None:
+        found[METHOD] = site.method.name
+    if site.error is not None:
+        found[ERROR] = figure(site.error.reached)
+    return found if site.damage is None else {**found, DAMAGE: figure(site.damage)}
 
 
 def _check_loads(candidate: Path, reference: Path) -> None:

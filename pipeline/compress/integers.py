@@ -143,13 +143,15 @@ class PreparedModel(_Decided, Prepared):
     def rounded(self, form: IntegerForm = "fused") -> RoundedModel:
         """The model of integers; ``form`` says which operators multiply them."""
         model = kept(self.model.clone(), self.source)
-        IntegersPass(self.scales, form, self.limit)(model)
+        layers = tuple(map(self._layer, find_sites(self.model).sites))
+        damage = {layer.layer: layer.damage for layer in layers if layer.damage is not None}
+        IntegersPass(self.scales, form, self.limit, damage=damage)(model)
         CleanupPass()(model)
         decided = {field.name: getattr(self, field.name) for field in fields(_Decided)}
         return RoundedModel(
             **{**decided, "model": model},
             integers=tuple(self.scales),
-            layers=tuple(map(self._layer, find_sites(self.model).sites)),
+            layers=layers,
         )
 
     def _layer(self, site: LinearSite) -> LayerPlan:

@@ -16,6 +16,7 @@ import onnx
 from compress_onnx.graph_passes.errors import ModelFileError, OutputError, RequestError
 from compress_onnx.pipeline.export.exported import SentencePooling
 from compress_onnx.pipeline.export.sentence_encoder import read_modules, read_sentence_encoder
+from compress_onnx.pipeline.export.source import is_hub_id
 from compress_onnx.pipeline.files.bundle import MANIFEST_NAME, SIGNATURE_NAME, verify_manifest
 from compress_onnx.pipeline.files.model_file import load_model, referred_files, save_model
 from compress_onnx.pipeline.report import read_report
@@ -83,12 +84,14 @@ class Package:
         folder: as ``run`` leaves it, or one that somebody else filled.
         original: the uncompressed model, to stand beside it.
         serving: how servers run it.
+        base_model: the hub's name of what it was made from, where the report does not say.
     """
 
     name: str
     folder: Path
     original: Path | None = None
     serving: Serving = Serving()
+    base_model: str | None = None
 
     @property
     def model(self) -> Path:
@@ -149,6 +152,11 @@ class Package:
         if not isinstance(config, dict):
             raise ModelFileError(f"{path} holds no object: get the model again")
         return config
+
+    @property
+    def has_config(self) -> bool:
+        """Whether there is a :attr:`config`."""
+        return (self.folder / self.transformer / "config.json").is_file()
 
     @property
     def is_sentence_encoder(self) -> bool:
@@ -234,6 +242,7 @@ def read_package(
     *,
     original: Path | None = None,
     serving: Serving | None = None,
+    base_model: str | None = None,
 ) -> Package:
     """The package in ``folder``; a manifest that is there must hold.
 
@@ -242,11 +251,16 @@ def read_package(
         name: what servers call the model; what the report calls it, or the folder, unless given.
         original: the uncompressed model.
         serving: how servers run it.
+        base_model: the hub's name of what it was made from.
 
     Raises:
         ModelFileError: there is no model, or the folder is not as its manifest says.
-        RequestError: the name does not do, or original and model do not take and give the same.
+        RequestError: a name does not do, or original and model do not take and give the same.
     """
+    if base_model is not None and not is_hub_id(base_model):
+        raise RequestError(
+            f"{base_model!r} is no model of the hub: give --base-model as ORGANIZATION/NAME"
+        )
     if not (folder / MODEL_NAME).is_file():
         raise ModelFileError(
             f"{folder} has no {MODEL_NAME}: give the folder that `compress-onnx run` wrote, or one "
@@ -256,7 +270,7 @@ def read_package(
         verify_manifest(folder)
     for model in filter(None, (folder / MODEL_NAME, original)):
         load_model(model)  # refuses data files elsewhere
-    package = Package("", folder, original, serving or Serving())
+    package = Package("", folder, original, serving or Serving(), base_model)
     if original is not None:
         _check_same_interface(package, original)
     if name is None:

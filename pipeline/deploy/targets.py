@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.pipeline.deploy.card import Library, write_card
 from compress_onnx.pipeline.deploy.hugging_face import (
     COMPRESSED_NAME,
     lay_out_fastembed,
@@ -41,12 +42,14 @@ class Target:
             of a sentence encoder ``{pooling}``, ``{normalized}`` and ``{width}``.
         beside: what ``{beside}`` in these lines is where the original is there too.
         versions: whether the original can stand beside the compressed model.
+        library: who loads it, where the folder has the hub's layout, and so a model card.
     """
 
     lay_out: Callable[[Package, Path], Iterator[str]]
     loading: str
     versions: bool = False
     beside: str = ""
+    library: Library | None = None
 
 
 TARGETS: Mapping[DeployTarget, Target] = {
@@ -57,12 +60,14 @@ TARGETS: Mapping[DeployTarget, Target] = {
         'model.encode(["a sentence"])',
         versions=True,
         beside=f', model_kwargs={{"file_name": "onnx/{COMPRESSED_NAME}"}}',
+        library=Library("sentence-transformers", "python"),
     ),
     "tei": Target(
         lay_out_tei,
         "docker run -p 8080:80 -v $(realpath {folder}):/model \\\n"
         "    ghcr.io/huggingface/text-embeddings-inference:cpu-latest --model-id /model\n"
         "curl localhost:8080/embed -H 'Content-Type: application/json' -d '{{\"inputs\": \"a\"}}'",
+        library=Library("sentence-transformers", "sh", ("text-embeddings-inference",)),
     ),
     "fastembed": Target(
         lay_out_fastembed,
@@ -71,6 +76,7 @@ TARGETS: Mapping[DeployTarget, Target] = {
         'TextEmbedding.add_custom_model("{name}", PoolingType("{pooling}"), {normalized}, '
         'ModelSource(hf="{name}"), {width})\n'
         'TextEmbedding("{name}", specific_model_path="{folder}").embed(["a sentence"])',
+        library=Library("fastembed", "python"),
     ),
     "transformers-js": Target(
         lay_out_transformers_js,
@@ -78,6 +84,7 @@ TARGETS: Mapping[DeployTarget, Target] = {
         'env.localModelPath = "{parent}";\n'
         'const embed = await pipeline("feature-extraction", "{last}", {{ dtype: "q8" }});',
         versions=True,
+        library=Library("transformers.js", "js"),
     ),
     "optimum": Target(
         lay_out_optimum,
@@ -85,6 +92,7 @@ TARGETS: Mapping[DeployTarget, Target] = {
         'model = ORTModelForFeatureExtraction.from_pretrained("{folder}"{beside})',
         versions=True,
         beside=f', file_name="{COMPRESSED_NAME}"',
+        library=Library("optimum", "python"),
     ),
     "triton": Target(
         lay_out_triton,
@@ -155,6 +163,10 @@ def bundle(package: Package, target: str, output: Path, *, force: bool = False) 
         )
     with atomic_directory(output, replaceable=anything if force else is_bundle) as folder:
         notes = tuple(known.lay_out(package, folder))
+        if known.library is not None:
+            # By a name of the model's own: where it lies now says nothing to who fetches it.
+            lines = loading_lines(package, target, Path(package.name))
+            write_card(package, known.library, lines, folder)
         write_provenance(package, folder)
         write_manifest(folder)
     return notes
@@ -192,7 +204,7 @@ def loading_lines(package: Package, target: str, folder: Path) -> str:
     facts: dict[str, object] = {"folder": folder, "name": package.name}
     facts |= {"parent": folder.parent, "last": folder.name}
     facts["beside"] = named(target).beside if package.original is not None else ""
-    if package.is_sentence_encoder:
+    if "{pooling}" in named(target).loading:
         pooling = package.pooling
         facts |= {
             "pooling": pooling.modes[0].upper(),

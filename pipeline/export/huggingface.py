@@ -58,8 +58,10 @@ def export_huggingface(
         exported = _export_dynamo(checkpoint, spec, folder, seed)
     preprocessor = _files(checkpoint, _PREPROCESSOR_FILES)
     described = encoder.files if encoder else ()
+    hub_id = source.repo_id if isinstance(source, HubSource) else None
     return dataclasses.replace(
         exported,
+        report=exported.report.model_copy(update={"hub_id": hub_id}),
         assets=tuple(
             dict.fromkeys((*_files(checkpoint, _CONFIG_FILES), *preprocessor, *described))
         ),

@@ -79,6 +79,11 @@ def resolve_source(spec: SourceSpec, base_dir: Path) -> Source:
     )
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form of a hub id."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def _local_path(model: str, base_dir: Path) -> Path:
     if model.startswith(_PACKAGE_PREFIX):
         return _path_in_package(model)
@@ -118,7 +123,7 @@ def _huggingface(model: str, path: Path) -> Source | None:
                 "the .onnx file itself"
             )
         return FolderSource(path)
-    return HubSource(model) if _HUB_ID.fullmatch(model) else None
+    return HubSource(model) if is_hub_id(model) else None
 
 
 _RESOLVERS: dict[str, Callable[[str, Path], Source | None]] = {

@@ -1,11 +1,13 @@
 """Bundles of a real encoder, loaded by the real thing: ``make load-test`` and ``make serve-test``.
 
 These run in environments of their own (requirements/targets.txt, requirements/mlserver.txt), so
-they import nothing of this project. ``COMPRESS_ONNX_BUNDLES`` is the folder that the Makefile made:
+they import nothing of this project; so do those of ``make olive-test``, which need no bundles.
+``COMPRESS_ONNX_BUNDLES`` is the folder that the Makefile made:
 
     minilm/          what `compress-onnx run models/minilm.yaml` left, with its report
     original.onnx    the same encoder, uncompressed
     sentences.json   what the report was measured on
+    nodes.json       what the nodes of its model tell, for Model Explorer
     TARGET/          one folder for each target
 """
 

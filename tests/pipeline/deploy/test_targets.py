@@ -35,13 +35,14 @@ BESIDE = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
+CARD = "README.md"
 CASE = ["input_0.pb", "input_1.pb", "output_0.pb", "output_1.pb"]
 TREES = {
-    "sentence-transformers": [*BESIDE, "onnx/model.onnx"],
-    "tei": [*BESIDE, "onnx/model.onnx"],
-    "fastembed": [*BESIDE, "onnx/model.onnx"],
-    "transformers-js": [*BESIDE, "onnx/model_quantized.onnx"],
-    "optimum": [*BESIDE, "model.onnx"],
+    "sentence-transformers": [*BESIDE, CARD, "onnx/model.onnx"],
+    "tei": [*BESIDE, CARD, "onnx/model.onnx"],
+    "fastembed": [*BESIDE, CARD, "onnx/model.onnx"],
+    "transformers-js": [*BESIDE, CARD, "onnx/model_quantized.onnx"],
+    "optimum": [*BESIDE, CARD, "model.onnx"],
     "triton": [
         f"repository/tiny/{name}"
         for name in ("1/model.onnx", "config.pbtxt", "warmup/0.bin", "warmup/1.bin")
@@ -94,7 +95,7 @@ def test_tree(tmp_path, package, target):
 
 def folder_texts(folder: Path) -> list[str]:
     """What a target reads as text: nothing in it may name a place on this machine."""
-    kinds = {".json", ".pbtxt", ".yaml", ".xml"}
+    kinds = {".json", ".md", ".pbtxt", ".yaml", ".xml"}
     return [p.read_text() for p in folder.rglob("*") if p.suffix in kinds]
 
 

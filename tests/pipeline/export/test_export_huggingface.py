@@ -209,3 +209,15 @@ def test_sentence_encoder(tmp_path: Path) -> None:
     assert exported.tokenizer_dir is not None
     assert {path.name for path in exported.assets} >= {"config.json", "tokenizer.json"}
     assert all(p.outputs[0].relative_l2 < 1e-4 for p in exported.report.parity)
+
+
+@pytest.mark.slow
+def test_the_report_has_the_hubs_name_of_what_came_from_there(
+    tmp_path: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert export_to(tmp_path, classifier).report.hub_id is None
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(classifier))
+    (tmp_path / "again").mkdir()
+    report = export_to(tmp_path / "again", "org/classifier").report
+    assert (report.hub_id, report.source) == ("org/classifier", "org/classifier")
