@@ -241,7 +241,7 @@ lock:  ## Resolve the dependencies into requirements/lock.txt, with hashes; UPGR
 	build/lock/bin/pip-compile --quiet $(if $(UPGRADE),--upgrade) --generate-hashes \
 	    --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
 	    --constraint requirements/torch.txt --unsafe-package torch --unsafe-package pip \
-	    $(foreach extra,export recipes pictures gpu dask deploy docs dev,--extra $(extra)) \
+	    $(foreach extra,export recipes pictures gpu dask deploy mlflow docs dev,--extra $(extra)) \
 	    --output-file requirements/lock.txt pyproject.toml
 
 wheel: $(READY)  ## Build the sdist and, out of it, the wheel into dist/.
