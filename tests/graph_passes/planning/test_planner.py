@@ -122,8 +122,10 @@ class TestSelection:
         ]
 
     def test_pattern_that_matches_nothing_is_refused(self) -> None:
-        with pytest.raises(RequestError, match=r"'\*\.lm_head'.*'enc\.attn\.q'"):
+        with pytest.raises(RequestError, match=r"'\*\.lm_head'.*did you mean 'head'\?"):
             plan(self.SITES, select=Selection(exclude=("*.lm_head",)))
+        with pytest.raises(RequestError, match=r"'xyz'.*the first is 'enc\.attn\.q'"):
+            plan(self.SITES, select=Selection(include=("xyz",)))
 
     def test_weight_shared_with_an_unselected_site_stays(self) -> None:
         proto = model(

@@ -16,7 +16,7 @@ from compress_onnx.pipeline.results import Drop, Trial
 def shown(request, monkeypatch):
     text = io.StringIO()
     screen = Console(file=text, width=80, force_terminal=request.param)
-    monkeypatch.setattr(console, "errors", screen)
+    monkeypatch.setattr(console, "notes", screen)
     return text
 
 

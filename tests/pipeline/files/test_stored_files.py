@@ -57,7 +57,7 @@ class TestFiles:
             assert scales == (0 if store == "float16" else 2 * ranks)
             wanted = plan.parameters_after * (32 - bits) // 8 - 4 * scales
             overhead = wanted - (before.candidate_bytes - size.candidate_bytes)
-            assert 0 < overhead < 3500  # names and nodes
+            assert 0 < overhead < 4000  # names, nodes and what these tell
 
     def test_factors_of_a_large_model_wait_on_the_disk(self, reference) -> None:
         large = small.save_external(onnx.load(reference), reference.with_name("large.onnx"))

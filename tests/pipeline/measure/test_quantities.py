@@ -197,7 +197,7 @@ class TestMetricsBeforeTheRun:
 @pytest.mark.parametrize(
     ("command", "available"),
     [
-        ("validate", validate_quantities(["NAME"], providers=["auto"], domains=["news"])),
+        ("validate", validate_quantities(["NAME"], providers=["auto"], domains=["news", "off"])),
         ("bench", bench_quantities()),
     ],
 )
