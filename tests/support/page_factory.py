@@ -2,12 +2,15 @@
 
 from report_factory import make_optimize, make_output, make_plan, make_report, make_spectra
 
+from compress_onnx.graph_passes.planning.plan import MethodSpec
+from compress_onnx.graph_passes.planning.request import CompressionSpec
 from compress_onnx.pipeline.measure.domains import with_domains
 from compress_onnx.pipeline.report.page import (
     changes_page,
     comparison_page,
     optimize_page,
     report_page,
+    sweep_page,
 )
 from compress_onnx.pipeline.results import (
     Change,
@@ -16,6 +19,10 @@ from compress_onnx.pipeline.results import (
     Divergence,
     DivergentNode,
     InnerComparison,
+    SweepReport,
+    SweepRow,
+    TranslationReport,
+    TranslationScores,
     ValidationReport,
 )
 
@@ -80,7 +87,50 @@ def full_report():
     return make_report(validation=validation, optimize=make_optimize())
 
 
+def sweep_report():
+    run = make_report()
+    rows = [
+        SweepRow(
+            variant=CompressionSpec(method=MethodSpec(name=method), params=share),
+            size=run.size,
+            metrics={"cosine": share},
+            benchmarks=run.benchmarks,
+            parameters_before=100,
+            parameters_after=int(100 * share),
+        )
+        for method in ("svd", "asvd")
+        for share in (0.3, 0.5)
+    ]
+    broken = SweepRow(variant=CompressionSpec(params=0.9), problem="nothing | to gain")
+    return SweepReport(
+        tool_version="0",
+        created="now",
+        name="tiny",
+        environment=run.environment,
+        rows=(*rows, broken),
+    )
+
+
+def translation_report():
+    run = make_report()
+    fields = set(TranslationReport.model_fields) - {"encoder", "decoder", "validation"}
+    shared = {name: getattr(run, name) for name in run.model_fields_set & fields}
+    score = {"sentences": 3, "bleu": 20.0, "chrf": 40.0}
+    scores = TranslationScores.model_validate({"languages": {"de": score}, "mean": score})
+    return TranslationReport(
+        **shared,
+        encoder=run.plan,
+        decoder=run.plan,
+        validation="three sentences",
+        beams=1,
+        reference=scores,
+        candidate=scores,
+    )
+
+
 PAGES = {
+    "sweep": lambda: sweep_page(sweep_report()),
+    "translation": lambda: report_page(translation_report()),
     "run": lambda: report_page(full_report(), make_spectra()),
     "optimize": lambda: optimize_page(
         make_optimize(plan=make_plan()),

@@ -420,8 +420,11 @@ class TestCommand:
     ):
         pareto, picture = tmp_path / "pareto.json", tmp_path / f"front.{ending}"
         options = ["--time", "1s", "--iterations", "5", "--no-cache", "-o", tmp_path / "best.onnx"]
+        page = tmp_path / "page.html"
         given = ["optimize", model, "-c", data, *options, "--pareto", pareto, "--picture", picture]
+        given += ["--html", page]
         cli(*given)
+        assert "What was tried" in page.read_text(encoding="utf-8")
         first = picture.read_bytes()
         assert first.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
         points = {point["name"]: point for point in json.loads(pareto.read_text())["points"]}

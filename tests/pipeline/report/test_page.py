@@ -92,7 +92,7 @@ def test_only_the_scripts_that_were_written_here_may_run(kind):
     assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
 
 
-@pytest.mark.parametrize("kind", ["run", "optimize", "validate"])
+@pytest.mark.parametrize("kind", ["run", "optimize", "sweep", "translation", "validate"])
 def test_vega_lite_draws_every_chart(kind):
     charts = [b for s in PAGES[kind]().shown for b in s.blocks if isinstance(b, Chart)]
     assert charts
@@ -120,6 +120,13 @@ def test_two_graphs_agree_or_part():
         assert comparison_page(report, "x").state == state
     assert "3 numbers are beyond" in comparison_page(report, "x").verdict
     assert comparison_page(comparison(gates=()), "x").state == "told"
+
+
+def test_a_sweep_names_its_best_and_a_translation_its_bleu():
+    assert "5 variants; the highest cosine is 0.5000, of svd at 50%" in PAGES["sweep"]().verdict
+    text = "".join(Elements(render.rendered(PAGES["sweep"](), pictures=False)).texts)
+    assert "nothing | to gain" in text
+    assert "BLEU 20.00 → 20.00" in PAGES["translation"]().verdict
 
 
 def test_what_became_worse_comes_first():
