@@ -88,10 +88,7 @@ def _translation_page(report: TranslationReport) -> Page:
             sections.before_after(report.size),
             sections.gates_section(report.gates),
             Section("Translations", [report.validation], [Table("Languages", columns, rows)]),
-            *(
-                sections.layers_section(plan, title=f"Layers of the {part}")
-                for part, plan in parts.items()
-            ),
+            *(sections.layers_section(plan, of=part) for part, plan in parts.items()),
             sections.skipped_section(list(parts.values())),
             *_ending(report),
         ],

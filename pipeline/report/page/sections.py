@@ -213,9 +213,11 @@ def trials_section(report: OptimizeReport) -> Section:
 
 
 def layers_section(
-    plan: CompressionPlan | None, spectra: Sequence[SiteSpectrum] = (), title: str = "Layers"
+    plan: CompressionPlan | None, spectra: Sequence[SiteSpectrum] = (), of: str = ""
 ) -> Section:
-    """What every linear layer became, and why."""
+    """What every linear layer became, and why; ``of`` a part of the model, such as the encoder."""
+    part = f" of the {of}" if of else ""
+    title = f"Layers{part}"
     if plan is None:
         return Section(title)
     time_ms = {layer.layer: layer.time_ms for layer in plan.layers}
@@ -248,13 +250,13 @@ def layers_section(
         Column("time", formats.milliseconds),
         Column("reason"),
     ]
-    blocks: list[Table | Chart] = [Table("Linear layers", columns, rows)]
+    blocks: list[Table | Chart] = [Table(f"Linear layers{part}", columns, rows)]
     if (chart := charts.site_chart(plan)) is not None:
         blocks.append(chart)
     if any(spectrum.rank is not None for spectrum in spectra):
         blocks.append(charts.rank_chart([s for s in spectra if s.rank is not None]))
     if plan.layers:
-        blocks.append(_numbers(plan))
+        blocks.append(_numbers(plan, part))
     texts = [f"Budget: {plan.budget}; ranks shared out: {plan.allocation}."]
     if plan.error is not None:
         texts.append(
@@ -267,7 +269,7 @@ def layers_section(
     return Section(title, texts, blocks)
 
 
-def _numbers(plan: CompressionPlan) -> Table:
+def _numbers(plan: CompressionPlan, part: str) -> Table:
     columns = [
         Column("layer", is_name=True),
         Column("numbers"),
@@ -280,7 +282,7 @@ def _numbers(plan: CompressionPlan) -> Table:
         (one.layer, one.numbers, one.damage, one.time_ms, one.weight_bytes, one.reason)
         for one in plan.layers
     ]
-    return Table("Layers of the finished model", columns, rows)
+    return Table(f"Layers{part}, as the finished model holds them", columns, rows)
 
 
 def skipped_section(plans: Sequence[CompressionPlan]) -> Section:
