@@ -15,11 +15,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.pipeline.files.archive import ARCHIVE_ERRORS
+from compress_onnx.pipeline.files.archive import ARCHIVE_ERRORS, open_archive
 from compress_onnx.pipeline.runtime.inputs import ModelInput, constants_among
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import one_line
@@ -67,7 +65,7 @@ def memory_bytes() -> int:
 def _read_arrays(path: Path) -> dict[str, Array]:
     try:
         _check_directory(path)
-        with np.load(path, allow_pickle=False) as archive:
+        with open_archive(path) as archive:
             return {name: archive[name] for name in archive.files}
     except zipfile.BadZipFile as error:
         raise DataError(f"{path} is damaged or no .npz file: {error}") from error

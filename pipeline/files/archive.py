@@ -1,4 +1,4 @@
-"""What reading a damaged ``.npz`` archive can raise."""
+"""Opening ``.npz`` archives that may be damaged, and what reading them can raise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
 
 ARCHIVE_ERRORS = (
     OSError,
@@ -23,3 +27,19 @@ ARCHIVE_ERRORS = (
     lzma.LZMAError,
 )
 """What ``zipfile`` and ``numpy.load`` raise on archives that are damaged or no archives."""
+
+
+def open_archive(path: Path) -> NpzFile:
+    """The archive ``path``, without pickle.
+
+    ``numpy.load`` goes by the first bytes, ``zipfile`` by the last: what begins as a single array
+    may end as an archive.
+
+    Raises:
+        OSError: it cannot be read.
+        Exception: others of :data:`ARCHIVE_ERRORS`; it is damaged, or no archive.
+    """
+    opened = np.load(path, allow_pickle=False)
+    if not isinstance(opened, NpzFile):
+        raise zipfile.BadZipFile("it begins as a single array, not as an archive")
+    return opened

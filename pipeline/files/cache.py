@@ -39,7 +39,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from compress_onnx.graph_passes.arrays import Array, Stored
 from compress_onnx.graph_passes.errors import OutputError, RequestError
-from compress_onnx.pipeline.files.archive import ARCHIVE_ERRORS
+from compress_onnx.pipeline.files.archive import ARCHIVE_ERRORS, open_archive
 from compress_onnx.pipeline.files.atomic import atomic_file
 from compress_onnx.pipeline.files.shelf import Shelf
 
@@ -109,7 +109,7 @@ class ArrayCache:
         """
         path = self._path(key)
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with open_archive(path) as archive:
                 shelf = Shelf() if path.stat().st_size >= _SHELVED_FROM_BYTES else None
                 arrays = {
                     name: archive[name] if shelf is None else shelf.keep(archive[name])

@@ -1,5 +1,6 @@
 """Samples from ``.npz`` files, also damaged ones."""
 
+import io
 import pickle
 import zipfile
 
@@ -70,6 +71,13 @@ def replace_with_folder(path):
     path.mkdir()
 
 
+def begin_as_an_array(path):
+    """numpy sees a single array, zipfile an archive."""
+    single = io.BytesIO()
+    np.save(single, np.zeros(3))
+    path.write_bytes(single.getvalue() + path.read_bytes())
+
+
 # numpy's own reader stumbles over it in its tokenizer.
 HEADER_WITHOUT_END = b"\x93NUMPY\x01\x00\x20\x00" + b"{'descr': '<f4\xbe, ".ljust(31) + b"\n"
 
@@ -83,6 +91,7 @@ DAMAGES = {
     "header": lambda path: write_member(path, "x.npy", HEADER_WITHOUT_END),
     "no array": lambda path: write_member(path, "x.txt", "hello"),
     "npy": save_npy,
+    "both": begin_as_an_array,
     "objects": lambda path: np.savez(path, x=np.array([{"a": 1}], dtype=object)),
     "pickle": lambda path: path.write_bytes(pickle.dumps({"x": np.zeros(3)})),
 }

@@ -118,3 +118,14 @@ def test_a_checkpoint_evicts_no_more_than_checkpoints(tmp_path):
     cache.clear()
     assert cache.info().entries == 0
     assert cache.checkpoints.get(second) is None
+
+
+def test_a_single_array_in_place_of_an_entry_is_no_entry(tmp_path, caplog):
+    cache = ArrayCache(tmp_path)
+    key = content_key("x")
+    cache.put(key, {"a": np.arange(3)})
+    (entry,) = tmp_path.glob("*.npz")
+    with entry.open("wb") as file:
+        np.save(file, np.zeros(3))
+    assert cache.get(key) is None
+    assert "damaged" in caplog.text
