@@ -57,7 +57,10 @@ def latency_chart(benchmark: Benchmark) -> Chart:
     line["encoding"]["y"] |= _axis("share of the runs", format="%")
     table = Table(
         f"Milliseconds by share of the runs, {benchmark.name}",
-        [Column("share of the runs", _percent), *(Column(name, _ms) for name in models)],
+        [
+            Column("share of the runs", _percent),
+            *(Column(name, formats.milliseconds) for name in models),
+        ],
         [
             (share, ms, other)
             for (share, ms), (_, other) in zip(
@@ -373,10 +376,6 @@ def _megabytes(value_bytes: int | None) -> float | None:
 
 def _percent(share: float) -> str:
     return f"{share:.1%}"
-
-
-def _ms(value: float) -> str:
-    return formats.milliseconds(value)
 
 
 def _root(value: float) -> float:

@@ -59,8 +59,8 @@ def before_after(
                 f"{formats.times(row.speedup)} as fast ({interval})",
             )
         )
-    for name, value in (validation.metrics if validation else {}).items():
-        known = validation.metrics if validation else {}
+    known = validation.metrics if validation else {}
+    for name, value in known.items():
         if name.endswith(("_reference", "_low", "_high")):
             continue
         before = known.get(f"{name}_reference")

@@ -122,7 +122,7 @@ def test_warnings_look_like_everything_else(files):
     assert "LOUD" not in text
 
 
-def test_verbose_tells_what_is_decided(files, caplog, cli):
+def test_verbose_tells_what_is_decided(files, cli):
     import logging
 
     root = logging.getLogger("compress_onnx")

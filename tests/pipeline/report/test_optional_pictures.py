@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from page_factory import translation_report
 from report_factory import make_report, make_spectra
 
 import compress_onnx.pipeline.report
@@ -15,7 +16,7 @@ from compress_onnx.graph_passes.errors import MissingDependencyError
 from compress_onnx.pipeline.report import read_report, require_pictures, write_report
 from compress_onnx.pipeline.report.drawing import new_figure, save_figure, styled
 from compress_onnx.pipeline.report.writer import write_sweep
-from compress_onnx.pipeline.results import SweepReport, TranslationReport, TranslationScores
+from compress_onnx.pipeline.results import SweepReport
 
 REPORT_ROOM = Path(compress_onnx.pipeline.report.__file__).parent
 
@@ -30,25 +31,6 @@ def sweep() -> SweepReport:
     return SweepReport(
         tool_version="0", created="now", name="tiny", environment=run.environment, rows=()
     )
-
-
-def translation() -> TranslationReport:
-    run = make_report()
-    shared = {name: getattr(run, name) for name in run.model_fields_set & FIELDS}
-    score = {"sentences": 3, "bleu": 20.0, "chrf": 40.0}
-    scores = TranslationScores.model_validate({"languages": {"de": score}, "mean": score})
-    return TranslationReport(
-        **shared,
-        encoder=run.plan,
-        decoder=run.plan,
-        validation="three sentences",
-        beams=1,
-        reference=scores,
-        candidate=scores,
-    )
-
-
-FIELDS = set(TranslationReport.model_fields) - {"encoder", "decoder", "validation"}
 
 
 @pytest.mark.usefixtures("no_matplotlib")
@@ -80,7 +62,7 @@ def test_a_report_can_do_without_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_matplotlib")
 def test_both_kinds_of_report_go_through_one_writer(tmp_path: Path) -> None:
-    report = translation()
+    report = translation_report()
     write_report(report, tmp_path)
     assert read_report(tmp_path) == report
     assert "BLEU, mean over languages" in (tmp_path / "summary.md").read_text()
