@@ -9,20 +9,16 @@ site needs no script from elsewhere.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from typer.models import ArgumentInfo, OptionInfo
 
 from compress_onnx.graph_passes.factorization import METHODS
 from compress_onnx.graph_passes.planning.plan import MethodSpec
@@ -30,6 +26,8 @@ from compress_onnx.graph_passes.planning.request import CompressionSpec, Selecti
 from compress_onnx.pipeline import recipe
 from compress_onnx.pipeline.cli import dispatch
 from compress_onnx.pipeline.cli.app import app
+from compress_onnx.pipeline.cli.parameters import Command, Parameter, panels, registered
+from compress_onnx.pipeline.cli.parameters import synopsis as synopsis_of
 
 DOCS = Path(__file__).parent
 GENERATED = re.compile(
@@ -68,87 +66,16 @@ def filled(markdown: str) -> str:
     return GENERATED.sub(replaced, markdown)
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """An argument or option of a command, as its function declares it."""
-
-    names: tuple[str, ...]
-    is_option: bool
-    value: str
-    default: object
-    help: str
-    panel: str
-
-    @property
-    def required(self) -> bool:
-        """Whether the command does nothing without."""
-        return self.default is inspect.Parameter.empty
-
-
 @cache
-def commands() -> dict[str, Callable[..., None]]:
+def commands() -> dict[str, Command]:
     """The function of every command, by what is typed for it, such as ``cache info``."""
     assert dispatch  # it has registered them
-    return dict(_registered(app, ""))
-
-
-def _registered(group: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[..., None]]]:
-    for command in group.registered_commands:
-        assert command.callback is not None
-        yield prefix + (command.name or command.callback.__name__), command.callback
-    for part in group.registered_groups:
-        assert part.typer_instance is not None
-        yield from _registered(part.typer_instance, f"{prefix}{part.name} ")
-
-
-def parameters(command: Callable[..., None]) -> list[Parameter]:
-    """What can be given to ``command``."""
-    hints = get_type_hints(command, include_extras=True)
-    return [_parameter(n, hints[n], p.default) for n, p in _signature(command).items()]
-
-
-def _signature(command: Callable[..., None]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(command).parameters
-
-
-def _parameter(name: str, hint: Any, default: object) -> Parameter:  # noqa: ANN401
-    kind, *rest = get_args(hint)
-    info: Any = next(one for one in rest if isinstance(one, OptionInfo | ArgumentInfo))
-    is_option = isinstance(info, OptionInfo)
-    # In an annotation, the first name stands where a default would.
-    given = [n for n in (info.default, *(info.param_decls or ())) if isinstance(n, str)]
-    flag = kind is bool or kind == bool | None
-    if not given:
-        dashed = "--" + name.strip("_").replace("_", "-")
-        given = [f"{dashed}/--no-{dashed[2:]}" if flag and default is not False else dashed]
-    names = tuple(part for one in given for part in one.split("/"))
-    value = str(info.metavar or ("" if flag else _value(kind)))
-    if not is_option:
-        names, value = (str(info.metavar or name.removesuffix("_path").upper()),), ""
-    panel = info.rich_help_panel or ("Options" if is_option else "Arguments")
-    return Parameter(names, is_option, value, default, info.help or "", panel)
-
-
-def _value(kind: Any) -> str:  # noqa: ANN401
-    """What is typed for a value of this type."""
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    inner = [one for one in get_args(kind) if one is not NoneType]
-    if inner:
-        return _value(inner[0])
-    return {Path: "PATH", int: "N", float: "X"}.get(kind, "TEXT")
+    return dict(registered(app))
 
 
 def synopsis(name: str) -> Iterator[str]:
     """How the command is typed."""
-    words = ["compress-onnx", name]
-    for parameter in parameters(commands()[name]):
-        if not parameter.is_option:
-            words.append(parameter.names[0])
-        elif parameter.required:
-            words.append(f"{max(parameter.names, key=len)} {parameter.value}")
-    optional = any(p.is_option and not p.required for p in parameters(commands()[name]))
-    yield from ("```text", " ".join([*words, *(["[OPTIONS]"] if optional else [])]), "```")
+    yield from ("```text", synopsis_of(name, commands()[name]), "```")
 
 
 def help_of(name: str) -> Iterator[str]:
@@ -158,12 +85,10 @@ def help_of(name: str) -> Iterator[str]:
 
 def options(name: str) -> Iterator[str]:
     """Tables of arguments and options, one for each panel of ``--help``."""
-    panels: dict[str, list[Parameter]] = {}
-    for parameter in parameters(commands()[name]):
-        panels.setdefault(parameter.panel, []).append(parameter)
-    if not panels:
+    by_panel = panels(commands()[name])
+    if not by_panel:
         yield "None."
-    for title, members in panels.items():
+    for title, members in by_panel.items():
         yield from (f"**{title}**", "")
         yield from ("| name | value | default | meaning |", "|:---|:---|:---|:---|")
         for parameter in members:
@@ -174,11 +99,7 @@ def options(name: str) -> Iterator[str]:
 
 
 def _usual(parameter: Parameter) -> str:
-    if parameter.required:
-        return "required"
-    if parameter.default is None or parameter.default is False:
-        return ""
-    return "yes" if parameter.default is True else f"`{parameter.default}`"
+    return "required" if parameter.required else _code(parameter.usual)
 
 
 def all_commands() -> Iterator[str]:

@@ -29,6 +29,7 @@ from compress_onnx.pipeline.cli.console import (
     print_skipped,
     table,
 )
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out
 from compress_onnx.pipeline.compress.learn import Learned, learn
@@ -51,7 +52,7 @@ _HELD_OUT_EVERY = 4
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("analyze")(analyze)
+    app.command("analyze", cls=OneScreen)(analyze)
 
 
 def analyze(
@@ -113,8 +114,8 @@ def analyze(
     )
     files = _Files(calibration, held_out, mask)
     written = (
-        outputs.spectra_file(json_path),
-        outputs.potential_file(potential_path),
+        outputs.figures_file(json_path, "site", "weight_tail"),
+        outputs.figures_file(potential_path, "kinds", "verdict"),
         outputs.analysis_folder(output),
     )
     outputs.check_outputs(written, (*_read(model), calibration, held_out), force=force)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from compress_onnx.pipeline.cli.console import notes
+from compress_onnx.pipeline.cli.help import Overview
 
 _EXIT_CODES = """
 **Exit codes**: 0 all gates passed, 1 a gate failed, 2 the request was wrong, 3 nothing could be
@@ -17,6 +18,7 @@ compressed, 70 a defect of this program, 130 interrupted.
 
 app = typer.Typer(
     name="compress-onnx",
+    cls=Overview,
     epilog=_EXIT_CODES,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -44,13 +46,15 @@ def root(
         ),
     ] = False,
 ) -> None:
-    """Make ONNX models smaller and faster: low-rank factors for their linear layers, with proof.
+    """Make ONNX models of transformers smaller and faster, and measure what that costs.
 
-    Start with `compress-onnx analyze model.onnx` to see what could be compressed, then
+    `compress-onnx analyze model.onnx`
 
-    `compress-onnx compress model.onnx -o small.onnx --params 0.5 --calibration data.npz`
+    `compress-onnx optimize model.onnx -c data.npz --max-drop 0.01 -o best.onnx`
 
-    and check the result with `validate` and `bench`. `run` does everything that a recipe says.
+    `compress-onnx validate model.onnx best.onnx --inputs heldout.npz`
+
+    `compress-onnx run recipe.yaml`
 
     **Data files** are `.npz` with one array for each model input, samples along the first axis.
     `NO_COLOR` turns colours off.

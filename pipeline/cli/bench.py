@@ -15,6 +15,7 @@ from compress_onnx.pipeline.cli.console import (
     print_gates,
     print_loadings,
 )
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.gates import (
     check_gates,
@@ -33,7 +34,7 @@ from compress_onnx.pipeline.runtime.environment import environment
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("bench")(bench)
+    app.command("bench", cls=OneScreen)(bench)
 
 
 def bench(
@@ -96,7 +97,8 @@ def bench(
     )
     check_quantities(gates, bench_quantities(settings, counts, loading=loads > 0))
     read = (reference, candidate, inputs, plan)
-    outputs.check_outputs([outputs.benchmark_file(json_path)], read, force=force)
+    figures = outputs.figures_file(json_path, "benchmarks", "unmeasured")
+    outputs.check_outputs([figures], read, force=force)
     samples = options.samples_for(reference, inputs, mask) if inputs else None
     benchmarks, unmeasured = measure_latency(
         reference,

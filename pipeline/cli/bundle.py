@@ -9,6 +9,7 @@ import typer
 
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import note, out
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.deploy.package import Serving, read_package
 from compress_onnx.pipeline.deploy.targets import TARGETS, loading_lines
 from compress_onnx.pipeline.deploy.targets import bundle as bundle_for
@@ -18,7 +19,7 @@ from compress_onnx.pipeline.report.writer import write_json
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("bundle")(bundle)
+    app.command("bundle", cls=OneScreen)(bundle)
 
 
 def bundle(

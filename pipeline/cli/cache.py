@@ -6,12 +6,15 @@ import typer
 
 from compress_onnx.pipeline.cli import outputs
 from compress_onnx.pipeline.cli.console import out
+from compress_onnx.pipeline.cli.help import OneScreen, Overview
 from compress_onnx.pipeline.cli.options import Json
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.report.writer import write_json
 
-_cache = typer.Typer(help="What is kept between runs: `info` and `clear`.", no_args_is_help=True)
+_cache = typer.Typer(
+    cls=Overview, help="What is kept between runs: `info` and `clear`.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +22,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(_cache, name="cache")
 
 
-@_cache.command()
+@_cache.command(cls=OneScreen)
 def info(json_path: Json = None) -> None:
     """Print folder, entries, size and limit.
 
@@ -39,7 +42,7 @@ def info(json_path: Json = None) -> None:
         write_json(json_path, {**found._asdict(), "folder": str(found.folder)})
 
 
-@_cache.command()
+@_cache.command(cls=OneScreen)
 def clear() -> None:
     """Remove all entries; what is computed again only takes time."""
     cache = ArrayCache(default_folder())

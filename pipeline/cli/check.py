@@ -10,6 +10,7 @@ import typer
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import out
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.files.bundle import MANIFEST_NAME, verify_manifest
 from compress_onnx.pipeline.files.signature import require_signature
 from compress_onnx.pipeline.recipe import read_recipe
@@ -18,7 +19,7 @@ from compress_onnx.pipeline.report.writer import write_json
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("check")(check)
+    app.command("check", cls=OneScreen)(check)
 
 
 def check(
@@ -30,6 +31,8 @@ def check(
     json_path: options.Json = None,
 ) -> None:
     """Read recipes and hold bundles against their manifests; exit 2 at the first that is wrong.
+
+    `compress-onnx check models/minilm.yaml bundles/minilm`
 
     Nothing is exported or run, and no code that a recipe names: made for pre-commit hooks.
     """

@@ -10,6 +10,7 @@ import typer
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import out, print_changes, tell_ci
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.cli.html import Html, command_line, write_html
 from compress_onnx.pipeline.measure.regression import changes
 from compress_onnx.pipeline.report.ci import change_cases, changes_markdown
@@ -26,7 +27,7 @@ from compress_onnx.pipeline.results import RunReport, TranslationReport
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("compare")(compare)
+    app.command("compare", cls=OneScreen)(compare)
 
 
 def compare(

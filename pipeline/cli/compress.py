@@ -22,6 +22,7 @@ from compress_onnx.pipeline.cli.console import (
     print_search,
 )
 from compress_onnx.pipeline.cli.grouped import grouped
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.compress.compressed import Compressed
 from compress_onnx.pipeline.compress.holdout import hold_out, hold_out_if_enough, metric_for
 from compress_onnx.pipeline.compress.learn import Learned, learn
@@ -48,7 +49,7 @@ _NO_DATA = (
 
 @dataclass(frozen=True)
 class Budget:
-    """How small."""
+    """Budget."""
 
     params: options.Params = None
     bytes_: options.Bytes = None
@@ -65,7 +66,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Which:
-    """Which layers."""
+    """Layers."""
 
     include: Annotated[
         list[str] | None, typer.Option(help="Compress only sites that match (glob).")
@@ -80,7 +81,7 @@ class Which:
 
 @dataclass(frozen=True)
 class How:
-    """How."""
+    """Method."""
 
     method: options.Method = "auto"
     allocation: Annotated[
@@ -116,7 +117,7 @@ class How:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan."""
+    """Plan."""
 
     plan: Annotated[
         Path | None, typer.Option("--plan", help="Apply this plan instead of making one.")
@@ -131,14 +132,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Other:
-    """Other domains."""
+    """Data."""
 
     broader: options.BroaderFiles = None
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is written."""
+    """Output."""
 
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The .onnx file to write.")
@@ -161,7 +162,7 @@ class Output:
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("compress")(grouped(compress))
+    app.command("compress", cls=OneScreen)(grouped(compress))
 
 
 def compress(
@@ -183,6 +184,8 @@ def compress(
     accuracy at the same size. `--dry-run` shows the plan first:
 
     `compress-onnx compress model.onnx --method svd --params 0.5 --dry-run`
+
+    `compress-onnx compress model.onnx -c data.npz --params 0.5 -o small.onnx`
 
     Every fifth calibration sample is held out, and the error of the plan is told for both parts:
     on the samples that it was made from, too little data looks perfect.
@@ -210,7 +213,7 @@ def compress(
     request = _request(budget, which, how)
     written = (
         outputs.model_file(output.output),
-        outputs.plan_file(plan.save_plan),
+        outputs.figures_file(plan.save_plan, "allocation", "sites"),
         outputs.figures_file(output.json_path, "advice", "size"),
     )
     broader = options.named_files(other.broader)

@@ -21,6 +21,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -55,9 +56,10 @@ from compress_onnx.pipeline.results import (
 from compress_onnx.pipeline.runtime.progress import Update
 
 _LOG_WIDTH = 160
+_SPEED_PERIOD_S = 60.0
 
 
-def _console(*, stderr: bool) -> Console:
+def console_for(*, stderr: bool) -> Console:
     """As wide as the terminal; in a log or a pipe so wide that names stay in one piece."""
     console = Console(stderr=stderr)
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -65,9 +67,9 @@ def _console(*, stderr: bool) -> Console:
     return console
 
 
-out = _console(stderr=False)
-errors = _console(stderr=True)
-notes = _console(stderr=True)
+out = console_for(stderr=False)
+errors = console_for(stderr=True)
+notes = console_for(stderr=True)
 """Progress and remarks: what ``--quiet`` leaves out."""
 
 
@@ -77,7 +79,7 @@ def note(text: object) -> None:
 
 
 class ProgressBars:
-    """Shows each step as a bar on stderr while it runs, and its time when it is done.
+    """Shows each step as a bar on stderr while it runs: how far, since when, the time left.
 
     A step inside another has its bar below that one's, and leaves nothing behind.
     """
@@ -95,8 +97,9 @@ class ProgressBars:
             finally:
                 self._bars.remove_task(task)
             return
-        columns = [SpinnerColumn(), TextColumn("{task.description:<18}"), BarColumn(), _Counts()]
-        with Bars(*columns, TimeElapsedColumn(), console=notes) as bars:
+        what = TextColumn("{task.description:<18}")
+        columns = [SpinnerColumn(), what, BarColumn(), _Counts(), TimeElapsedColumn(), _Left()]
+        with Bars(*columns, console=notes, speed_estimate_period=_SPEED_PERIOD_S) as bars:
             self._bars = bars
             try:
                 task = bars.add_task(description, total=total)
@@ -111,6 +114,15 @@ class _Counts(MofNCompleteColumn):
 
     def render(self, task: Task) -> Text:
         return Text("") if task.total is None or task.total == 1 else super().render(task)
+
+
+class _Left(TimeRemainingColumn):
+    """How long it will go on at the pace of the last minute; nothing where that is not known."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished or task.time_remaining is None:
+            return Text("")
+        return super().render(task) + Text(" left", style="progress.remaining")
 
 
 def _complete(bars: Bars, task: TaskID, done: int) -> None:

@@ -21,6 +21,7 @@ from compress_onnx.pipeline.cli import (
     compress,
     doctor,
     export,
+    help,  # noqa: A004 - as it is typed
     init,
     optimize,
     report,
@@ -51,6 +52,7 @@ for command in (
     init,
     doctor,
     cache,
+    help,
 ):
     command.register(app)
 

@@ -6,6 +6,7 @@ import typer
 
 from compress_onnx.pipeline.cli import outputs
 from compress_onnx.pipeline.cli.console import out
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.cli.options import Json
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
 from compress_onnx.pipeline.report import formats
@@ -15,7 +16,7 @@ from compress_onnx.pipeline.runtime.diagnosis import diagnosis
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("doctor")(doctor)
+    app.command("doctor", cls=OneScreen)(doctor)
 
 
 def doctor(json_path: Json = None) -> None:
@@ -23,7 +24,8 @@ def doctor(json_path: Json = None) -> None:
 
     A provider works where a session of it was opened. Exit code 1 where none does.
     """
-    outputs.check_outputs([outputs.diagnosis_file(json_path)], [], force=False)
+    figures = outputs.figures_file(json_path, "providers", "extras")
+    outputs.check_outputs([figures], [], force=False)
     found = diagnosis()
     machine = found.environment
     _line("compress-onnx", found.tool_version)

@@ -11,6 +11,7 @@ import typer
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import ProgressBars, note, out
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.export import export as export_source
 from compress_onnx.pipeline.files.model_file import load_model, save_model
 from compress_onnx.pipeline.recipe import SourceSpec
@@ -19,7 +20,7 @@ from compress_onnx.pipeline.report.writer import report_json, write_text
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("export")(export)
+    app.command("export", cls=OneScreen)(export)
 
 
 def export(
@@ -37,7 +38,10 @@ def export(
     json_path: options.Json = None,
     force: options.Force = False,
 ) -> None:
-    """Export SOURCE to ONNX and compare the graph with PyTorch at two input sizes."""
+    """Export SOURCE to ONNX and compare the graph with PyTorch at two input sizes.
+
+    `compress-onnx export FOLDER --task feature-extraction -o model.onnx`
+    """
     spec = options.validated(
         SourceSpec, {"model": source, "task": task, "exporter": exporter, "opset": opset}
     )

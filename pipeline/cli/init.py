@@ -9,13 +9,14 @@ import typer
 
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import out
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.recipes.starter import starter_recipe
 from compress_onnx.pipeline.report.writer import write_text
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("init")(init)
+    app.command("init", cls=OneScreen)(init)
 
 
 def init(

@@ -12,6 +12,7 @@ from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import note, out, print_optimized, print_size
 from compress_onnx.pipeline.cli.grouped import grouped
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.cli.html import Html, command_line, write_html
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
 from compress_onnx.pipeline.compress.learn import learn
@@ -31,7 +32,7 @@ from compress_onnx.pipeline.runtime.session import require_provider
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wanted."""
+    """Goal."""
 
     max_drop: Annotated[
         float, typer.Option("--max-drop", min=0, help="What may be lost, on held-out samples.")
@@ -70,7 +71,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Timing:
-    """How latency is measured."""
+    """Runs."""
 
     provider: Annotated[options.Device, typer.Option(help="Where it is to run.")] = "cpu"
     batch: options.Batches = None
@@ -90,7 +91,7 @@ class Other:
 
 @dataclass(frozen=True)
 class Written:
-    """What is written."""
+    """Output."""
 
     output: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file to write.")]
     report: Annotated[
@@ -113,7 +114,7 @@ class Written:
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("optimize")(grouped(optimize))
+    app.command("optimize", cls=OneScreen)(grouped(optimize))
 
 
 def optimize(
@@ -162,9 +163,9 @@ def optimize(
         require_pictures()
     files = (
         outputs.model_file(written.output),
-        outputs.optimize_report(written.report),
+        outputs.figures_file(written.report, "trials", "verdict"),
         outputs.trial_log(written.log),
-        outputs.pareto_file(written.pareto),
+        outputs.figures_file(written.pareto, "points", "winner"),
         outputs.picture_file(written.picture),
         outputs.page_file(written.html),
     )

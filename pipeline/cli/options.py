@@ -30,9 +30,8 @@ T = TypeVar("T")
 _LABELS = "labels"
 
 METHOD_HELP = (
-    "auto (the best that the data allows), or one of these, its hyper-parameters behind a colon "
-    "(svdlora:stages=3,layout=branches). "
-    + "neurons (only takes neurons out of feed-forward networks). "
+    "auto (the best that the data allows), or NAME:KEY=VALUE,…: svdlora:stages=3,layout=branches. "
+    "neurons only takes neurons out of feed-forward networks. "
     + " ".join((method.__doc__ or name).splitlines()[0] for name, method in METHODS.items())
 )
 
@@ -210,7 +209,7 @@ BroaderFiles = Annotated[
 
 @dataclass(frozen=True)
 class Data:
-    """What the model runs on."""
+    """Data."""
 
     calibration: CalibrationFile = None
     validation: Annotated[

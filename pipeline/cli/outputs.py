@@ -25,24 +25,16 @@ from compress_onnx.pipeline.report.writer import SWEEP_NAME
 
 __all__ = [
     "analysis_folder",
-    "benchmark_file",
     "bundle_output",
     "check_outputs",
-    "comparison_file",
-    "diagnosis_file",
     "figures_file",
     "junit_file",
     "model_file",
     "node_data_file",
-    "optimize_report",
     "page_file",
-    "pareto_file",
     "picture_file",
-    "plan_file",
-    "potential_file",
     "recipe_file",
     "recipe_inputs",
-    "spectra_file",
     "sweep_folder",
     "table_file",
     "trial_log",
@@ -52,21 +44,6 @@ __all__ = [
 def model_file(path: Path | None) -> Output | None:
     """What ``compress`` and ``export`` write."""
     return None if path is None else model_output(path)
-
-
-def plan_file(path: Path | None) -> Output | None:
-    """What ``--save-plan`` writes."""
-    return None if path is None else json_output(path, "allocation", "sites")
-
-
-def optimize_report(path: Path | None) -> Output | None:
-    """What ``optimize --report`` writes."""
-    return None if path is None else json_output(path, "trials", "verdict")
-
-
-def pareto_file(path: Path | None) -> Output | None:
-    """What ``optimize --pareto`` writes."""
-    return None if path is None else json_output(path, "points", "winner")
 
 
 def picture_file(path: Path | None) -> Output | None:
@@ -88,13 +65,8 @@ def trial_log(path: Path | None) -> Output | None:
 
 
 def figures_file(path: Path | None, *keys: str) -> Output | None:
-    """What ``--json`` of a command writes, by ``keys`` that it has."""
+    """A JSON file of figures, known by ``keys`` that it has."""
     return None if path is None else json_output(path, *keys)
-
-
-def comparison_file(path: Path | None) -> Output | None:
-    """What ``validate --json`` writes."""
-    return None if path is None else json_output(path, "validation", "gates")
 
 
 def page_file(path: Path | None) -> Output | None:
@@ -115,26 +87,6 @@ def table_file(path: Path | None) -> Output | None:
 def node_data_file(path: Path | None) -> Output | None:
     """What ``report --model-explorer`` writes."""
     return None if path is None else Output(path, "file", is_node_data)
-
-
-def benchmark_file(path: Path | None) -> Output | None:
-    """What ``bench --json`` writes."""
-    return None if path is None else json_output(path, "benchmarks", "unmeasured")
-
-
-def diagnosis_file(path: Path | None) -> Output | None:
-    """What ``doctor --json`` writes."""
-    return None if path is None else json_output(path, "providers", "extras")
-
-
-def spectra_file(path: Path | None) -> Output | None:
-    """What ``analyze --json`` writes."""
-    return None if path is None else json_output(path, "site", "weight_tail")
-
-
-def potential_file(path: Path | None) -> Output | None:
-    """What ``analyze --potential`` writes."""
-    return None if path is None else json_output(path, "kinds", "verdict")
 
 
 def analysis_folder(path: Path | None) -> Output | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from compress_onnx.pipeline.cli import options, outputs
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.deploy.package import MODEL_NAME
 from compress_onnx.pipeline.files.bundle import verify_manifest
 from compress_onnx.pipeline.report import read_report, render_summary
@@ -16,7 +17,7 @@ from compress_onnx.pipeline.report.model_explorer import write_node_data
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("report")(report)
+    app.command("report", cls=OneScreen)(report)
 
 
 def report(
@@ -37,6 +38,8 @@ def report(
     force: options.Force = False,
 ) -> None:
     """Print the Markdown summary of a bundle; the exit code repeats the verdict of its gates.
+
+    `compress-onnx report bundles/minilm`
 
     What became of a layer (form, method, rank, predicted damage) is in the metadata of its nodes,
     which Netron shows; `--model-explorer damage.json` colours them in Model Explorer.

@@ -25,6 +25,7 @@ from compress_onnx.pipeline.cli.console import (
     print_validation,
     tell_ci,
 )
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.cli.html import command_line
 from compress_onnx.pipeline.recipe import Recipe, RecoverySpec, read_recipe
 from compress_onnx.pipeline.recipes.run import run_recipe
@@ -38,7 +39,7 @@ from compress_onnx.pipeline.runtime.backend import EMBEDDED
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("run")(run)
+    app.command("run", cls=OneScreen)(run)
 
 
 def run(
@@ -78,6 +79,8 @@ def run(
     backend: options.Backend = EMBEDDED,
 ) -> None:
     """Export, calibrate, compress, validate, benchmark, report and bundle as RECIPE says.
+
+    `compress-onnx run models/minilm.yaml --allow-code`
 
     Leaves a folder with the model, `plan.json`, `report.json`, `summary.md`, pictures, tokenizer
     files and a sha256 manifest; with the metric `translation`, with encoder and decoder, and a plan

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from compress_onnx.pipeline.cli.console import out
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.files.signature import sign_manifest
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("sign")(sign)
+    app.command("sign", cls=OneScreen)(sign)
 
 
 def sign(
@@ -23,6 +24,8 @@ def sign(
     ],
 ) -> None:
     """Sign the manifest of a bundle, after holding it against the files.
+
+    `compress-onnx sign bundles/minilm --key private.pem`
 
     `compress-onnx check DIR --require-manifest public.pem` then refuses what that key did not sign.
     """

@@ -9,6 +9,7 @@ import typer
 
 from compress_onnx.pipeline.cli import options, outputs
 from compress_onnx.pipeline.cli.console import out
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.recipe import NpzData, Recipe, read_recipe
 from compress_onnx.pipeline.recipes.sweep import grid
 from compress_onnx.pipeline.recipes.sweep import sweep as sweep_recipe
@@ -20,7 +21,7 @@ from compress_onnx.pipeline.runtime.backend import EMBEDDED
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("sweep")(sweep)
+    app.command("sweep", cls=OneScreen)(sweep)
 
 
 def sweep(

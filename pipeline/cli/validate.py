@@ -21,6 +21,7 @@ from compress_onnx.pipeline.cli.console import (
     print_tolerances,
     print_validation,
 )
+from compress_onnx.pipeline.cli.help import OneScreen
 from compress_onnx.pipeline.cli.html import Html, command_line, write_html
 from compress_onnx.pipeline.divergence.find import compare_inside
 from compress_onnx.pipeline.files.model_file import model_size
@@ -68,7 +69,7 @@ def _level(text: str) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
-    app.command("validate")(validate)
+    app.command("validate", cls=OneScreen)(validate)
 
 
 def validate(
@@ -138,7 +139,7 @@ def validate(
     `output.NAME.cosine` and the like, `batch_invariance` (the least cosine between a sample's
     outputs alone and in a padded batch), `size_ratio` and `parameter_ratio`:
 
-    `compress-onnx validate model.onnx small.onnx --inputs data.npz --gate 'relative_l2<=0.1'`
+    `compress-onnx validate a.onnx b.onnx --inputs data.npz --gate 'relative_l2<=0.1'`
 
     With `--provider cpu --provider cuda`, `relative_l2.cuda` is that on one provider; a name
     without a provider is that of the first.
@@ -166,7 +167,10 @@ def validate(
     levels = cast("list[Optimization]", list(dict.fromkeys(level or ["all"])))
     sets = (*(domains or (size or ())[1:]), *levels[1:])
     check_quantities(gates, validate_quantities(names, providers=requested, domains=sets))
-    written = [outputs.comparison_file(json_path), outputs.page_file(html)]
+    written = [
+        outputs.figures_file(json_path, "validation", "gates"),
+        outputs.page_file(html),
+    ]
     read = (reference, candidate, inputs, *domains.values())
     outputs.check_outputs(written, read, force=force)
     if inputs is not None:

@@ -48,6 +48,21 @@ def python(*arguments, code=0):
     return done
 
 
+def parsed_options(name):
+    """The long names of all options that the parser of a command takes."""
+    from typer.main import get_command
+
+    from compress_onnx.pipeline.cli.app import app
+    from compress_onnx.pipeline.cli.dispatch import dispatch
+
+    assert dispatch  # it has registered the commands
+    command = get_command(app)
+    for part in name.split():
+        command = command.commands[part]
+    names = (n for one in command.params for n in (*one.opts, *one.secondary_opts))
+    return {n for n in names if n.startswith("--")}
+
+
 def error_line(captured):
     """The one line that says what is wrong; it is the last on stderr."""
     lines = captured.err.strip().splitlines()

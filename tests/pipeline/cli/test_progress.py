@@ -40,6 +40,28 @@ def test_after_an_error_the_next_step_has_a_display_of_its_own(shown):
     assert "2/2" in shown.getvalue()
 
 
+def test_a_running_step_tells_the_time_left_and_a_finished_one_does_not(monkeypatch):
+    text, now = io.StringIO(), 0.0
+    screen = Console(file=text, width=120, force_terminal=True, get_time=lambda: now)
+    monkeypatch.setattr(console, "notes", screen)
+    with ProgressBars().step("long", 100) as update:
+        for done in (10, 20, 30):
+            now += 10.0
+            update(done)
+        screen._live_stack[-1].refresh()
+        running = text.getvalue()
+        assert "0:01:10 left" in running.replace("\x1b[36m", "").replace("\x1b[0m", "")
+    finished = text.getvalue()[len(running) :].rpartition("long")[2]
+    assert "left" not in finished
+    assert "100/100" in finished.replace("\x1b[32m", "").replace("\x1b[0m", "")
+
+
+def test_a_step_of_unknown_length_tells_no_time_left(shown):
+    with ProgressBars().step("export"):
+        pass
+    assert "left" not in shown.getvalue()
+
+
 def test_trials_are_rows_of_a_table_beside_bars(shown):
     table = TrialTable()
     with ProgressBars().step("optimize"):
