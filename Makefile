@@ -190,9 +190,10 @@ scale: $(READY) $(MPNET)  ## Measure time, memory and cache of learning (docs/sc
 rows: $(READY)  ## Measure how many rows are enough to learn from (docs/rows.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.rows docs/rows.md
 
-performance: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); RECIPE, or MODEL and DATA, RIVALS=1, SHAPES=1, RECOVER=600, ROUNDS=30.
+performance: $(READY) $(if $(filter models/mpnet.yaml,$(RECIPE)),$(MPNET))  ## Measure ours beside ONNX Runtime's own tools (docs/performance.md); RECIPE, or MODEL and DATA, RIVALS=1, SHAPES=1, RECOVER=600, ROUNDS=30, TOPICS=data/pydoc.py:pydoc_topics.
 	PYTHONPATH=docs $(BIN)/python -m studies.performance $(if $(MODEL),$(MODEL) $(DATA),--recipe $(RECIPE)) \
-	    $(if $(SHAPES),--shapes) $(if $(RIVALS),--rivals) $(if $(RECOVER),--recover $(RECOVER)) $(if $(ROUNDS),--rounds $(ROUNDS))
+	    $(if $(SHAPES),--shapes) $(if $(RIVALS),--rivals) $(if $(RECOVER),--recover $(RECOVER)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	    $(if $(TOPICS),--topics $(TOPICS))
 
 two-at-once: $(READY)  ## Measure two compressions at once (docs/threads.md).
 	PYTHONPATH=docs $(BIN)/python -m studies.two_at_once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,9 @@ from compress_onnx.pipeline.compress.form_times import Speed
 from compress_onnx.pipeline.compress.forms import Forms
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.rivals import RIVALS
+from compress_onnx.pipeline.files.model_file import load_model, save_model
 from compress_onnx.pipeline.files.original import open_original
-from compress_onnx.pipeline.recipe import OptimizeSpec
+from compress_onnx.pipeline.recipe import EmbeddingMetric, OptimizeSpec
 from compress_onnx.pipeline.recover.recover import Lessons
 from compress_onnx.pipeline.runtime.session import SessionSpec
 
@@ -82,6 +84,38 @@ def test_a_column_has_each_other_domain(subject, tmp_path):
     cosine, itself, elsewhere = found["integers"][:3]
     assert cosine == itself
     assert float(elsewhere) < float(cosine)
+
+
+def test_what_is_found_of_a_topic_stands_in_a_table(subject, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    topics = np.repeat(np.arange(20), 3)
+    centres = rng.normal(size=(20, 1, FEATURES))
+    x = (centres[topics] + 0.1 * rng.normal(size=(60, 3, FEATURES))).astype(np.float32)
+    labelled = replace(subject.held_out, inputs={"x": x}, labels=topics)
+    metric = EmbeddingMetric(kind="embedding")
+    monkeypatch.setitem(RIVALS, "constant", constant)
+    other = subject._replace(labelled=labelled, metric=metric)
+    lines = list(study.table(other, tmp_path, rounds=3, only=["constant"]))
+    assert lines[lines.index("Sentences of the same topic found:") + 2] == (
+        "|  | nDCG@10 | nDCG lost | recall@10 | recall lost |"
+    )
+    cells = {
+        c[0]: c[1:] for c in ([x.strip() for x in n.strip("| ").split("|")] for n in lines[-3:])
+    }
+    assert float(cells[ORIGINAL][0]) > 0.9
+    assert cells[ORIGINAL][1] == "0.0000 [0.0000, 0.0000]"
+    assert float(cells["constant"][0]) < 0.5
+    lost, low, _ = map(float, re.findall(r"[-\d.]+", cells["constant"][1]))
+    assert low > 0.3
+    assert lost == pytest.approx(float(cells[ORIGINAL][0]) - float(cells["constant"][0]), abs=2e-4)
+
+
+def constant(model: Path, output: Path) -> None:
+    """A rival that says the same of everything."""
+    damaged = load_model(model)
+    last = [v for v in damaged.graph.initializers.values() if len(v.const_value.shape) == 2][-1]
+    last.const_value = ir.tensor(np.zeros(last.const_value.shape, np.float32), name=last.name)
+    save_model(damaged, output)
 
 
 def test_a_table_over_dynamic_int8_stands_behind(subject, tmp_path):

@@ -21,7 +21,18 @@ from studies.performance import shapes
 from studies.performance.rivals.rows import COMPILED, openvino_lines, pruned_rows
 from studies.performance.rows import Row, calibrated, compiled, ours, recovered, theirs
 from studies.performance.subject import MINILM, Subject, by_files, by_recipe
-from studies.performance.table import BASES, Feeds, Line, accuracy, build, render, speeds, speedups
+from studies.performance.table import (
+    BASES,
+    Feeds,
+    Line,
+    accuracy,
+    build,
+    render,
+    render_retrieval,
+    retrieval,
+    speeds,
+    speedups,
+)
 
 SIZES = (1, 16), (1, 128), (8, 128)
 
@@ -93,6 +104,10 @@ def table(
         )
     figures = ["cosine", *subject.domains, "in a batch", "file"]
     yield from render([*lines, *built.missing], figures, list(feeds))
+    if subject.labelled is not None:
+        yield from render_retrieval(
+            [Line(n, retrieval(subject, p)) for n, p in built.paths.items()]
+        )
 
 
 def main() -> None:
@@ -101,6 +116,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--recipe", type=Path, default=MINILM, help="a sentence encoder's")
+    parser.add_argument("--topics", metavar="PATH.py:FUNCTION", help="a recipe's labelled texts")
     parser.add_argument("--rivals", action="store_true", help="tools with their own environments")
     parser.add_argument("--shapes", nargs="*", choices=[*shapes.SHAPES], help="full size")
     parser.add_argument(
@@ -127,7 +143,7 @@ def main() -> None:
                 subject = (
                     by_files(given.model, given.data)
                     if given.model
-                    else by_recipe(export, given.recipe)
+                    else by_recipe(export, given.recipe, given.topics)
                 )
                 lines = table(
                     subject,

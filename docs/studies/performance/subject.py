@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from compress_onnx.pipeline.data.feeds import as_samples
 from compress_onnx.pipeline.data.sources import load_samples
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.cache import ArrayCache, default_folder
-from compress_onnx.pipeline.recipe import GeneralTextData, MetricSpec, read_recipe
+from compress_onnx.pipeline.recipe import GeneralTextData, MetricSpec, PythonData, read_recipe
 from compress_onnx.pipeline.recipes.experiment import settings_of
 from compress_onnx.pipeline.recipes.single import ModelExperiment, prepare_model
 from compress_onnx.pipeline.recover.recover import Lessons
@@ -37,6 +38,7 @@ class Subject(NamedTuple):
         metric: of the accuracy; None compares raw outputs.
         lessons: what models are trained on; the calibration samples where that is None.
         domains: samples of other kinds, by name, that accuracy is measured on too.
+        labelled: samples with topics, of which those of one topic are looked for.
     """
 
     learned: Learned
@@ -44,6 +46,7 @@ class Subject(NamedTuple):
     metric: MetricSpec | None
     lessons: Lessons | None = None
     domains: Mapping[str, Samples] = MappingProxyType({})
+    labelled: Samples | None = None
 
     @property
     def original(self) -> Path:
@@ -66,25 +69,36 @@ def prepared(folder: Path, path: Path = MINILM) -> ModelExperiment:
     return prepare_model(recipe, folder, base_dir=path.parent, settings=settings)
 
 
-def by_recipe(folder: Path, path: Path = MINILM) -> Subject:
-    """A sentence encoder, its calibration sentences, and those that it was never calibrated on."""
+def by_recipe(folder: Path, path: Path = MINILM, topics: str | None = None) -> Subject:
+    """A sentence encoder, its calibration sentences, and those that it was never calibrated on.
+
+    Args:
+        folder: for the exported model.
+        path: of the recipe.
+        topics: ``PATH.py:FUNCTION`` beside the recipe; of ``split`` it returns texts and topics.
+    """
     encoder = prepared(folder, path)
     assert encoder.held_out is not None
     declared = model_inputs(load_structure(encoder.reference))
-    lessons = load_samples(
-        LESSONS,
+    load = partial(
+        load_samples,
         base_dir=path.parent,
         tokenizer_dir=encoder.exported.tokenizer_dir,
         mask=encoder.recipe.mask,
         input_names=[value.name for value in declared],
         declared=declared,
     )
+    labelled = None
+    if topics is not None:
+        spec = PythonData(kind="python", loader=topics, arguments={"split": "validation"})
+        labelled = load(spec, allow_code=True)
     return Subject(
         encoder.learned,
         encoder.held_out,
         encoder.recipe.metric,
-        Lessons(lessons),
+        Lessons(load(LESSONS)),
         encoder.domains,
+        labelled,
     )
 
 

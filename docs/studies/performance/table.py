@@ -34,6 +34,7 @@ from compress_onnx.pipeline.measure.benchmark import (
 )
 from compress_onnx.pipeline.measure.fresh_process import in_fresh_process, save_feeds
 from compress_onnx.pipeline.measure.validate import validate
+from compress_onnx.pipeline.recipe import EmbeddingMetric, RetrievalMetric
 from compress_onnx.pipeline.report import formats
 from compress_onnx.pipeline.runtime.samples import Samples
 from compress_onnx.pipeline.runtime.session import SessionSpec
@@ -207,6 +208,35 @@ def accuracy(subject: Subject, path: Path) -> dict[str, str]:
     alike = batch_invariance(path, subject.held_out, settings.session)
     domains = {name: f"{cosine(samples):.4f}" for name, samples in subject.domains.items()}
     return accuracy_cells(cosine(subject.held_out), alike, file_bytes(path)) | domains
+
+
+def retrieval(subject: Subject, path: Path) -> dict[str, str]:
+    """How well one model finds the sentences of one topic, and what the original finds more."""
+    assert subject.labelled is not None
+    pooled = subject.metric
+    assert isinstance(pooled, EmbeddingMetric)
+    settings = subject.learned.settings
+    spec = RetrievalMetric(kind="retrieval", output=pooled.output, pooling=pooled.pooling)
+    found = validate(
+        subject.original,
+        path,
+        subject.labelled,
+        metric=spec,
+        spec=settings.session,
+        batch_size=settings.batch_size,
+    ).metrics
+    cells = {}
+    for score, name in (("ndcg", "nDCG"), ("recall", "recall")):
+        drop, low, high = (found[f"{score}_drop{end}"] for end in ("", "_low", "_high"))
+        cells[f"{name}@{spec.top_k}"] = f"{found[score]:.4f}"
+        cells[f"{name} lost"] = f"{drop:.4f} [{low:.4f}, {high:.4f}]"
+    return cells
+
+
+def render_retrieval(lines: Sequence[Line]) -> Iterator[str]:
+    """Markdown: a table of :func:`retrieval`'s figures."""
+    yield from ("", "Sentences of the same topic found:", "")
+    yield from _table(lines, list(lines[0].figures), (), ORIGINAL)
 
 
 def accuracy_cells(cosine: float, in_a_batch: float, size_bytes: int) -> dict[str, str]:
