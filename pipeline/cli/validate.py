@@ -139,7 +139,7 @@ def validate(
     `output.NAME.cosine` and the like, `batch_invariance` (the least cosine between a sample's
     outputs alone and in a padded batch), `size_ratio` and `parameter_ratio`:
 
-    `compress-onnx validate a.onnx b.onnx --inputs data.npz --gate 'relative_l2<=0.1'`
+    `compress-onnx validate model.onnx small.onnx --inputs data.npz --gate 'relative_l2<=0.1'`
 
     With `--provider cpu --provider cuda`, `relative_l2.cuda` is that on one provider; a name
     without a provider is that of the first.

@@ -11,6 +11,7 @@ import functools
 import io
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -53,6 +54,7 @@ _OPTIMIZATION_LEVELS = {
 }
 _SEVERITY_FATAL = 4
 
+_CUDA_FAILURE = re.compile(r"CUDA failure \d+: .*?(?= ; |$)")
 _log = logging.getLogger(__name__)
 
 Optimization = Literal["off", "basic", "extended", "all"]
@@ -219,8 +221,13 @@ def _provider_error(provider: Provider, reason: str) -> ProviderError:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """The message of ``error`` on one line, shortened."""
+    """The message of ``error`` on one line, shortened.
+
+    What ONNX Runtime says of CUDA stands between the signature of a C++ function and the call.
+    """
     text = " ".join(str(error).split())
+    if failure := _CUDA_FAILURE.search(text):
+        text = failure[0]
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -110,7 +110,11 @@ def failing_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def create(model: Any, options: Any, providers: list[str], **kwargs: Any) -> Any:
         if providers == ["CUDAExecutionProvider"]:
             assert kwargs == {"enable_fallback": 0}
-            raise RuntimeError("CUDA failure 100:\nno CUDA-capable device")
+            raise RuntimeError(
+                "/src/onnxruntime/cuda_call.cc:129 onnxruntime::common::Status> "
+                "onnxruntime::CudaCall(ERRTYPE) [with ERRTYPE = cudaError; bool THRW = true] "
+                "CUDA failure 100:\nno CUDA-capable device ; GPU=-1 ; file=provider.cc"
+            )
         return real(model, options, providers=providers)
 
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -120,7 +124,7 @@ def failing_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("failing_cuda")
 def test_failing_provider_is_not_blamed_on_the_model() -> None:
-    with pytest.raises(ProviderError, match="CUDA failure 100: no CUDA-capable device"):
+    with pytest.raises(ProviderError, match=r"\(CUDA failure 100: no CUDA-capable device\)"):
         open_session(BYTES, SessionSpec(provider="cuda"))
     assert provider_problems()["cpu"] is None
 
