@@ -79,6 +79,8 @@ $(BUNDLES)/.ready: $(READY) $(wildcard pipeline/deploy/*.py pipeline/deploy/runt
 	$(BIN)/compress-onnx bundle $(BUNDLES)/minilm -o $(BUNDLES)/fastembed -t fastembed
 	$(BIN)/compress-onnx bundle $(BUNDLES)/minilm -o $(BUNDLES) --original $(BUNDLES)/original.onnx \
 	    $(foreach target,$(filter-out fastembed,$(TARGETS)),-t $(target))
+	$(BIN)/compress-onnx run models/digits-vit.yaml --allow-code -o $(BUNDLES)/digits-vit
+	$(BIN)/compress-onnx export models/digits-vit --task image-classification -o $(BUNDLES)/digits-vit.onnx
 	$(BIN)/python tests/loads/write_sentences.py $(BUNDLES)/sentences.json
 	$(BIN)/compress-onnx report $(BUNDLES)/minilm --model-explorer $(BUNDLES)/nodes.json
 	touch $@
@@ -110,7 +112,8 @@ tests/loads/javascript/node_modules: tests/loads/javascript/package-lock.json
 
 LOADS := COMPRESS_ONNX_BUNDLES=$(BUNDLES)
 load-test: $(BUNDLES)/.ready build/targets/.ready tests/loads/javascript/node_modules  ## Load bundles by the real libraries.
-	$(LOADS) build/targets/bin/python -m pytest --confcutdir tests/loads tests/loads/test_libraries.py tests/loads/test_node_data.py
+	$(LOADS) build/targets/bin/python -m pytest --confcutdir tests/loads tests/loads/test_libraries.py \
+	    tests/loads/test_node_data.py tests/loads/test_netron.py
 
 serve-test: $(BUNDLES)/.ready build/mlserver/.ready  ## Serve a bundle by MLServer, and ask it.
 	$(LOADS) build/mlserver/bin/python -m pytest --confcutdir tests/loads tests/loads/test_mlserver.py

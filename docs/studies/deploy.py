@@ -45,7 +45,10 @@ def page(folder: Path, original: Path) -> Iterator[str]:
         "every run. Every bundle has a manifest of SHA-256 sums, and in `provenance/` the report, "
         "the plan and a CycloneDX record of where the weights came from. Bundles in the hub's "
         "layout have a model card, `README.md`, with the figures in the form `model-index`; what "
-        "the model was made from is the report's hub id, or `--base-model ORGANIZATION/NAME`. "
+        "the model was made from is the report's hub id, or `--base-model ORGANIZATION/NAME`. The "
+        "licence is the one that the original's card, its `config.json`, the model's metadata or a "
+        "file LICENSE names; where none does, the card says that it has to be asked for. What "
+        "`run` leaves of a translation model has a card too, with BLEU and chrF of each language. "
         "With `--original`, the uncompressed model stands beside it where the target knows "
         "versions."
     )

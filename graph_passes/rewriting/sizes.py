@@ -11,6 +11,7 @@ from itertools import zip_longest
 
 import onnx_ir as ir
 
+from compress_onnx.graph_passes.sites.reshaping import numbers, parts_of_target
 from compress_onnx.graph_passes.sites.weights import STANDARD_DOMAINS
 
 Sizes = tuple[int | None, ...]
@@ -74,19 +75,11 @@ def parts(split: ir.Node) -> list[int]:
     if "split" in split.attributes:
         sizes = list(split.attributes["split"].as_ints())
     elif len(split.inputs) > 1 and split.inputs[1] is not None:
-        sizes = _integers(split.inputs[1]) or []
+        sizes = numbers(split.inputs[1]) or []
     else:
         size = next(iter(last_sizes(whole)[-1:]), None)
         sizes = [] if size is None or size % count else [size // count] * count
     return sizes if len(sizes) == count else []
-
-
-def _integers(value: ir.Value | None) -> list[int] | None:
-    """The numbers of a constant vector."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
 
 
 _Rule = Callable[[ir.Node, Sequence[Sizes]], Sizes]
@@ -133,12 +126,9 @@ def _transpose(node: ir.Node, read: Sequence[Sizes]) -> Sizes:
 
 def _reshape(node: ir.Node, _: Sequence[Sizes]) -> Sizes:
     """What it asks for: the constants at the end, which may be joined to what is computed."""
-    wanted = node.inputs[1]
-    joined = None if wanted is None else wanted.producer()
-    is_joined = joined is not None and joined.op_type == "Concat"
     target: list[int] = []
-    for part in reversed(joined.inputs if joined is not None and is_joined else [wanted]):
-        found = _integers(part)
+    for part in reversed(parts_of_target(node)):
+        found = numbers(part)
         if found is None:
             maker = None if part is None else part.producer()
             if maker is None or maker.op_type != "Unsqueeze":

@@ -11,8 +11,9 @@
 ``compress_onnx.rounding``   what holding the numbers so costs, in the same unit
 ===========================  =======================================================================
 
-Viewers show them (Netron beside the node). Nothing here decides anything: the marks of other
-modules, such as :data:`~graph_passes.sites.linear_site.SITE_PROPERTY`, do.
+Viewers show them: Netron beside the node, which ``make load-test`` checks. Nothing here decides
+anything: the marks of other modules, such as
+:data:`~graph_passes.sites.linear_site.SITE_PROPERTY`, do.
 """
 
 from __future__ import annotations

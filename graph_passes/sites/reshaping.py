@@ -57,15 +57,16 @@ def is_told(node: ir.Node) -> bool:
 
 def end_of_target(reshape: ir.Node) -> ir.Value | None:
     """The last operand of the Concat that makes the target; the target itself where none does."""
-    return _parts(reshape)[-1]
+    return parts_of_target(reshape)[-1]
 
 
 def front_of_target(reshape: ir.Node) -> Sequence[ir.Value | None]:
     """The other operands of that Concat; none where none does."""
-    return _parts(reshape)[:-1]
+    return parts_of_target(reshape)[:-1]
 
 
-def _parts(reshape: ir.Node) -> Sequence[ir.Value | None]:
+def parts_of_target(reshape: ir.Node) -> Sequence[ir.Value | None]:
+    """What the Concat that makes the target joins; the target alone where none does."""
     target = reshape.inputs[1]
     producer = None if target is None else target.producer()
     return [target] if producer is None or producer.op_type != "Concat" else producer.inputs
@@ -84,7 +85,7 @@ def _may_copy_last(reshape: ir.Node) -> bool:
     if reshape.attributes.get_int("allowzero", 0):
         return False
     sizes: list[int | None] = []  # a None stands for any count of computed numbers
-    for part in _parts(reshape):
+    for part in parts_of_target(reshape):
         sizes += numbers(part) or [None]
     rank = _least_rank(reshape.inputs[0])
     return any(

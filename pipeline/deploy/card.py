@@ -5,25 +5,28 @@ measured, in the form ``model-index``. The text below has the same figures besid
 
 Nothing from a model or a report is markup there: names and reasons are escaped, as in the summary.
 A card that the package already has stays, as ``README-original.md``; its licence and language are
-those of ours too, for they are the weights'.
+those of ours too, for they are the weights'. Where it names no licence, another file may
+(:mod:`pipeline.deploy.licence`); else the text says that it is not known.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from compress_onnx.pipeline.deploy.licence import Licence, told_licence
 from compress_onnx.pipeline.deploy.package import Package, copy_file
+from compress_onnx.pipeline.export.hub import CARD_NAME
+from compress_onnx.pipeline.export.huggingface import licence_files
 from compress_onnx.pipeline.report.markdown import Markdown, printable, template
-from compress_onnx.pipeline.results import RunReport, ValidationReport
+from compress_onnx.pipeline.results import ExportReport, RunReport, ValidationReport
 
-CARD_NAME = "README.md"
 ORIGINAL_CARD_NAME = "README-original.md"
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -55,6 +58,30 @@ class Library:
     tags: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a model was made from.
+
+    Attributes:
+        export: how it became a graph; None where nobody knows.
+        hub_id: its name on the hub; None where that is not known.
+        card: its model card; None where there is none.
+        licence: what tells its licence besides the card.
+    """
+
+    export: ExportReport | None
+    hub_id: str | None
+    card: Path | None
+    licence: Licence | None
+
+    @property
+    def name(self) -> str:
+        """In words; never a place on the machine that compressed it."""
+        known = self.hub_id or (self.export.source if self.export else "")
+        is_path = known.endswith(".onnx") or known.startswith(("/", "~"))
+        return known.replace("\\", "/").rpartition("/")[2] if is_path else known
+
+
 def write_card(package: Package, library: Library, loading: str, folder: Path) -> None:
     """Write the card of ``package`` into ``folder``.
 
@@ -67,57 +94,95 @@ def write_card(package: Package, library: Library, loading: str, folder: Path) -
     Raises:
         OutputError: a card that was there cannot be copied.
     """
-    theirs = package.folder / CARD_NAME
-    if theirs.is_file():
-        copy_file(theirs, folder / ORIGINAL_CARD_NAME)
-    head = _dumped(_front_matter(package, library, _kept(theirs)))
-    text = template("card.md.jinja", "compress_onnx.pipeline.deploy").render(
+    report = package.report if isinstance(package.report, RunReport) else None
+    task = _task(package)
+    head: dict[str, object] = {} if task is None else {"pipeline_tag": task}
+    source = _source(package)
+    if source.hub_id is not None:
+        head["base_model"] = source.hub_id
+        if report is not None and _holds_integers(report):
+            head["base_model_relation"] = "quantized"
+    fill_card(
+        "card.md.jinja",
+        folder,
+        source,
+        library,
         name=package.name,
-        head=Markdown(head),
-        report=_report(package),
-        base=_base(package),
-        hub=_hub_id(package),
+        head=head,
+        results=_results(report, task or "other"),
+        loading=loading,
+        report=report,
+    )
+
+
+def fill_card(
+    file: str,
+    folder: Path,
+    source: Source,
+    library: Library,
+    *,
+    name: str,
+    head: Mapping[str, object],
+    results: Iterable[Mapping[str, Any]],
+    loading: str,
+    report: object,
+) -> None:
+    """Write the card, and that of the source beside it.
+
+    Args:
+        file: the template of the text.
+        folder: the bundle's.
+        source: what the model was made from.
+        library: who loads it.
+        name: of the model.
+        head: front matter of this card's own.
+        results: those of ``model-index``.
+        loading: the lines that load it.
+        report: for the template.
+
+    Raises:
+        OutputError: the source's card cannot be copied.
+    """
+    if source.card is not None:
+        copy_file(source.card, folder / ORIGINAL_CARD_NAME)
+    told = _kept(source.card) if source.card is not None else {}
+    licence = source.licence if "license" not in told else None
+    index = list(results)
+    front = {
+        "library_name": library.name,
+        **(licence.fields if licence else {}),
+        **told,
+        **head,
+        "tags": ["onnx", "compress-onnx", *library.tags],
+        **({"model-index": [{"name": name, "results": index}]} if index else {}),
+    }
+    text = template(file, "compress_onnx.pipeline.deploy").render(
+        name=name,
+        head=Markdown(_dumped(front)),
+        report=report,
+        source=source,
+        licence=licence,
+        licensed="license" in front,
         fence=Markdown(library.fence),
         loading=Markdown(loading),
-        original=ORIGINAL_CARD_NAME if theirs.is_file() else "",
+        original=ORIGINAL_CARD_NAME if source.card is not None else "",
     )
     (folder / CARD_NAME).write_text(text, encoding="utf-8")
 
 
-def _report(package: Package) -> RunReport | None:
-    return package.report if isinstance(package.report, RunReport) else None
-
-
-def _hub_id(package: Package) -> str | None:
-    """The hub's name of what the model was made from, where that is known."""
+def _source(package: Package) -> Source:
     export = package.report.export if package.report else None
-    return package.base_model or (export.hub_id if export else None)
-
-
-def _base(package: Package) -> str:
-    """What the model was made from, in words; never a place on the machine that made it."""
-    export = package.report.export if package.report else None
-    known = _hub_id(package) or (export.source if export else "")
-    return known.replace("\\", "/").rpartition("/")[2] if known.endswith(".onnx") else known
-
-
-def _front_matter(
-    package: Package, library: Library, kept: Mapping[str, object]
-) -> dict[str, object]:
-    found: dict[str, object] = {"library_name": library.name, **kept}
-    task = _task(package)
-    if task is not None:
-        found["pipeline_tag"] = task
-    base, report = _hub_id(package), _report(package)
-    if base is not None:
-        found["base_model"] = base
-        if report is not None and _holds_integers(report):
-            found["base_model_relation"] = "quantized"
-    found["tags"] = ["onnx", "compress-onnx", *library.tags]
-    results = list(_results(report, task or "other"))
-    if results:
-        found["model-index"] = [{"name": package.name, "results": results}]
-    return found
+    cards = (package.folder / name for name in (ORIGINAL_CARD_NAME, CARD_NAME))
+    return Source(
+        export,
+        package.base_model or (export.hub_id if export else None),
+        next((card for card in cards if card.is_file()), None),
+        told_licence(
+            package.config if package.has_config else {},
+            licence_files(package.folder),
+            package.structure,
+        ),
+    )
 
 
 def _task(package: Package) -> str | None:
@@ -152,6 +217,8 @@ def _results(report: RunReport | None, task: str) -> Iterator[dict[str, Any]]:
             "dataset": {
                 "type": "custom",
                 "name": f"{printable(name)}: {origin}" if name else origin,
+                # The hub's library tells sets of one type apart by this.
+                **({"config": printable(name)} if name else {}),
                 "args": {"samples": validation.samples},
             },
             "metrics": metrics,
@@ -166,8 +233,6 @@ def _metrics(validation: ValidationReport) -> Iterator[dict[str, Any]]:
 
 def _kept(card: Path) -> dict[str, object]:
     """The licence and the language in the front matter of somebody's card."""
-    if not card.is_file():
-        return {}
     found = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
     try:
         values = yaml.safe_load(found[1]) if found else None

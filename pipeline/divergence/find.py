@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
+
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.pipeline.divergence.cause import likely_cause
 from compress_onnx.pipeline.divergence.locate import Comparison, Parting
@@ -75,20 +77,10 @@ def _depth(traced: Trace, name: str, error: float) -> DepthError:
 def _told(comparison: Comparison, parting: Parting) -> Divergence:
     theirs = None
     if parting.reference is not None and parting.reference_value is not None:
-        theirs = DivergentNode(
-            tensor=parting.reference_value,
-            operator=parting.reference.op_type,
-            node=parting.reference.name,
-            module=module_path(parting.reference),
-        )
+        theirs = _node(parting.reference_value, parting.reference)
     return Divergence(
         output=parting.output,
-        candidate=DivergentNode(
-            tensor=parting.value,
-            operator=parting.candidate.op_type,
-            node=parting.candidate.name,
-            module=module_path(parting.candidate),
-        ),
+        candidate=_node(parting.value, parting.candidate),
         reference=theirs,
         error_before=parting.before,
         error_after=parting.after,
@@ -109,17 +101,21 @@ def _optimized_away(
     output = max(errors, key=errors.__getitem__)
     if errors[output] <= tolerance:
         return None
-    node = unoptimized.node(output)
     return Divergence(
         output=output,
-        candidate=DivergentNode(
-            tensor=output,
-            operator=node.op_type if node else "",
-            node=node.name if node else "",
-            module=module_path(node) if node else "",
-        ),
+        candidate=_node(output, unoptimized.node(output)),
         reference=None,
         error_before=0.0,
         error_after=errors[output] if math.isfinite(errors[output]) else None,
         cause=f"ONNX Runtime's optimizations ({spec.optimization}) change what {model} computes",
+    )
+
+
+def _node(tensor: str, node: onnx.NodeProto | None) -> DivergentNode:
+    """What computes ``tensor``; without names where that is no node."""
+    return DivergentNode(
+        tensor=tensor,
+        operator=node.op_type if node else "",
+        node=node.name if node else "",
+        module=module_path(node) if node else "",
     )

@@ -32,13 +32,15 @@ class ExportedModel:
     Attributes:
         path: the ``.onnx`` file; the original one where the source already was ONNX.
         report: where it came from, and how close it is to PyTorch.
-        assets: configuration, tokenizer and preprocessor files that a bundle needs beside it.
+        assets: configuration, tokenizer and preprocessor files that a bundle needs beside it, and
+            the texts of licences.
         asset_root: the folder below which ``assets`` keep their places; None where all lie flat.
         tokenizer_dir: the folder that the tokenizer or image processor loads from; None where
             there is neither.
         pooling: of a sentence encoder, which the model itself does not do; None where the source
             declares none.
         notes: what a reader of the report must know, such as a lowered opset.
+        card: the model card of the source; None where it has none.
     """
 
     path: Path
@@ -48,3 +50,4 @@ class ExportedModel:
     tokenizer_dir: Path | None = None
     pooling: SentencePooling | None = None
     notes: tuple[str, ...] = ()
+    card: Path | None = None

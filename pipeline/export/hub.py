@@ -1,4 +1,4 @@
-"""Bring a model of the Hugging Face hub onto this machine: configuration, tokenizer, weights.
+"""Bring a model of the Hugging Face hub onto this machine: configuration, tokenizer, weights, card.
 
 Only safetensors weights are asked for, so that no pickle is ever downloaded. Sub-folders are left
 out, but for those that a sentence encoder's ``modules.json`` names.
@@ -13,7 +13,14 @@ from compress_onnx.pipeline.export.quiet import quiet
 from compress_onnx.pipeline.export.sentence_encoder import MODULES_NAME, read_modules
 from compress_onnx.pipeline.runtime.session import one_line
 
+CARD_NAME = "README.md"
+"""The model's card, whose front matter names the licence."""
+
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
+"""What goes along with the weights wherever they go."""
+
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
+_WANTED += [CARD_NAME, *LICENCE_FILES]
 # Sub-folders hold the same weights for other runtimes.
 _SUBFOLDERS = "*/*"
 _UNWANTED = ["*.fp16.safetensors"]

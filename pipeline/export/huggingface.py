@@ -13,7 +13,7 @@ from compress_onnx.pipeline.export.checkpoint import load_checkpoint, read_confi
 from compress_onnx.pipeline.export.dependencies import require_export_extra
 from compress_onnx.pipeline.export.dynamo import export_dynamo
 from compress_onnx.pipeline.export.exported import ExportedModel
-from compress_onnx.pipeline.export.hub import download
+from compress_onnx.pipeline.export.hub import CARD_NAME, LICENCE_FILES, download
 from compress_onnx.pipeline.export.optimum_export import export_optimum
 from compress_onnx.pipeline.export.sentence_encoder import read_sentence_encoder
 from compress_onnx.pipeline.export.source import FolderSource, HubSource
@@ -58,17 +58,22 @@ def export_huggingface(
         exported = _export_dynamo(checkpoint, spec, folder, seed)
     preprocessor = _files(checkpoint, _PREPROCESSOR_FILES)
     described = encoder.files if encoder else ()
+    licences = licence_files(root)
+    card = root / CARD_NAME
     hub_id = source.repo_id if isinstance(source, HubSource) else None
     return dataclasses.replace(
         exported,
         report=exported.report.model_copy(update={"hub_id": hub_id}),
         assets=tuple(
-            dict.fromkeys((*_files(checkpoint, _CONFIG_FILES), *preprocessor, *described))
+            dict.fromkeys(
+                (*_files(checkpoint, _CONFIG_FILES), *preprocessor, *described, *licences)
+            )
         ),
         asset_root=root,
         tokenizer_dir=checkpoint if preprocessor else None,
         pooling=encoder.pooling if encoder else None,
         notes=(*exported.notes, *(encoder.notes if encoder else ())),
+        card=card if card.is_file() else None,
     )
 
 
@@ -81,6 +86,11 @@ def checkpoint_of(source: FolderSource | HubSource, revision: str | None = None)
     if isinstance(source, FolderSource):
         return source.folder
     return download(source.repo_id, revision)
+
+
+def licence_files(folder: Path) -> tuple[Path, ...]:
+    """The texts of licences, and what they say has to be told, in ``folder``."""
+    return _files(folder, LICENCE_FILES)
 
 
 def _export_dynamo(checkpoint: Path, spec: SourceSpec, folder: Path, seed: int) -> ExportedModel:

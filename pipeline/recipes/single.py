@@ -27,7 +27,14 @@ from compress_onnx.pipeline.compress.search import smallest_within
 from compress_onnx.pipeline.compress.spectra import SiteSpectrum, spectra_of
 from compress_onnx.pipeline.compress.trial_log import is_trial_log
 from compress_onnx.pipeline.data.sources import load_samples
-from compress_onnx.pipeline.deploy.package import MODEL_NAME, PLAN_NAME, Serving, place_model
+from compress_onnx.pipeline.deploy.card import ORIGINAL_CARD_NAME
+from compress_onnx.pipeline.deploy.package import (
+    MODEL_NAME,
+    PLAN_NAME,
+    Serving,
+    copy_file,
+    place_model,
+)
 from compress_onnx.pipeline.deploy.targets import bundle_all
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import ExportedModel, export
@@ -373,7 +380,7 @@ class ModelExperiment:
                 spectra = spectra_of(made.basis, plan, self.settings.progress)
             (bundle / PLAN_NAME).write_text(plan.model_dump_json(indent=2), encoding="utf-8")
         write_report(report, bundle, spectra, pictures=why_no_pictures() is None)
-        copy_assets(self.exported.assets, bundle, self.exported.asset_root)
+        _copy_beside(self.exported, bundle)
         _bundle_targets(self.recipe, bundle, self.reference)
         return report
 
@@ -492,8 +499,15 @@ def _check_targets(recipe: Recipe, exported: ExportedModel) -> None:
     with TemporaryDirectory(prefix="compress-onnx-") as place:
         folder = Path(place)
         place_model(exported.path, folder / MODEL_NAME)
-        copy_assets(exported.assets, folder, exported.asset_root)
+        _copy_beside(exported, folder)
         _bundle_targets(recipe, folder, exported.path)
+
+
+def _copy_beside(exported: ExportedModel, folder: Path) -> None:
+    """What belongs to the model, and the card of what it was made from, which is not its own."""
+    copy_assets(exported.assets, folder, exported.asset_root)
+    if exported.card is not None:
+        copy_file(exported.card, folder / ORIGINAL_CARD_NAME)
 
 
 def _bundle_targets(recipe: Recipe, folder: Path, original: Path) -> None:

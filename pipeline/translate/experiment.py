@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from compress_onnx.graph_passes.errors import NothingToCompressError, RequestErr
 from compress_onnx.graph_passes.planning.request import QUANTITIES, CompressionSpec
 from compress_onnx.pipeline.data.pairs import SentencePair
 from compress_onnx.pipeline.data.parallel import load_pairs, origin_of
+from compress_onnx.pipeline.deploy.translation_card import write_translation_card
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export.dependencies import require_export_extra
 from compress_onnx.pipeline.export.huggingface import checkpoint_of
@@ -94,6 +95,7 @@ class TranslationExperiment:
     Attributes:
         recipe: what to do.
         metric: its metric.
+        checkpoint: what the reference was exported from.
         exported: the reference's graphs.
         languages: its tokenizer.
         held_out: validation pairs, ordered by language.
@@ -107,6 +109,7 @@ class TranslationExperiment:
 
     recipe: Recipe
     metric: TranslationMetric
+    checkpoint: Path
     exported: ExportedParts
     languages: LanguageTokenizer
     held_out: Sequence[SentencePair]
@@ -163,7 +166,7 @@ class TranslationExperiment:
         """Compress, measure, and write everything but the manifest into ``bundle``.
 
         It then holds both graphs with configuration and tokenizer, as optimum's
-        ``ORTModelForSeq2SeqLM`` loads them.
+        ``ORTModelForSeq2SeqLM`` loads them, and a model card.
 
         Raises:
             CompressOnnxError: it cannot be carried out.
@@ -200,6 +203,7 @@ class TranslationExperiment:
         for name, plan in (("encoder", plans.encoder), ("decoder", plans.decoder)):
             text = plan.model_dump_json(indent=2)
             (bundle / f"{name}-plan.json").write_text(text, encoding="utf-8")
+        write_translation_card(report, self.checkpoint, bundle)
         return report
 
     def row(
@@ -392,6 +396,9 @@ def prepare_translation(
         languages.require([*held_out, *lessons])
     with watch.measure("export"), settings.progress.step("export"):
         exported = export_encoder_decoder(checkpoint, recipe.source, folder, seed=recipe.seed)
+    if isinstance(source, HubSource):
+        known = exported.report.model_copy(update={"hub_id": source.repo_id})
+        exported = replace(exported, report=known)
     samples = _samples(recipe, exported.folder, languages, lessons, settings)
     taught = _taught(
         recipe, exported.folder, languages, lessons, base_dir=base_dir, settings=settings
@@ -401,6 +408,7 @@ def prepare_translation(
     return TranslationExperiment(
         recipe=recipe,
         metric=metric,
+        checkpoint=checkpoint,
         exported=exported,
         languages=languages,
         held_out=held_out,

@@ -6,6 +6,8 @@ they import nothing of this project; so do those of ``make olive-test``, which n
 
     minilm/          what `compress-onnx run models/minilm.yaml` left, with its report
     original.onnx    the same encoder, uncompressed
+    digits-vit/      what `compress-onnx run models/digits-vit.yaml` left: layers of low rank
+    digits-vit.onnx  the same classifier, uncompressed
     sentences.json   what the report was measured on
     nodes.json       what the nodes of its model tell, for Model Explorer
     TARGET/          one folder for each target

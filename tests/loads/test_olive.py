@@ -51,7 +51,7 @@ def feeds() -> dict[str, np.ndarray]:
 def place(tmp_path_factory, feeds) -> Path:
     """A folder with the package-config, and calibration data without the last sentences."""
     folder = tmp_path_factory.mktemp("olive")
-    module = "compress_onnx.pipeline.olive_passes"
+    module = "compress_onnx.pipeline.deploy.olive_passes"
     subprocess.run([PYTHON, "-m", module, folder / "package.json"], check=True, env=QUIET)
     np.savez(folder / "rows.npz", **{name: rows[:-FEW] for name, rows in feeds.items()})
     return folder

@@ -218,6 +218,7 @@ def test_a_translation_recipe_runs_on_what_stands_in_for_the_hub(hub, name):
     assert report.encoder.factored
     assert report.decoder.factored
     assert not any("lm_head" in site.site for site in report.decoder.factored)
+    assert "pipeline_tag: translation" in (hub / "bundle" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("missing", ["model", "data"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import hf_models
 import pytest
 import small_models as small
 from cli_runner import Cli, error_line
@@ -91,6 +92,31 @@ def test_a_recipe_deploys_both_versions(tmp_path):
     for target in ("triton", "ort"):
         verify_manifest(deployed / target)
     run(folder)  # replaced as a whole: it is still a bundle of ours
+
+
+@pytest.mark.slow
+def test_the_card_and_the_licence_of_the_source_go_all_the_way(tmp_path):
+    pytest.importorskip("transformers")
+    source = hf_models.save(hf_models.bert(), tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n# The original\n")
+    (source / "LICENSE").write_text("Their text\n")
+    recipe = {
+        "name": "tiny",
+        "source": {"model": "source"},
+        "compression": {"method": {"name": "svd"}, "params": 0.5, "rank_multiple": 1},
+        "deploy": ["optimum"],
+        "benchmark": None,
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    run(tmp_path)
+    bundle, out = tmp_path / "bundle", tmp_path / "bundle" / "deploy" / "optimum"
+    for folder in (bundle, out):
+        for theirs, ours in (("README.md", "README-original.md"), ("LICENSE", "LICENSE")):
+            assert (folder / ours).read_bytes() == (source / theirs).read_bytes()
+    # That of the original is not that of the compressed model.
+    assert not (bundle / "README.md").exists()
+    assert "license: mit" in (out / "README.md").read_text()
+    verify_manifest(bundle)
 
 
 def test_a_target_that_does_not_fit_is_told_before_anything_is_learned(tmp_path):

@@ -6,8 +6,9 @@ import json
 import math
 from pathlib import Path
 
+import onnx
 import pytest
-from packages import encoder_package, perceptron_package
+from packages import encoder_model, encoder_package, perceptron_package
 from report_factory import make_plan, make_report, make_site
 
 from compress_onnx.graph_passes.errors import RequestError
@@ -33,6 +34,12 @@ def card_of(tmp_path: Path, report: RunReport | None, target="sentence-transform
     verify_manifest(tmp_path / "out")
     path = tmp_path / "out" / "README.md"
     return path.read_text(encoding="utf-8"), hub.ModelCard.load(path)
+
+
+def bundled(folder: Path, out: Path):
+    """The card of the package as it lies there."""
+    bundle(read_package(folder, "tiny"), "tei", out)
+    return hub.ModelCard.load(out / "README.md")
 
 
 def from_hub(**changes) -> ExportReport:
@@ -75,10 +82,14 @@ def test_the_hub_reads_the_figures(tmp_path, target):
 
 def test_a_card_survives_the_hubs_own_writer(tmp_path):
     """What ``push_to_hub`` does: the card is read, changed and written again."""
-    _, card = card_of(tmp_path, make_report(export=from_hub()))
+    report = make_report(export=from_hub())
+    domains = {"packages": domain(metrics={"cosine": 0.75}), "verses": domain()}
+    validation = report.validation.model_copy(update={"domains": domains})
+    _, card = card_of(tmp_path, report.model_copy(update={"validation": validation}))
     card.data.license = "mit"
     card.save(tmp_path / "again.md")
     again = hub.ModelCard.load(tmp_path / "again.md")
+    assert len({one.dataset_name for one in again.data.eval_results}) == 3
     assert again.data.eval_results == card.data.eval_results
     assert again.text == card.text
 
@@ -148,6 +159,59 @@ def test_somebodys_card_stays_and_so_does_its_licence(tmp_path):
     assert (card.data.license, card.data.language) == ("apache-2.0", ["en", "sw"])
     assert "theirs" not in card.data.tags
     assert "README-original.md" in text
+
+
+def test_the_card_of_the_source_is_not_taken_for_one_of_ours(tmp_path):
+    """As ``run`` leaves it, under its later name; a README of somebody's is not asked then."""
+    folder = encoder_package(tmp_path / "package")
+    (folder / "README-original.md").write_text(THEIRS)
+    (folder / "README.md").write_text(THEIRS.replace("apache-2.0", "mit"))
+    _, card = card_of(tmp_path, None)
+    assert (tmp_path / "out" / "README-original.md").read_text() == THEIRS
+    assert card.data.license == "apache-2.0"
+
+
+APACHE = (Path(__file__).parents[3] / "LICENSE").read_text()
+TELLERS = {
+    "config.json": ("config.json", '{"model_type": "bert", "license": "MIT"}', "mit"),
+    "licence": ("LICENSE.txt", APACHE, "apache-2.0"),
+}
+
+
+@pytest.mark.parametrize("teller", TELLERS)
+def test_another_file_tells_the_licence(tmp_path, teller):
+    file, content, licence = TELLERS[teller]
+    folder = encoder_package(tmp_path / "package")
+    (folder / "README.md").write_text("# No front matter\n")
+    (folder / file).write_text(content)
+    card = bundled(folder, tmp_path / "out")
+    assert card.data.license == licence
+    assert f"Its licence is `{licence}`, as {file} says." in card.text
+    assert "not known" not in card.text
+
+
+def test_the_models_metadata_tell_the_licence(tmp_path):
+    model = encoder_model()
+    onnx.helper.set_model_props(model, {"license": "CC-BY-4.0"})
+    card = bundled(encoder_package(tmp_path / "package", model), tmp_path / "out")
+    assert card.data.license == "cc-by-4.0"
+    assert "as the model's metadata says" in card.text
+
+
+def test_the_card_goes_before_other_files(tmp_path):
+    folder = encoder_package(tmp_path / "package")
+    (folder / "README.md").write_text(THEIRS)
+    (folder / "LICENSE").write_text("MIT License\n")
+    text, card = card_of(tmp_path, None)
+    assert card.data.license == "apache-2.0"
+    assert "licence is" not in text
+
+
+def test_a_licence_that_nobody_tells_is_to_be_asked_for(tmp_path):
+    text, card = card_of(tmp_path, make_report(export=from_hub()))
+    assert card.data.license is None
+    assert "licence is not known" in text
+    assert "Ask whoever published `org/encoder`" in text
 
 
 @pytest.mark.parametrize(

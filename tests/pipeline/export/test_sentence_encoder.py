@@ -125,7 +125,8 @@ def test_the_hub_is_asked_for_the_folders_of_the_modules(
 
     monkeypatch.setattr(library, "snapshot_download", download)
     assert hub.download("someone/encoder", "main") == snapshot
-    (_, revision, _), (_, commit, inner) = asked
+    (_, revision, wanted), (_, commit, inner) = asked
+    assert {"*.json", "README.md", "LICENSE*"} <= set(wanted)
     assert (revision, commit) == ("main", "0123abcd")
     assert "1_Pooling/*.json" in inner
     assert all(pattern.startswith("1_Pooling/") for pattern in inner)

@@ -18,6 +18,7 @@ from cli_runner import Cli, error_line
 from compress_onnx.graph_passes.errors import CompressOnnxError, DataError
 from compress_onnx.graph_passes.planning.plan import MethodSpec, read_plan
 from compress_onnx.graph_passes.planning.request import CompressionSpec
+from compress_onnx.pipeline.export.source import HubSource
 from compress_onnx.pipeline.files.bundle import verify_manifest
 from compress_onnx.pipeline.recipe import Recipe, SourceSpec
 from compress_onnx.pipeline.recipes.experiment import settings_of
@@ -161,7 +162,8 @@ def test_a_run_leaves_a_bundle_that_translates(root, cli, tmp_path):
     printed = cli("run", recipe, "-o", bundle).out
 
     files = verify_manifest(bundle).files
-    assert {ENCODER, DECODER_MERGED, "config.json", "report.json", "summary.md"} <= files.keys()
+    expected = {ENCODER, DECODER_MERGED, "config.json", "report.json", "summary.md", "README.md"}
+    assert expected <= files.keys()
     report = read_report(bundle)
     assert report.passed
     assert report.reference.mean.bleu == pytest.approx(100)
@@ -274,6 +276,15 @@ def test_a_prompt_names_the_language(root, reused, tmp_path):
         texts[name] = experiment.translate(experiment.reference)
     assert experiment.scores(texts["as asked"]).mean.bleu == pytest.approx(100)
     assert experiment.scores(texts["swapped"]).mean.bleu < 90
+
+
+@pytest.mark.slow
+def test_the_hubs_name_of_the_model_is_kept(root, reused, tmp_path, monkeypatch):
+    module = "compress_onnx.pipeline.translate.experiment"
+    monkeypatch.setattr(f"{module}.resolve_source", lambda *_: HubSource("org/marian"))
+    monkeypatch.setattr(f"{module}.checkpoint_of", lambda *_: root / "marian")
+    experiment = prepared(root, tmp_path / "x", calibration=None)
+    assert experiment.exported.report.hub_id == "org/marian"
 
 
 @pytest.mark.slow

@@ -12,10 +12,11 @@ model, as one of its additional files.
 
 Olive knows passes by its package-config, of which it reads one::
 
-    python -m compress_onnx.pipeline.olive_passes olive-package.json
+    python -m compress_onnx.pipeline.deploy.olive_passes olive-package.json
     olive run --config workflow.json --package-config olive-package.json
 
-This module needs Olive, which imports it; nothing else here does.
+This module needs Olive, which imports it; nothing else here does, so that it may stand on the API,
+which is above all other modules of this package.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def package_config() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for name in PASSES:
         found["passes"][name] = {
-            "module_path": f"compress_onnx.pipeline.olive_passes.{name}",
+            "module_path": f"compress_onnx.pipeline.deploy.olive_passes.{name}",
             "supported_providers": ["*"],
             "supported_accelerators": ["*"],
             "supported_precisions": ["*"],
@@ -243,5 +244,5 @@ def _handler(model: Any, path: Path, name: str, text: str) -> Any:  # noqa: ANN4
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m compress_onnx.pipeline.olive_passes FILE.json")
+        raise SystemExit("usage: python -m compress_onnx.pipeline.deploy.olive_passes FILE.json")
     write_package_config(Path(sys.argv[1]))
