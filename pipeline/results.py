@@ -114,12 +114,36 @@ class Divergence(Result):
 
 
 class DepthError(Result):
-    """The relative error of one value inside the candidate; None where it cannot be compared."""
+    """The relative error of one value inside the candidate; None where it cannot be compared.
+
+    ``node`` is the name of what computes it, and ``place`` the position of that in the original;
+    both are of profiles.
+    """
 
     tensor: str
     operator: str
     module: str
     error: float | None
+    node: str = ""
+    place: int | None = None
+
+
+class DepthProfile(Result):
+    """How far the values inside a compressed model are from the original's, along its depth.
+
+    Attributes:
+        origin: of the samples; they are of those that report, never of those that chose.
+        samples: so many, each by itself.
+        values: the means of their relative errors, in the order of the original's nodes. What has
+            no like of its size in the compressed model is left out; where there are very many, they
+            are some of them, evenly along the depth.
+        unmeasured: why there are none, such as a model that is too large.
+    """
+
+    origin: str
+    samples: int = 0
+    values: tuple[DepthError, ...] = ()
+    unmeasured: str | None = None
 
 
 class InnerComparison(Result):
@@ -491,7 +515,9 @@ class OptimizeReport(Result):
 
     ``inputs`` are the shapes that latency was measured at; ``verdict`` says in words what won, by
     how much, over what. ``plan`` is the winner's, with the numbers, damage, time and bytes of each
-    layer; None where a rival won, or where it stands elsewhere in a report.
+    layer; None where a rival won, or where it stands elsewhere in a report. ``depth`` is how far
+    the winner's values are from the original's; None where it was not asked for, or stands
+    elsewhere too.
     """
 
     max_drop: float
@@ -504,6 +530,7 @@ class OptimizeReport(Result):
     chosen_on: str
     reported_on: str
     plan: CompressionPlan | None = None
+    depth: DepthProfile | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -700,6 +727,8 @@ class RunReport(Report):
         plan: what every site becomes; None where ``optimize`` took a model that no plan makes.
         op_counts: nodes by operator type that ONNX Runtime really executes on the CPU after its
             own optimization, for ``reference`` and ``candidate`` (fusions kept or lost).
+        depth: how far the values inside are from the original's, on validation samples that report;
+            None without such samples, and in reports that are older.
         unmeasured: providers that were asked for with ``auto`` and are absent, with the reason.
     """
 
@@ -709,6 +738,7 @@ class RunReport(Report):
     recovery: RecoveryReport | None = None
     op_counts: dict[str, dict[str, int]] = Field(default_factory=dict)
     validation: ValidationReport | None = None
+    depth: DepthProfile | None = None
     benchmarks: tuple[Benchmark, ...] = ()
     unmeasured: dict[str, str] = Field(default_factory=dict)
 

@@ -22,7 +22,7 @@ from compress_onnx.pipeline.report.writer import (
     write_json,
     write_text,
 )
-from compress_onnx.pipeline.results import RunReport, TranslationReport
+from compress_onnx.pipeline.results import DepthProfile, RunReport, TranslationReport
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +77,8 @@ def compare(
     if update_baseline and not base.exists():
         _put(base, after)
         return
-    found = changes(read_report(base), after, tolerances)
+    before = read_report(base)
+    found = changes(before, after, tolerances)
     print_changes(found)
     cases, table = change_cases(found), changes_markdown(after.name, found)
     if markdown is not None:
@@ -85,12 +86,17 @@ def compare(
     if json_path is not None:
         write_json(json_path, {"changes": found})
     if html is not None:
-        write_html(html, changes_page(after.name, found, command_line()))
+        depths = {"base": _depth(before), "now": _depth(after)}
+        write_html(html, changes_page(after.name, found, command_line(), depths))
     tell_ci(after.name, cases, table, junit)
     if update_baseline:
         _put(base, after)
     elif any(failure is not None for failure in cases.values()):
         raise typer.Exit(1)
+
+
+def _depth(report: RunReport | TranslationReport) -> DepthProfile | None:
+    return report.depth if isinstance(report, RunReport) else None
 
 
 def _put(base: Path, report: RunReport | TranslationReport) -> None:

@@ -17,6 +17,7 @@ from compress_onnx.pipeline.cli.html import Html, command_line, write_html
 from compress_onnx.pipeline.compress.holdout import hold_out, metric_for
 from compress_onnx.pipeline.compress.learn import learn
 from compress_onnx.pipeline.compress.optimize import optimize as optimized
+from compress_onnx.pipeline.divergence.depth import depth_profile
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.recipe import BenchmarkSpec, OptimizeSpec, RecoverySpec
 from compress_onnx.pipeline.report.drawing import require_pictures
@@ -27,7 +28,7 @@ from compress_onnx.pipeline.report.writer import write_text
 from compress_onnx.pipeline.results import OptimizeReport, SizeReport
 from compress_onnx.pipeline.runtime.duration import parse_duration
 from compress_onnx.pipeline.runtime.environment import environment
-from compress_onnx.pipeline.runtime.session import require_provider
+from compress_onnx.pipeline.runtime.session import SessionSpec, require_provider
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def optimize(
         iterations=timing.iterations,
     )
     settings = options.settings(data.no_cache, batch_size=data.batch_size, backend=data.backend)
-    report = optimized(
+    found = optimized(
         learn(model, samples, settings, broader=pulling),
         held_out,
         written.output,
@@ -212,7 +213,12 @@ def optimize(
         log=written.log,
         recovery=recovery,
         domains=further,
-    ).report
+    )
+    report = found.report
+    if written.report is not None or written.html is not None:
+        how = SessionSpec(provider=timing.provider, threads=timing.threads)
+        depth = depth_profile(model, written.output, found.reporting, how)
+        report = report.model_copy(update={"depth": depth})
     print_optimized(report)
     for text in report.notes:
         note(text)

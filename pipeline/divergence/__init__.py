@@ -3,4 +3,5 @@
 trace      every value of a graph, computed without ONNX Runtime's optimizations
 locate     the first node whose inputs are as in the other graph, and whose output is not
 cause      what is different there
+depth      how far values are from the original's, from the first layer to the last
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import onnx
 import onnx.inliner
 import onnx_ir as ir
+import onnxruntime as ort
 from onnx import numpy_helper
 
 from compress_onnx.graph_passes.arrays import Array
@@ -70,14 +71,7 @@ class Trace:
     @cached_property
     def places(self) -> dict[str, Place]:
         """By value, where it stands in the model: exporters differ in names, not in modules."""
-        found: dict[str, Place] = {}
-        counted: Counter[tuple[str, str]] = Counter()
-        for node in self.graph.node:
-            kind = (module_path(node), node.op_type)
-            if node.output and kind[0] != node.name:
-                found[node.output[0]] = Place(*kind, counted[kind])
-                counted[kind] += 1
-        return found
+        return places_of(self.graph)
 
     @cached_property
     def placed(self) -> dict[Place, str]:
@@ -102,29 +96,77 @@ def trace(
     Raises:
         ModelFileError: the model cannot be loaded or run.
     """
-    load_model(model)  # refuses damaged files, and data files elsewhere
-    proto = onnx.load(model, load_external_data=False)
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+    proto = read_proto(model)
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
-    declared = {value.name for value in proto.graph.input} - stored.keys()
     names = [name for node in proto.graph.node for name in node.output if name]
     outputs = {value.name for value in proto.graph.output}
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(proto)
-    expose(exposed, names)
-    spec = SessionSpec(provider=provider, threads=threads, optimization="off")
-    session = open_session(serialized(exposed, instead=OUTSIDE), spec, data_folder=model.parent)
+    session = open_exposed(proto, names, model.parent, provider=provider, threads=threads)
     found = run(session, feeds, [*outputs, *(name for name in names if name not in outputs)])
     constants = {
         name: numpy_helper.to_array(tensor, base_dir=str(model.parent))
         for name, tensor in stored.items()
     }
-    varying = set(declared)
-    for node in proto.graph.node:
+    return Trace(proto.graph, {**constants, **feeds, **found}, varying_in(proto.graph))
+
+
+def read_proto(model: Path) -> onnx.ModelProto:
+    """The graph of a file, its external data left where it is, local functions written out.
+
+    Raises:
+        ModelFileError: the file is damaged, or has its data in another folder.
+    """
+    load_model(model)  # refuses both
+    proto = onnx.load(model, load_external_data=False)
+    return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+
+
+def open_exposed(
+    proto: onnx.ModelProto,
+    names: Iterable[str],
+    data_folder: Path,
+    *,
+    provider: Provider = "cpu",
+    threads: int | None = None,
+) -> ort.InferenceSession:
+    """A session of ``proto`` without optimizations that has the values ``names`` as outputs too.
+
+    Args:
+        proto: the graph; it is left as it was.
+        names: of values that its nodes compute.
+        data_folder: where its external data lies.
+        provider: what it runs on.
+        threads: how many.
+
+    Raises:
+        ModelFileError: the model cannot be loaded.
+    """
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(proto)
+    expose(exposed, names)
+    spec = SessionSpec(provider=provider, threads=threads, optimization="off")
+    return open_session(serialized(exposed, instead=OUTSIDE), spec, data_folder=data_folder)
+
+
+def varying_in(graph: onnx.GraphProto) -> frozenset[str]:
+    """Names of the values that depend on an input."""
+    stored = {tensor.name for tensor in graph.initializer}
+    varying = {value.name for value in graph.input} - stored
+    for node in graph.node:
         if varying.intersection(read_by(node)):
             varying.update(name for name in node.output if name)
-    return Trace(proto.graph, {**constants, **feeds, **found}, frozenset(varying))
+    return frozenset(varying)
+
+
+def places_of(graph: onnx.GraphProto) -> dict[str, Place]:
+    """By value, where it stands in the model that the graph was exported from."""
+    found: dict[str, Place] = {}
+    counted: Counter[tuple[str, str]] = Counter()
+    for node in graph.node:
+        kind = (module_path(node), node.op_type)
+        if node.output and kind[0] != node.name:
+            found[node.output[0]] = Place(*kind, counted[kind])
+            counted[kind] += 1
+    return found
 
 
 def module_path(node: onnx.NodeProto) -> str:

@@ -36,6 +36,7 @@ from compress_onnx.pipeline.deploy.package import (
     place_model,
 )
 from compress_onnx.pipeline.deploy.targets import bundle_all
+from compress_onnx.pipeline.divergence.depth import depth_profile
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.export import ExportedModel, export
 from compress_onnx.pipeline.files.bundle import copy_assets
@@ -73,6 +74,7 @@ from compress_onnx.pipeline.report.page import why_no_charts
 from compress_onnx.pipeline.report.writer import write_report
 from compress_onnx.pipeline.results import (
     Benchmark,
+    DepthProfile,
     OptimizeReport,
     RecoveryReport,
     RunReport,
@@ -346,6 +348,7 @@ class ModelExperiment:
         validation = self._with_domains(candidate, validation)
         # A plan says what factoring alone should bring: nothing about other forms.
         benchmarks, unmeasured = self.benchmark(candidate, None if made.optimize else plan)
+        depth = self._depth(candidate)
         size = model_size(self.reference, candidate)
         calibration, session = self.learned.calibration, self.settings.session
         report = RunReport(
@@ -364,6 +367,7 @@ class ModelExperiment:
                 "candidate": executed_op_counts(candidate, session),
             },
             validation=validation,
+            depth=depth,
             benchmarks=benchmarks,
             unmeasured=unmeasured,
             gates=check_gates(
@@ -372,7 +376,7 @@ class ModelExperiment:
                 {**(validation.unmeasured if validation else {}), **unmeasured},
             ),
             timings_s=self.watch.timings_s,
-            notes=self._notes(made),
+            notes=(*self._notes(made), *_not_profiled(depth)),
         )
         spectra: list[SiteSpectrum] = []
         if plan is not None and made.basis is not None:
@@ -384,6 +388,13 @@ class ModelExperiment:
         _bundle_targets(self.recipe, bundle, self.reference)
         return report
 
+    def _depth(self, candidate: Path) -> DepthProfile | None:
+        """How far the values inside ``candidate`` are off; None without validation data."""
+        if self.held_out is None:
+            return None
+        with self.watch.measure("depth profile"), self.settings.progress.step("depth profile"):
+            return depth_profile(self.reference, candidate, self.held_out, self.settings.session)
+
     def _notes(self, made: _Made) -> Sequence[str]:
         calibration = self.learned.calibration
         learned = calibration.notes if calibration else ()
@@ -391,6 +402,12 @@ class ModelExperiment:
         searched = made.optimize.notes if made.optimize else ()
         pictures = filter(None, [why_no_pictures(), why_no_charts()])
         return (*self.exported.notes, *learned, *searched, *chosen, *pictures)
+
+
+def _not_profiled(depth: DepthProfile | None) -> Sequence[str]:
+    if depth is None or depth.unmeasured is None:
+        return ()
+    return (f"no depth profile: {depth.unmeasured}",)
 
 
 def prepare_model(

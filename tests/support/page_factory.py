@@ -16,6 +16,7 @@ from compress_onnx.pipeline.results import (
     Change,
     ComparisonReport,
     DepthError,
+    DepthProfile,
     Divergence,
     DivergentNode,
     InnerComparison,
@@ -46,6 +47,28 @@ def inner(name="hidden"):
             for i, error in enumerate((0.0, 1e-6, 0.2, None))
         ),
     )
+
+
+def profile(scale=1.0, name="encoder.layer", **changes):
+    """A profile of six layers, the first value of which is equal."""
+    parts = ("attention.query", "attention.key", "attention.value", "attention.output", "output")
+    values = [
+        DepthError(
+            tensor=f"{name}.{layer}.{part}.{operator}",
+            operator=operator,
+            node=f"node_{name}.{layer}.{part}.{operator}",
+            module=f"{name}.{layer}.{part}",
+            place=20 * layer + 4 * place + step,
+            error=0.0
+            if layer == place == step == 0
+            else scale * (0.01 + 0.01 * layer) * (1 + step),
+        )
+        for layer in range(6)
+        for place, part in enumerate(parts)
+        for step, operator in enumerate(("Add", "LayerNormalization", "MatMul", "Softmax"))
+    ]
+    found = {"origin": "held-out sentences", "samples": 8, "values": tuple(values)}
+    return DepthProfile(**found | changes)
 
 
 def comparison(**changes):
@@ -84,7 +107,7 @@ def full_report():
         update={"per_sample": {"cosine": (0.9, 0.95, 0.99, 1.0)}}
     )
     validation = with_domains(scored, {"verses": scores})
-    return make_report(validation=validation, optimize=make_optimize())
+    return make_report(validation=validation, optimize=make_optimize(), depth=profile())
 
 
 def sweep_report():
@@ -133,12 +156,16 @@ PAGES = {
     "translation": lambda: report_page(translation_report()),
     "run": lambda: report_page(full_report(), make_spectra()),
     "optimize": lambda: optimize_page(
-        make_optimize(plan=make_plan()),
+        make_optimize(plan=make_plan(), depth=profile()),
         make_report().size,
         make_report().environment,
         "model.onnx",
         "compress-onnx optimize model.onnx",
     ),
     "validate": lambda: comparison_page(comparison(), "b.onnx against a.onnx"),
-    "compare": lambda: changes_page("minilm", [change(), change("recall", "same")]),
+    "compare": lambda: changes_page(
+        "minilm",
+        [change(), change("recall", "same")],
+        depths={"base": profile(), "now": profile(3.0)},
+    ),
 }

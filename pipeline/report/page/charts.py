@@ -20,6 +20,8 @@ from compress_onnx.pipeline.report.markdown import printable
 from compress_onnx.pipeline.report.page.blocks import Chart, Column, Table
 from compress_onnx.pipeline.results import (
     Benchmark,
+    DepthError,
+    DepthProfile,
     InnerComparison,
     LatencyStats,
     OptimizeReport,
@@ -40,6 +42,9 @@ _TICKS = (0, 0.25, 0.5, 0.75, 1, 2, 5, 10, 20, 50, 100)
 
 _LEAST_ERROR = 1e-9
 """What is drawn of an error of zero, on a logarithmic axis."""
+
+_ROUNDED = 1e-6
+"""What rounding to float32 makes of a value."""
 
 
 def latency_chart(benchmark: Benchmark) -> Chart:
@@ -255,29 +260,80 @@ def site_chart(plan: CompressionPlan) -> Chart | None:
 
 def depth_chart(inside: InnerComparison) -> Chart | None:
     """The relative error of every value along the depth of the model."""
-    rows: list[Row] = [
-        {
-            "tensor": printable(one.tensor),
-            "operator": printable(one.operator),
-            "module": printable(one.module),
-            "place": place,
-            "error": max(one.error, _LEAST_ERROR),
-        }
-        for place, one in enumerate(inside.depth)
-        if one.error is not None
-    ]
+    rows = _depth_rows(inside.depth, _LEAST_ERROR)
     if not rows:
         return None
-    points = _mark("point", "place", "error", filled=True, size=25)
-    points["encoding"]["tooltip"] = _tooltip(("tensor", "operator", "module", "error"))
-    points["encoding"]["x"] |= _axis("values, in the order in which they are computed")
-    points["encoding"]["y"] |= {"scale": {"type": "log"}, **_axis("relative error", format="~e")}
+    points = _depth_points("values, in the order in which they are computed")
     return Chart(
         "Errors along the depth",
         "Each value inside the graph against its like in the reference. Above the line it counts "
         "as different.",
         _chart(rows, [_limit("y", inside.tolerance, "counts as equal below"), points]),
     )
+
+
+def profile_chart(profiles: Mapping[str, DepthProfile]) -> Chart | None:
+    """The relative errors along the depth of the original, of each of ``profiles`` by its name.
+
+    None where none of them has a value that can be drawn.
+    """
+    least = _least_drawn([one.error for p in profiles.values() for one in p.values])
+    rows = [
+        {**row, "model": name}
+        for name, profile in profiles.items()
+        for row in _depth_rows(profile.values, least)
+    ]
+    if not rows:
+        return None
+    points = _depth_points("nodes of the original, in their order")
+    points["encoding"]["y"]["scale"] |= {"domainMin": least}
+    told = "A mark is a value inside the model, as far as it is from the original's."
+    if len(profiles) > 1:
+        names = list(profiles)
+        points["encoding"] |= {
+            "color": _colour("model", names),
+            "shape": {"field": "model", "type": "nominal", "scale": {"domain": names}},
+        }
+        points["encoding"]["tooltip"] += _tooltip(["model"])
+        told = f"{told} The lower of the two at a place is the closer one."
+    return Chart(
+        "Errors along the depth",
+        f"{told} The axis is logarithmic; what is below {least:g} is drawn there.",
+        _chart(rows, [points]),
+    )
+
+
+def _least_drawn(errors: Sequence[float | None]) -> float:
+    """A power of ten below most of the errors, so that those of equal values take no room."""
+    found = [error for error in errors if error is not None and error > _ROUNDED]
+    if not found:
+        return _ROUNDED
+    return float(10 ** (math.floor(math.log10(np.quantile(found, 0.1))) - 1))
+
+
+def _depth_rows(values: Sequence[DepthError], least: float) -> list[Row]:
+    """Of values that can be compared; ``drawn`` is the error, or ``least`` where that is more."""
+    return [
+        {
+            "tensor": printable(one.tensor),
+            "operator": printable(one.operator),
+            "node": printable(one.node),
+            "module": printable(one.module),
+            "place": index if one.place is None else one.place,
+            "error": _short(one.error),
+            "drawn": _short(max(one.error, least)),
+        }
+        for index, one in enumerate(values)
+        if one.error is not None
+    ]
+
+
+def _depth_points(title: str) -> Spec:
+    points = _mark("point", "place", "drawn", filled=True, size=30)
+    points["encoding"]["tooltip"] = _tooltip(("tensor", "operator", "node", "module", "error"))
+    points["encoding"]["x"] |= _axis(title)
+    points["encoding"]["y"] |= {"scale": {"type": "log"}, **_axis("relative error", format="~g")}
+    return points
 
 
 def sweep_chart(report: SweepReport, metric: str, figures: Sequence[float | None]) -> Chart:

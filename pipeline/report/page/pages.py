@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from compress_onnx.pipeline.compress.spectra import SiteSpectrum
 from compress_onnx.pipeline.report import formats
@@ -13,6 +13,7 @@ from compress_onnx.pipeline.report.sweep import asked, method_text, metric, metr
 from compress_onnx.pipeline.results import (
     Change,
     ComparisonReport,
+    DepthProfile,
     Environment,
     GateResult,
     OptimizeReport,
@@ -22,6 +23,11 @@ from compress_onnx.pipeline.results import (
     SweepReport,
     TranslationReport,
     ValidationReport,
+)
+
+_NO_DEPTH = (
+    "There are no errors along the depth here, as a sweep chooses no variant and keeps no model: "
+    "run the recipe with the method and the budget of a row to have them."
 )
 
 
@@ -57,6 +63,7 @@ def _run_page(report: RunReport, spectra: Sequence[SiteSpectrum]) -> Page:
             sections.gates_section(report.gates),
             *([sections.trials_section(report.optimize)] if report.optimize else []),
             sections.accuracy_section(report.validation),
+            sections.depth_section(report.depth),
             sections.latency_section(report.benchmarks, report.unmeasured),
             sections.layers_section(report.plan, spectra),
             sections.skipped_section(plans),
@@ -121,6 +128,7 @@ def optimize_page(
         [
             sections.before_after(size),
             sections.trials_section(report),
+            sections.depth_section(report.depth),
             sections.layers_section(report.plan),
             sections.skipped_section([report.plan] if report.plan else []),
             Section("Notes", report.notes),
@@ -171,7 +179,7 @@ def sweep_page(report: SweepReport) -> Page:
         f"{verdict}.",
         "told",
         [
-            Section("Variants", (), [*pictures[:2], table]),
+            Section("Variants", [_NO_DEPTH], [*pictures[:2], table]),
             sections.environment_section(
                 report.environment,
                 {"made by": f"compress-onnx {report.tool_version}", "created": report.created},
@@ -232,8 +240,20 @@ def comparison_page(report: ComparisonReport, name: str, command: str = "") -> P
     )
 
 
-def changes_page(name: str, found: Sequence[Change], command: str = "") -> Page:
-    """The page of ``compare``: what became worse."""
+def changes_page(
+    name: str,
+    found: Sequence[Change],
+    command: str = "",
+    depths: Mapping[str, DepthProfile | None] | None = None,
+) -> Page:
+    """The page of ``compare``: what became worse.
+
+    Args:
+        name: of the recipe.
+        found: a change a quantity.
+        command: that made it.
+        depths: the profiles of both reports, as far as they have one.
+    """
     worse = [one for one in found if one.verdict == "worse"]
     names = ", ".join(one.quantity for one in worse)
     verdict = f"{len(worse)} of {len(found)} quantities became worse: {names}."
@@ -251,7 +271,11 @@ def changes_page(name: str, found: Sequence[Change], command: str = "") -> Page:
         name,
         verdict if worse else f"None of {len(found)} quantities became worse.",
         "failed" if worse else "passed",
-        [Section("Quantities", (), [Table("Quantities", columns, rows)]), _reproduce([command])],
+        [
+            Section("Quantities", (), [Table("Quantities", columns, rows)]),
+            sections.depths_section(depths or {}),
+            _reproduce([command]),
+        ],
     )
 
 

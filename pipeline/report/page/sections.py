@@ -12,6 +12,8 @@ from compress_onnx.pipeline.report.page import charts
 from compress_onnx.pipeline.report.page.blocks import Chart, Column, Scalar, Section, Table
 from compress_onnx.pipeline.results import (
     Benchmark,
+    DepthError,
+    DepthProfile,
     Environment,
     GateResult,
     InnerComparison,
@@ -314,20 +316,71 @@ def inside_section(inside: InnerComparison | None) -> Section:
     if inside.divergence is not None:
         texts = str(inside.divergence).splitlines()
     texts.append(f"Values that differ by at most {inside.tolerance:.2g}, relative, count as equal.")
+    chart = charts.depth_chart(inside)
+    found = {"relative error": inside.depth}
+    table = _depth_table("Values that have their like in the reference", found)
+    return Section("Inside the graphs", texts, [table] if chart is None else [chart, table])
+
+
+def depth_section(profile: DepthProfile | None) -> Section:
+    """How far the values inside a compressed model are from the original's."""
+    title = "Along the depth"
+    if profile is None:
+        return Section(title)
+    if profile.unmeasured is not None:
+        return Section(title, [f"Not measured: {profile.unmeasured}."])
+    texts = [
+        f"The means over {profile.samples:,} samples of {profile.origin}, each run by itself, both "
+        "models without ONNX Runtime's optimizations.",
+        "A loss is an error that stays. A value that is far off while those behind it are not was "
+        "divided on purpose, to be rounded more finely: what reads it multiplies.",
+    ]
+    return Section(title, texts, _profiles({"relative error": profile}))
+
+
+def depths_section(profiles: Mapping[str, DepthProfile | None]) -> Section:
+    """Two profiles in one picture, where both reports have one; else who has none, and why."""
+    title = "Along the depth"
+    found = {name: one for name, one in profiles.items() if one is not None and one.values}
+    if not found:
+        return Section(title)
+    if len(found) < len(profiles):
+        missing = next(name for name in profiles if name not in found)
+        profile = profiles[missing]
+        why = (profile.unmeasured if profile else None) or "its report has none"
+        return Section(title, [f"No two profiles to compare: {missing}, {why}."])
+    texts = [f"{name}: {one.samples:,} samples of {one.origin}." for name, one in found.items()]
+    return Section(title, texts, _profiles(found))
+
+
+def _profiles(profiles: Mapping[str, DepthProfile]) -> list[Table | Chart]:
+    chart = charts.profile_chart(profiles)
+    errors = {name: profile.values for name, profile in profiles.items()}
+    table = _depth_table("Values inside, in the order of the original's nodes", errors)
+    return [table] if chart is None else [chart, table]
+
+
+def _depth_table(caption: str, errors: Mapping[str, Sequence[DepthError]]) -> Table:
+    """A row a value, a column of errors for each of ``errors`` by its name."""
+    found: dict[str, dict[str, float | None]] = {}
+    values: dict[str, tuple[int, DepthError]] = {}
+    for name, those in errors.items():
+        for index, one in enumerate(those):
+            place = index if one.place is None else one.place
+            values.setdefault(one.tensor, (place, one))
+            found.setdefault(one.tensor, {})[name] = one.error
     columns = [
         Column("place", formats.count),
         Column("value", is_name=True),
         Column("operator"),
         Column("module", is_name=True),
-        Column("relative error", lambda value: f"{value:.2e}"),
+        *(Column(name, lambda value: f"{value:.2e}") for name in errors),
     ]
     rows = [
-        (place, one.tensor, one.operator, one.module, one.error)
-        for place, one in enumerate(inside.depth)
+        (place, tensor, one.operator, one.module, *(found[tensor].get(name) for name in errors))
+        for tensor, (place, one) in sorted(values.items(), key=lambda item: item[1][0])
     ]
-    chart = charts.depth_chart(inside)
-    table = Table("Values that have their like in the reference", columns, rows)
-    return Section("Inside the graphs", texts, [table] if chart is None else [chart, table])
+    return Table(caption, columns, rows)
 
 
 def environment_section(environment: Environment, facts: Mapping[str, str]) -> Section:

@@ -69,7 +69,9 @@ def test_what_is_worse_beyond_noise_fails(bundle, cli):
     text = cli("compare", "bundle", "worse.json", "--markdown", "t.md", code=1).out
     assert "McNemar" in text
     cli("compare", "bundle", "worse.json", "--html", "page.html", code=1)
-    assert "became worse: accuracy" in Path("page.html").read_text()
+    page = Path("page.html").read_text()
+    assert "became worse: accuracy" in page
+    assert "Errors along the depth" in page
     table = Path("t.md").read_text()
     assert "| `accuracy` |" in table
     assert "**worse**" in table

@@ -142,6 +142,8 @@ def test_optimize_tells_finalists_on_domains(cli, sets):
     told = [trial for trial in found["trials"] if trial["reported"] is not None]
     assert told
     assert all(list(trial["domains"]) == ["far"] for trial in told)
+    assert "the half that chose nothing" in found["depth"]["origin"]
+    assert found["depth"]["values"][-1]["tensor"] == "y"
 
 
 def test_the_api_takes_the_same(sets):

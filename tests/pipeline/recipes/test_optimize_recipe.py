@@ -94,6 +94,8 @@ def test_only_the_half_that_chose_nothing_reports(folder, tmp_path):
         reporting = data["x"][::2]
     assert report.validation.samples == len(reporting)
     assert "the half that chose nothing" in report.validation.origin
+    assert report.depth.origin == report.validation.origin
+    assert report.optimize.depth is None
     right, ours = (
         run(open_session(Path(path)), {"x": reporting})["y"]
         for path in (folder / "model.onnx", tmp_path / "bundle" / "model.onnx")

@@ -20,6 +20,7 @@ from compress_onnx.graph_passes.errors import (
     RequestError,
 )
 from compress_onnx.graph_passes.planning.plan import read_plan
+from compress_onnx.pipeline.divergence import depth
 from compress_onnx.pipeline.evidence.settings import RunSettings
 from compress_onnx.pipeline.files.bundle import verify_manifest
 from compress_onnx.pipeline.files.cache import ArrayCache
@@ -157,6 +158,30 @@ def test_the_report_says_what_was_done(finished):
     assert [gate.passed for gate in report.gates] == [True, True]
 
 
+def test_the_report_has_the_errors_along_the_depth(finished, folder, bundle):
+    report, _ = finished
+    profile = report.depth
+    assert (profile.samples, profile.origin) == (8, report.validation.origin)
+    assert [one.tensor for one in profile.values] == ["a1", "r1", "a2", "y"]
+    assert "depth profile" in report.timings_s
+    document = json.loads((finished[1] / "report.json").read_text())
+    assert len(document["depth"]["values"]) == 4
+    assert "Along the depth" in (finished[1] / "report.html").read_text()
+    damaged = carry_out(folder, bundle, compression={"method": {"name": "svd"}, "params": 0.1})
+    for good, bad in zip(profile.values, damaged.depth.values, strict=True):
+        assert bad.error > 3 * good.error > 0
+
+
+def test_what_is_too_large_for_a_profile_is_noted(folder, bundle, monkeypatch):
+    monkeypatch.setattr(depth, "MOST_BYTES", 100_000)
+    report = carry_out(folder, bundle)
+    assert report.passed
+    assert "GB of memory" in report.depth.unmeasured
+    assert f"no depth profile: {report.depth.unmeasured}" in report.notes
+    assert read_report(bundle) == report
+    assert report.depth.unmeasured in (bundle / "report.html").read_text()
+
+
 SHIFTED = {"shifted": {"kind": "npz", "path": "shifted.npz"}}
 
 
@@ -271,7 +296,7 @@ def test_labelled_data_gives_accuracy(folder, bundle):
 
 def test_without_data_the_run_still_reports(folder, bundle):
     report = carry_out(folder, bundle, calibration=None, validation=None, gates=[])
-    assert (report.calibration, report.validation) == (None, None)
+    assert (report.calibration, report.validation, report.depth) == (None, None, None)
     assert {site.method.name for site in report.plan.factored if site.method} == {"svd"}
     assert verify_manifest(bundle)
 

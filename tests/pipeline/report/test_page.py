@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 import vl_convert
-from page_factory import HOSTILE, PAGES, change, comparison, full_report, inner
+from page_factory import HOSTILE, PAGES, change, comparison, full_report, inner, profile
 from report_factory import (
     make_gate,
     make_optimize,
@@ -31,6 +31,7 @@ from compress_onnx.pipeline.report.page import (
     write_page,
 )
 from compress_onnx.pipeline.report.page.blocks import Chart, Column, Page, Section, Table
+from compress_onnx.pipeline.results import DepthError
 
 LIMIT_BYTES = 2_000_000
 
@@ -92,7 +93,7 @@ def test_only_the_scripts_that_were_written_here_may_run(kind):
     assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
 
 
-@pytest.mark.parametrize("kind", ["run", "optimize", "sweep", "translation", "validate"])
+@pytest.mark.parametrize("kind", ["run", "optimize", "sweep", "translation", "validate", "compare"])
 def test_vega_lite_draws_every_chart(kind):
     charts = [b for s in PAGES[kind]().shown for b in s.blocks if isinstance(b, Chart)]
     assert charts
@@ -137,16 +138,81 @@ def test_what_became_worse_comes_first():
     assert changes_page("minilm", [change("recall", "same")]).state == "passed"
 
 
+def section(page, title="Along the depth"):
+    return next((section for section in page.shown if section.title == title), None)
+
+
+@pytest.mark.parametrize("kind", ["run", "optimize"])
+def test_errors_along_the_depth_are_drawn_and_in_a_table(kind):
+    chart, table = section(PAGES[kind]()).blocks
+    rows = chart.spec["data"]["values"]
+    assert len(rows) == len(table.rows) == 6 * 5 * 4
+    (points,) = chart.spec["layer"]
+    scale = points["encoding"]["y"]["scale"]
+    assert scale["type"] == "log"
+    # Of a value that is equal the tooltip says so; it is drawn where the axis begins.
+    assert (rows[0]["error"], rows[0]["drawn"]) == (0.0, scale["domainMin"])
+    assert 0 < scale["domainMin"] < min(row["error"] for row in rows[1:])
+    assert {"node", "module", "error"} <= {one["field"] for one in points["encoding"]["tooltip"]}
+    assert table.cells[1][2].text == "LayerNormalization"
+
+
+def test_without_a_profile_there_is_no_section_and_without_figures_a_reason():
+    assert section(report_page(make_report())) is None
+    unmeasured = profile(values=(), samples=0, unmeasured="both models take 5 GB")
+    found = section(report_page(make_report(depth=unmeasured)))
+    assert found.texts == ["Not measured: both models take 5 GB."]
+    assert not found.blocks
+    incomparable = DepthError(tensor="y", operator="Add", module="", error=None)
+    (table,) = section(report_page(make_report(depth=profile(values=(incomparable,))))).blocks
+    assert isinstance(table, Table)
+
+
+def test_two_reports_have_one_picture_and_a_row_a_value():
+    one, other = profile(), profile(3.0)
+    other = other.model_copy(update={"values": other.values[1:]})
+    chart, table = section(changes_page("x", [], "", {"base": one, "now": other})).blocks
+    assert {row["model"] for row in chart.spec["data"]["values"]} == {"base", "now"}
+    assert [column.title for column in table.columns][-2:] == ["base", "now"]
+    assert len(table.rows) == len(one.values)
+    assert table.rows[0][-2:] == (0.0, None)
+    assert table.rows[5][-1] == pytest.approx(3 * table.rows[5][-2])
+
+
+def test_one_profile_is_no_comparison():
+    unmeasured = profile(values=(), unmeasured="too large")
+    for other, why in ((None, "its report has none"), (unmeasured, "too large")):
+        found = section(changes_page("x", [], "", {"base": other, "now": profile()}))
+        assert found.texts == [f"No two profiles to compare: base, {why}."]
+        assert not found.blocks
+    assert section(changes_page("x", [], "", {"base": None, "now": None})) is None
+
+
+def test_a_sweep_says_why_it_has_none():
+    assert "chooses no variant" in section(PAGES["sweep"](), "Variants").texts[0]
+
+
 def test_hostile_names_stay_text(tmp_path):
     plan = make_plan(sites=(make_site(HOSTILE, HOSTILE),))
     report = full_report().model_copy(
-        update={"name": HOSTILE, "plan": plan, "notes": (HOSTILE,), "command": HOSTILE}
+        update={
+            "name": HOSTILE,
+            "plan": plan,
+            "notes": (HOSTILE,),
+            "command": HOSTILE,
+            "depth": profile(name=HOSTILE, origin=HOSTILE),
+        }
     )
     report = report.model_copy(update={"optimize": make_optimize(winner=HOSTILE)})
     hostile = {
         "run": report_page(report, make_spectra(plan)),
         "validate": comparison_page(comparison(inside=inner(HOSTILE)), HOSTILE, HOSTILE),
-        "compare": changes_page(HOSTILE, [change(HOSTILE)], HOSTILE),
+        "compare": changes_page(
+            HOSTILE,
+            [change(HOSTILE)],
+            HOSTILE,
+            {"base": profile(name=HOSTILE), "now": profile(2.0, HOSTILE)},
+        ),
     }
     for kind, page in hostile.items():
         plain = Elements(render.rendered(PAGES[kind]()))

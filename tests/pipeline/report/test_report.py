@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib import image
+from page_factory import profile
 from report_factory import (
     make_benchmark,
     make_gate,
@@ -33,6 +34,7 @@ from compress_onnx.pipeline.report import (
 )
 from compress_onnx.pipeline.report.drawing import is_picture_of_ours
 from compress_onnx.pipeline.report.markdown import escape, name, printable
+from compress_onnx.pipeline.report.page import report_page
 from compress_onnx.pipeline.report.pictures import draw_front
 from compress_onnx.pipeline.report.sweep import asked
 from compress_onnx.pipeline.report.trials import pareto_json
@@ -169,6 +171,17 @@ def test_a_damaged_report_is_refused_by_key(tmp_path, change, message):
     (tmp_path / "report.json").write_text(json.dumps(document))
     with pytest.raises(RequestError, match=message):
         read_report(tmp_path)
+
+
+def test_an_older_report_has_no_profile_and_is_read(tmp_path):
+    document = json.loads(report_json(make_report(depth=profile())))
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    assert read_report(tmp_path).depth == profile()
+    del document["depth"]
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    found = read_report(tmp_path)
+    assert found.depth is None
+    assert "Along the depth" not in [part.title for part in report_page(found).shown]
 
 
 def test_no_report_is_one_clear_line(tmp_path):
