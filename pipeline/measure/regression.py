@@ -23,10 +23,11 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
 
 from compress_onnx.graph_passes.errors import RequestError
 from compress_onnx.pipeline.measure.gates import measured_quantities
+from compress_onnx.pipeline.measure.mean_interval import mean_interval
 from compress_onnx.pipeline.results import (
     Change,
     RunReport,
@@ -80,7 +81,6 @@ _SCORE_TOLERANCE = 0.001
 _PAIRED = {"cosine": "cosine", "accuracy": "right", "ndcg": "ndcg", "recall": "recall"}
 """The samples' scores that a quantity is the mean of."""
 
-_RESAMPLES = 2000
 _SIGNIFICANT = 0.05
 
 
@@ -227,15 +227,8 @@ def _paired_test(short: str, ours: np.ndarray, theirs: np.ndarray) -> tuple[str,
     differences = theirs - ours
     if not np.ptp(differences):
         return "bootstrap", not differences.any()
-    interval = bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=_RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    told = f"bootstrap, difference {interval.low:+.2g} to {interval.high:+.2g}"
-    return told, bool(interval.low <= 0 <= interval.high)
+    low, high = mean_interval(differences)
+    return f"bootstrap, difference {low:+.2g} to {high:+.2g}", bool(low <= 0 <= high)
 
 
 def _intervals_apart(

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from scipy.stats import norm, sem, spearmanr
 
 from compress_onnx.graph_passes.arrays import Array
-from compress_onnx.graph_passes.errors import DataError, RequestError
-from compress_onnx.pipeline.measure.metrics.base import Outputs, select_output
+from compress_onnx.graph_passes.errors import DataError
+from compress_onnx.pipeline.measure.metrics.base import Outputs
+from compress_onnx.pipeline.measure.metrics.pooled import PooledPairs, Vectors
 from compress_onnx.pipeline.recipe import EmbeddingMetric
 from compress_onnx.pipeline.runtime.samples import Batch
-
-Vectors = NDArray[np.float64]
 
 FIGURES = (
     "cosine",
@@ -43,9 +42,8 @@ class EmbeddingFidelity:
     """Accumulates the pooled embeddings of both models, ``[samples, D]`` each."""
 
     def __init__(self, spec: EmbeddingMetric) -> None:
-        self._spec = spec
-        self._reference: list[Vectors] = []
-        self._candidate: list[Vectors] = []
+        self._neighbours = spec.neighbours
+        self._pairs = PooledPairs(spec.output, spec.pooling)
         self._cosines: Vectors = np.empty(0)
 
     def update(self, batch: Batch, reference: Outputs, candidate: Outputs) -> None:
@@ -55,10 +53,7 @@ class EmbeddingFidelity:
             RequestError: the output does not fit the pooling.
             ModelFileError: the models' outputs differ in shape.
         """
-        rank = 2 if self._spec.pooling == "none" else 3
-        ours, theirs = select_output(reference, candidate, wanted=self._spec.output, rank=rank)
-        self._reference.append(pool(ours, batch.mask, self._spec.pooling))
-        self._candidate.append(pool(theirs, batch.mask, self._spec.pooling))
+        self._pairs.add(batch, reference, candidate)
 
     def result(self) -> dict[str, float]:
         """The figures of the module's docstring.
@@ -66,17 +61,16 @@ class EmbeddingFidelity:
         Raises:
             DataError: so few samples that every other one is a neighbour.
         """
-        k = self._spec.neighbours
-        count = sum(len(vectors) for vectors in self._reference)
+        k, count = self._neighbours, len(self._pairs)
         if count < k + 2:
             raise DataError(
                 f"{count} samples are too few to compare {k} neighbours each: give at least "
                 f"{k + 2} samples, or ask for fewer neighbours"
             )
-        reference, candidate = np.concatenate(self._reference), np.concatenate(self._candidate)
-        if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
+        pairs = self._pairs.unit()
+        if pairs is None:
             return dict.fromkeys(FIGURES, math.nan)
-        reference, candidate = unit(reference), unit(candidate)
+        reference, candidate = pairs
         cosines = self._cosines = _cosines(reference, candidate)
         mean, margin = float(cosines.mean()), _margin(cosines)
         figures = (
@@ -92,40 +86,6 @@ class EmbeddingFidelity:
     def per_sample(self) -> dict[str, Array]:
         """Cosines to the original."""
         return {"cosine": self._cosines}
-
-
-def pool(output: Array, mask: NDArray[np.bool_] | None, pooling: str) -> Vectors:
-    """One float64 vector ``[B, D]`` a sample.
-
-    Args:
-        output: ``[B, T, D]``; ``[B, D]`` for the pooling ``none``.
-        mask: ``[B, T]``, True for real positions; None where all are real.
-        pooling: ``mean`` over the real positions, ``cls`` (the first real one), or ``none``.
-
-    Raises:
-        RequestError: the mask does not fit the output.
-    """
-    if pooling == "none":
-        return output.astype(np.float64)
-    if mask is None:
-        mask = np.ones(output.shape[:2], bool)
-    if mask.shape != output.shape[:2]:
-        raise RequestError(
-            f"a padding mask {list(mask.shape)} does not fit an output {list(output.shape)}: "
-            "name an output with one vector a position, or use the pooling 'none'"
-        )
-    if pooling == "cls":
-        first: Array = output[np.arange(len(output)), mask.argmax(axis=1)]
-        return first.astype(np.float64)
-    total: Vectors = np.sum(output, axis=1, dtype=np.float64, where=mask[..., None])
-    mean: Vectors = total / np.maximum(mask.sum(axis=1), 1)[:, None]
-    return mean
-
-
-def unit(vectors: Vectors) -> Vectors:
-    """``[samples, D]`` scaled to unit length; zeros stay zeros."""
-    norms: Vectors = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms == 0.0, 1.0, norms)
 
 
 def _cosines(reference: Vectors, candidate: Vectors) -> Vectors:

@@ -23,12 +23,13 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, rankdata
+from scipy.stats import rankdata
 
 from compress_onnx.graph_passes.arrays import Array
 from compress_onnx.graph_passes.errors import DataError
-from compress_onnx.pipeline.measure.metrics.base import Outputs, select_output
-from compress_onnx.pipeline.measure.metrics.embedding import Vectors, pool, unit
+from compress_onnx.pipeline.measure.mean_interval import mean_interval
+from compress_onnx.pipeline.measure.metrics.base import Outputs
+from compress_onnx.pipeline.measure.metrics.pooled import PooledPairs, Vectors
 from compress_onnx.pipeline.recipe import RetrievalMetric
 from compress_onnx.pipeline.runtime.samples import Batch
 
@@ -39,7 +40,6 @@ FIGURES = tuple(
     for kind in ("", "_reference", "_drop", "_drop_low", "_drop_high")
 )
 _QUERIES_AT_A_TIME = 256
-_RESAMPLES, _RESAMPLES_AT_A_TIME = 2000, 100
 # Products of the same vectors differ in the last bits by where they stand; outputs are float32.
 _DECIMALS = 12
 
@@ -49,8 +49,7 @@ class Retrieval:
 
     def __init__(self, spec: RetrievalMetric) -> None:
         self._spec = spec
-        self._reference: list[Vectors] = []
-        self._candidate: list[Vectors] = []
+        self._pairs = PooledPairs(spec.output, spec.pooling)
         self._topics: list[Array] = []
         self._scores: Vectors = np.empty((len(SCORES), 0))
 
@@ -62,11 +61,8 @@ class Retrieval:
             RequestError: the output does not fit the pooling.
             ModelFileError: the models' outputs differ in shape.
         """
-        rank = 2 if self._spec.pooling == "none" else 3
-        ours, theirs = select_output(reference, candidate, wanted=self._spec.output, rank=rank)
         self._topics.append(_topics_of(batch.labels))
-        self._reference.append(pool(ours, batch.mask, self._spec.pooling))
-        self._candidate.append(pool(theirs, batch.mask, self._spec.pooling))
+        self._pairs.add(batch, reference, candidate)
 
     def result(self) -> dict[str, float]:
         """The figures of the module's docstring.
@@ -82,13 +78,10 @@ class Retrieval:
                 "retrieval needs samples that share a label, and no two of them do: give more "
                 "samples of each topic"
             )
-        reference, candidate = np.concatenate(self._reference), np.concatenate(self._candidate)
-        if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
+        pairs = self._pairs.unit()
+        if pairs is None:
             return dict.fromkeys(FIGURES, math.nan)
-        before, after = (
-            _scores(unit(vectors), topics, queries, self._spec.top_k)
-            for vectors in (reference, candidate)
-        )
+        before, after = (_scores(vectors, topics, queries, self._spec.top_k) for vectors in pairs)
         self._scores = after
         figures = [
             f for ours, theirs in zip(before, after, strict=True) for f in _paired(ours, theirs)
@@ -152,18 +145,7 @@ def _scores(
 
 def _paired(ours: Vectors, theirs: Vectors) -> tuple[float, float, float, float, float]:
     """The candidate's mean, the reference's, and their difference with its 95 % interval."""
-    # Sorted, so that the interval does not depend on the order of the samples.
+    # Sorted, so that nothing depends on the order of the samples.
     differences = np.sort(ours - theirs)
-    drop = float(differences.mean())
-    low, high = drop, drop
-    if len(differences) > 1:
-        interval = bootstrap(
-            (differences,),
-            np.mean,
-            n_resamples=_RESAMPLES,
-            batch=_RESAMPLES_AT_A_TIME,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
-    return float(theirs.mean()), float(ours.mean()), drop, low, high
+    low, high = mean_interval(differences)
+    return float(theirs.mean()), float(ours.mean()), float(differences.mean()), low, high

@@ -15,8 +15,9 @@ from scipy.stats import spearmanr
 from compress_onnx.graph_passes.errors import DataError, ModelFileError, RequestError
 from compress_onnx.pipeline.measure.metrics import embedding, make_metric
 from compress_onnx.pipeline.measure.metrics.accuracy import Accuracy, paired_interval
-from compress_onnx.pipeline.measure.metrics.embedding import EmbeddingFidelity, pool
+from compress_onnx.pipeline.measure.metrics.embedding import EmbeddingFidelity
 from compress_onnx.pipeline.measure.metrics.mask_filling import MaskFilling
+from compress_onnx.pipeline.measure.metrics.pooled import pool
 from compress_onnx.pipeline.measure.metrics.retrieval import Retrieval
 from compress_onnx.pipeline.recipe import (
     AccuracyMetric,
