@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import bootstrap
 
-from compress_onnx.graph_passes.arrays import Array
+from compress_onnx.graph_passes.arrays import Float64
 
 _RESAMPLES, _RESAMPLES_AT_A_TIME = 2000, 100
 
 
-def mean_interval(differences: Array) -> tuple[float, float]:
+def mean_interval(differences: Float64) -> tuple[float, float]:
     """The 95 % interval of the mean of ``differences``, by a percentile bootstrap.
 
     It does not depend on the order of the samples; where all differences are the same, both ends
