@@ -53,8 +53,9 @@ MOST_BYTES = 4_000_000_000
 MOST_VALUES = 500
 """So many values are compared, evenly along the depth where there are more: a page holds them."""
 
-_COPIES = 3
-"""How often weights are held: in the graph that was read, as its bytes, and in the session."""
+_COPIES = 5
+"""How often weights are held while a session opens: in the graph that was read, in the one that
+gives its values out, as its bytes, and twice by ONNX Runtime."""
 
 _FLOAT_BYTES = 4
 _SHAPE = ".measured_shape"

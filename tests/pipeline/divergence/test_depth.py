@@ -164,12 +164,14 @@ def test_a_graph_of_a_fixed_batch_gets_that(tmp_path, named):
     assert depth_profile(path, path, SAMPLES).samples == 10
 
 
-@pytest.mark.parametrize("limit", [10, 5000])
-def test_what_is_too_large_says_so(tmp_path, named, monkeypatch, limit):
+@pytest.mark.parametrize("spare", [-1, 0])
+def test_what_is_too_large_says_so(tmp_path, named, monkeypatch, spare):
+    """Once for the weights alone, once for them and the values of a sample, 2 x 16 floats."""
     path = saved(tmp_path, "original", CHAIN, named)
-    assert 3 * 2 * path.stat().st_size in range(10, 5000)
-    monkeypatch.setattr(depth, "MOST_BYTES", limit)
-    monkeypatch.setattr(depth, "_FLOAT_BYTES", 1_000_000)
+    weights = 5 * 2 * path.stat().st_size
+    monkeypatch.setattr(depth, "MOST_BYTES", weights + 2 * 4 * (6 + 6 + 4))
+    assert depth_profile(path, path, SAMPLES).unmeasured is None
+    monkeypatch.setattr(depth, "MOST_BYTES", weights + spare)
     profile = depth_profile(path, path, SAMPLES)
     assert "GB of memory, and at most" in profile.unmeasured
     assert (profile.values, profile.samples, profile.origin) == ((), 0, "rows")
