@@ -47,9 +47,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 
 from compress_onnx.graph_passes.errors import RequestError
+from compress_onnx.graph_passes.validation_text import suggestion
 from compress_onnx.pipeline.recipe import WORST, Gate
 from compress_onnx.pipeline.results import (
     Benchmark,
@@ -106,11 +106,10 @@ def check_quantities(gates: Sequence[Gate], available: Collection[str]) -> None:
     for gate in gates:
         if any(_is_one(gate.quantity, name) for name in available):
             continue
-        close = get_close_matches(gate.quantity, available, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        meant = suggestion(gate.quantity, available)
         raise RequestError(
-            f"a gate on {gate.quantity!r}, which is not measured here: {hint}There are "
-            f"{', '.join(available)}"
+            f"a gate on {gate.quantity!r}, which is not measured here{meant or ':'} "
+            f"There are {', '.join(available)}"
         )
 
 

@@ -72,7 +72,7 @@ def test_a_provider_that_is_absent_is_refused_by_name_and_explained_by_auto(cli,
 
 def test_a_gate_on_a_provider_that_nobody_asked_for_is_refused(cli, files):
     refused = cli(*COMPARE, "model.onnx", "--gate", "relative_l2.cuda<=1", code=2)
-    assert "did you mean relative_l2.cpu" in error_line(refused)
+    assert "did you mean 'relative_l2.cpu'" in error_line(refused)
 
 
 @pytest.mark.usefixtures("dynamic")

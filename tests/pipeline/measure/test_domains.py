@@ -104,7 +104,7 @@ def test_the_names_are_known_before_the_run():
         assert f"cosine.cpu{place}" not in known
     without = recipe_quantities(recipe(validation=NPZ, metric={"kind": "embedding"}))
     assert not any(name.endswith(".worst") for name in without)
-    with pytest.raises(RequestError, match=r"did you mean cosine\.packages"):
+    with pytest.raises(RequestError, match=r"did you mean 'cosine\.packages'"):
         check_quantities([Gate(quantity="cosine.package", min=0)], known)
 
 

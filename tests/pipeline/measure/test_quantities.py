@@ -144,7 +144,7 @@ class TestRecipes:
         check_quantities(known.gates, recipe_quantities(known))
         if known.gates:
             mistyped = Gate(quantity=known.gates[0].quantity + "x", min=0)
-            with pytest.raises(RequestError, match=f"did you mean {known.gates[0].quantity}"):
+            with pytest.raises(RequestError, match=f"did you mean '{known.gates[0].quantity}'"):
                 check_quantities([mistyped], recipe_quantities(known))
 
 
@@ -159,7 +159,7 @@ class TestCheck:
     )
     def test_a_mistyped_quantity_is_refused_with_the_names(self, quantity, meant):
         gates = [Gate(quantity="max_abs", max=1.0), Gate(quantity=quantity, max=1.0)]
-        with pytest.raises(RequestError, match=f"did you mean {meant}") as caught:
+        with pytest.raises(RequestError, match=f"did you mean '{meant}") as caught:
             check_quantities(gates, validate_quantities(["y"]))
         assert all(name in str(caught.value) for name in validate_quantities(["y"]))
         assert "\n" not in str(caught.value)

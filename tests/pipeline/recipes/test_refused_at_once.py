@@ -34,7 +34,7 @@ def test_a_mistyped_gate_names_what_there_is(cli, command, monkeypatch):
     monkeypatch.setattr("compress_onnx.pipeline.runtime.session.ort.InferenceSession", None)
     said = error_line(cli(command, "model.onnx", "model.onnx", "--gate", "size_ration<=1", code=2))
     assert "'size_ration'" in said
-    assert "did you mean size_ratio?" in said
+    assert "did you mean 'size_ratio'?" in said
 
 
 @pytest.mark.parametrize(
