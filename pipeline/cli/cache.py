@@ -43,9 +43,12 @@ def info(json_path: Json = None) -> None:
 
 
 @_cache.command(cls=OneScreen)
-def clear() -> None:
+def clear(json_path: Json = None) -> None:
     """Remove all entries; what is computed again only takes time."""
+    outputs.check_outputs([outputs.figures_file(json_path, "removed_bytes")], [], force=False)
     cache = ArrayCache(default_folder())
     removed = cache.info().size_bytes
     cache.clear()
     out.print(f"{formats.size(removed)} removed", markup=False, highlight=False)
+    if json_path is not None:
+        write_json(json_path, {"removed_bytes": removed})

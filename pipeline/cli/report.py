@@ -13,6 +13,7 @@ from compress_onnx.pipeline.deploy.package import MODEL_NAME
 from compress_onnx.pipeline.files.bundle import verify_manifest
 from compress_onnx.pipeline.report import read_report, render_summary
 from compress_onnx.pipeline.report.model_explorer import write_node_data
+from compress_onnx.pipeline.report.writer import report_json, write_text
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +36,7 @@ def report(
         Literal["damage", "error", "rank", "form"],
         typer.Option(help="What that says of each node."),
     ] = "damage",
+    json_path: options.Json = None,
     force: options.Force = False,
 ) -> None:
     """Print the Markdown summary of a bundle; the exit code repeats the verdict of its gates.
@@ -45,11 +47,17 @@ def report(
     which Netron shows; `--model-explorer damage.json` colours them in Model Explorer.
     """
     found = read_report(folder)
-    outputs.check_outputs([outputs.node_data_file(model_explorer)], [folder], force=force)
+    written = [
+        outputs.node_data_file(model_explorer),
+        outputs.figures_file(json_path, "tool_version", "gates"),
+    ]
+    outputs.check_outputs(written, [folder], force=force)
     if check:
         verify_manifest(folder)
     if model_explorer is not None:
         write_node_data(folder / MODEL_NAME, show, model_explorer)
+    if json_path is not None:
+        write_text(json_path, report_json(found))
     typer.echo(render_summary(found))
     if not found.passed:
         raise typer.Exit(1)
