@@ -90,7 +90,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         return _failed(str(error), error.exit_code)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else app.info.name
-        problem = " ".join(error.format_message().split()).removesuffix(".")
+        problem = " ".join(error.format_message().split()).removesuffix(".") or "no command"
         return _failed(f"{problem} (see {command} --help)", CompressOnnxError.exit_code)
     if code == _TYPER_INTERRUPTED:
         raise KeyboardInterrupt

@@ -160,7 +160,8 @@ def _introduction(text: str) -> Iterator[RenderableType]:
 def _rows(by_title: Mapping[str, Sequence[_Row]]) -> Table:
     """Names and what is told of each, below their titles."""
     names = [name for rows in by_title.values() for name, _ in rows]
-    width = min(max(map(cell_len, names), default=0), _LONGEST_NAMES) + 2
+    longest = max(map(cell_len, names), default=0) + 2
+    width = max(min(longest, _LONGEST_NAMES + 2), *map(cell_len, by_title), 0)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=width, no_wrap=True, overflow="ellipsis")
     table.add_column()

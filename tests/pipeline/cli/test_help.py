@@ -6,7 +6,7 @@ import re
 import shlex
 
 import pytest
-from cli_runner import parsed_options
+from cli_runner import error_line, parsed_options
 
 from compress_onnx.pipeline.cli.app import app
 from compress_onnx.pipeline.cli.dispatch import dispatch
@@ -89,6 +89,16 @@ def test_a_long_text_is_cut_behind_a_clause_or_with_a_sign(cli):
     assert told["--warmup"].rstrip().endswith("Untimed rounds [default: 10]")
     flops = next(row for row in cli("compress", "--help").out.splitlines() if "--flops" in row)
     assert flops.rstrip().endswith("…")
+
+
+def test_titles_are_whole(cli):
+    assert "Commands\n" in re.sub(" +\n", "\n", cli("cache", "--help").out)
+
+
+def test_a_group_without_a_command_says_which_there_are(cli):
+    told = cli("cache", code=2)
+    assert "Remove all entries" in told.out
+    assert error_line(told) == "error: no command (see compress-onnx cache --help)"
 
 
 def test_help_of_an_unknown_command_suggests_one(cli):
