@@ -6,7 +6,7 @@ the first one left. Every step has its time and the peak of the resident memory 
 (Linux: the kernel's own peak, reset in front of each step). Writes the tables into docs/scale.md.
 
 Every fifth sample is held out for the cosine of pooled outputs, which says that what was saved cost
-no accuracy. A shape has random weights and no accuracy; of it only the first compression is measured.
+no accuracy. A shape has random weights, and no accuracy: only its first compression is measured.
 """
 
 from __future__ import annotations
