@@ -21,7 +21,6 @@ app = typer.Typer(
     cls=Overview,
     epilog=_EXIT_CODES,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
 )
 
 

@@ -131,7 +131,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Other:
+class FurtherData:
     """Data."""
 
     broader: options.BroaderFiles = None
@@ -173,7 +173,7 @@ def compress(
     which: Which,
     how: How,
     plan: Plan,
-    other: Other,
+    further: FurtherData,
 ) -> None:
     """Replace the linear layers of MODEL by low-rank factors.
 
@@ -216,7 +216,7 @@ def compress(
         outputs.figures_file(plan.save_plan, "allocation", "sites"),
         outputs.figures_file(output.json_path, "advice", "size"),
     )
-    broader = options.named_files(other.broader)
+    broader = options.named_files(further.broader)
     if plan.plan is None:
         options.check_broader(broader, how.shrinkage, data.calibration)
     read = (model, data.calibration, data.validation, plan.plan, *broader.values())

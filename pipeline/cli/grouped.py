@@ -2,13 +2,14 @@
 
     @dataclass(frozen=True)
     class Budget:
-        \"\"\"How small\"\"\"
+        \"\"\"Budget.\"\"\"
         params: Annotated[float | None, typer.Option(...)] = None
 
     @grouped
     def compress(model: Model, budget: Budget) -> None: ...
 
-The first line of a group's docstring is the title of its panel in ``--help``.
+The first line of a group's docstring is the title of its panel in ``--help``; advanced options have
+one of their own (:mod:`.parameters`).
 """
 
 from __future__ import annotations

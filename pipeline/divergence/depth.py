@@ -35,6 +35,7 @@ from compress_onnx.pipeline.divergence.trace import (
     open_exposed,
     places_of,
     read_proto,
+    varying_in,
 )
 from compress_onnx.pipeline.files.model_file import model_size
 from compress_onnx.pipeline.measure.relative_error import is_float, relative_error
@@ -172,7 +173,7 @@ def _telling(graph: onnx.GraphProto) -> set[str]:
     """The values whose error tells of a loss (rules 2 to 4), and the outputs."""
     found = {value.name for value in graph.output}
     stored = {tensor.name for tensor in graph.initializer}
-    filled = {value.name for value in graph.input} - stored
+    filled = varying_in(graph, but=_SIZES)
     readers = Counter(name for node in graph.node for name in read_by(node))
     biased = {
         name
@@ -182,11 +183,9 @@ def _telling(graph: onnx.GraphProto) -> set[str]:
         if readers[name] == 1
     }
     for node in graph.node:
-        if node.op_type in _SIZES or filled.isdisjoint(read_by(node)):
-            continue
-        filled.update(node.output)
         if node.op_type not in _MOVING:
-            found.update(set(node.output) - (biased if node.op_type == "MatMul" else set()))
+            told = filled.intersection(node.output)
+            found.update(told - biased if node.op_type == "MatMul" else told)
     return found
 
 

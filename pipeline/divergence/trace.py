@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -147,12 +147,12 @@ def open_exposed(
     return open_session(serialized(exposed, instead=OUTSIDE), spec, data_folder=data_folder)
 
 
-def varying_in(graph: onnx.GraphProto) -> frozenset[str]:
-    """Names of the values that depend on an input."""
+def varying_in(graph: onnx.GraphProto, but: Collection[str] = ()) -> frozenset[str]:
+    """Names of the values that depend on an input, not only through the operators ``but``."""
     stored = {tensor.name for tensor in graph.initializer}
     varying = {value.name for value in graph.input} - stored
     for node in graph.node:
-        if varying.intersection(read_by(node)):
+        if node.op_type not in but and varying.intersection(read_by(node)):
             varying.update(name for name in node.output if name)
     return frozenset(varying)
 
